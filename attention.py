@@ -1,0 +1,151 @@
+"""Attention of UniX: where a token sits (RoPE), whom it sees (cache and mask), and two branches in one softmax.
+
+A sequence is a list of blocks (image, text, noisy latent). One rule says who sees whom: **a token sees every valid
+token of the earlier clean blocks and, inside its own block, all tokens (full) or those up to itself (causal).**
+Earlier blocks live in a cache of keys and values, so "run one block on top of a cache" is the whole model.
+
+What differs from the usual: each modality has its own projections and norms (paper Eq. 3), yet there is one softmax
+over all tokens (Eq. 4-5). The understanding stream `u` and the generation stream `g` stay two tensors and are
+concatenated for one attention call; no index gather or scatter.
+
+B batch, T tokens of the block, S tokens in the cache, C width, H heads, D head width. Tensors are (B, T, H, D).
+"""
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis; statistics in fp32 whatever the dtype of x."""
+
+    def __init__(self, dim, eps):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
+
+    def forward(self, x):
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+def rope(positions, dim, theta):
+    """Rotation angles in fp32: positions (B, T) or (B, 1) for a block that shares one -> cos, sin (B, T, 1, D/2)."""
+    freqs = theta ** (-torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim)
+    angles = positions[:, :, None, None].float() * freqs
+    return angles.cos(), angles.sin()
+
+
+def rotate(x, cos, sin):
+    """Rotate (B, T, H, D) by its position, pairing the first half of D with the second ("rotate half"), in fp32."""
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def visible(valid, T, causal):
+    """The mask rule as an additive bias (B, 1, 1 or T, S + T) of 0 and -inf; None where everything is visible.
+
+    valid (B, S) marks the cache's slots that hold a token. Inside the block no padding needs a mask: it lies on the
+    right, so causal queries never reach it, and a padded query still sees itself (a softmax over nothing is NaN).
+    """
+    B, S = valid.shape
+    if S == 0 and not causal:
+        return None
+    rows = T if causal else 1
+    inside = torch.ones(rows, T, dtype=torch.bool, device=valid.device)
+    inside = inside.tril() if causal else inside
+    allowed = torch.cat([valid[:, None].expand(B, rows, S), inside.expand(B, rows, T)], dim=-1)
+    bias = torch.zeros(allowed.shape, device=valid.device)
+    return bias.masked_fill_(~allowed, float("-inf"))[:, None]
+
+
+def attend(q, k, v, bias):
+    """softmax(q k^T / sqrt(D) + bias) v. q (B, T, H, D), k and v (B, S, H, D) -> (B, T, H, D). The only softmax.
+
+    On CUDA torch's fused kernel; on a CPU plain products, which in bf16 are two to three times as fast as that kernel
+    (forward and backward) at our sizes. A test holds the two equal.
+    """
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))                                  # (B, H, T or S, D)
+    bias = None if bias is None else bias.to(q.dtype)
+    if q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
+    scores = (q * q.size(-1) ** -0.5) @ k.transpose(-1, -2)                           # (B, H, T, S)
+    scores = scores if bias is None else scores.add_(bias)
+    return (scores.softmax(-1) @ v).transpose(1, 2)
+
+
+class Heads(nn.Module):
+    """Query, key, value and output projections of ONE modality, with its q and k norms (paper Eq. 3)."""
+
+    def __init__(self, n_embd, n_head, eps):
+        super().__init__()
+        self.n_head = n_head
+        self.q, self.k, self.v = (nn.Linear(n_embd, n_embd) for _ in range(3))
+        self.o = nn.Linear(n_embd, n_embd, bias=False)
+        self.q_norm, self.k_norm = (RMSNorm(n_embd // n_head, eps) for _ in range(2))
+
+    def forward(self, x):
+        """x (B, T, C) -> q, k in fp32 and v in x's (autocast) dtype, each (B, T, H, D); q and k before RoPE."""
+        q, k, v = (f(x).unflatten(-1, (self.n_head, -1)) for f in (self.q, self.k, self.v))
+        return self.q_norm(q.float()), self.k_norm(k.float()), v
+
+
+class Cache:
+    """Keys and values of the clean blocks so far. A value: `append` returns a new cache, layers never write to it.
+
+    keys, values: per layer (B, S, H, D), keys after norm and RoPE. valid (B, S): which slots hold a token. Slot is
+    not position: text is padded on the right, so every row fills the same slots, each with its own positions;
+    next_position (B,) is where the next block starts. The empty context is S = 0, or a row without valid slots.
+    """
+
+    def __init__(self, keys, values, valid, next_position):
+        self.keys, self.values, self.valid, self.next_position = keys, values, valid, next_position
+
+    @classmethod
+    def empty(cls, B, device):
+        zero = torch.zeros(B, dtype=torch.long, device=device)
+        return cls([], [], torch.zeros(B, 0, dtype=torch.bool, device=device), zero)
+
+    def read(self, layer, k, v):
+        """The block's keys and values (B, T, H, D) behind those of the cache -> two (B, S + T, H, D)."""
+        if not self.keys:
+            return k, v
+        past = self.keys[layer], self.values[layer]
+        return tuple(torch.cat([p.to(x.dtype), x], dim=1) for p, x in zip(past, (k, v)))
+
+    def append(self, new, valid, advance):
+        """The cache after a block: new is a list of (k, v) per layer, valid (B, T), advance (B,) positions or int."""
+        joined = [self.read(i, k, v) for i, (k, v) in enumerate(new)]
+        return Cache([k for k, _ in joined], [v for _, v in joined],
+                     torch.cat([self.valid, valid], dim=1), self.next_position + advance)
+
+    def rows(self, index):
+        """The cache of other rows: index (B',) may repeat (several images of a report, two contexts of guidance)."""
+        return Cache([k[index] for k in self.keys], [v[index] for v in self.values],
+                     self.valid[index], self.next_position[index])
+
+    def drop(self, rows):
+        """Empty the context of some rows: rows (B,) bool. For text dropout and the unconditional half of guidance."""
+        return Cache(self.keys, self.values, self.valid & ~rows[:, None], self.next_position.masked_fill(rows, 0))
+
+
+class DecodeCache(Cache):
+    """The same cache in buffers allocated once, for decoding: a new token costs no copy of the old ones. No gradient.
+
+    `read` lays the block into the free slots behind the cache, `append` counts them in and returns the cache itself.
+    """
+
+    def __init__(self, cache, room):
+        B, S = cache.valid.shape
+        self.length = S
+        pad = lambda x: torch.cat([x, x.new_zeros(B, room, *x.shape[2:])], dim=1)
+        super().__init__([pad(k) for k in cache.keys], [pad(v) for v in cache.values],
+                         cache.valid, cache.next_position.clone())
+
+    def read(self, layer, k, v):
+        end = self.length + k.size(1)
+        assert end <= self.keys[layer].size(1), f"the decode cache has {self.keys[layer].size(1)} slots, {end} wanted"
+        self.keys[layer][:, self.length:end], self.values[layer][:, self.length:end] = k, v
+        return self.keys[layer][:, :end], self.values[layer][:, :end]
+
+    def append(self, new, valid, advance):
+        self.length += valid.size(1)
+        self.valid, self.next_position = torch.cat([self.valid, valid], dim=1), self.next_position + advance
+        return self

@@ -1,0 +1,249 @@
+"""Packed data sets: `<root>/<task>-<size>/` -> batches. Training reads nothing else.
+
+    00000.bin                  encoded images (PNG or JPEG, 8-bit grey, size x size), one after another
+    00000.idx.npy              int64 offsets, one more than images
+    00000.jsonl                one row an image: id, subject, study, split, view, prompt, report, labels, source
+    00000.latents.safetensors  optional: mean and logvar of the VAE's posterior (train_vae.py --encode)
+    dataset.json               schema, task, size, counts, settings and their hash; written last
+
+Everything random about a training sample comes from a generator seeded by (seed, step, index in the global batch), so
+a resumed run, more processes or more accumulation see the same samples with the same noise.
+"""
+import hashlib
+import io
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import safe_open
+
+from common import InputError, generator
+from tokenizer import pad
+
+SCHEMA = 1
+MAX_PIXELS = 200_000_000     # beyond this a "radiograph" is a mistake or an attack
+Image.MAX_IMAGE_PIXELS = None
+
+
+def read_image(file, name=None):
+    """Any image file as 8-bit grey PIL image. 16-bit is scaled, never clipped; transparency lies on black.
+
+    16-bit files often hold 10 or 12 bits: they are scaled by the smallest number of bits that holds the brightest
+    pixel. InputError for what is missing, no image, damaged, smaller than 32 px, wider than 8:1 or beyond 200 MP.
+    """
+    name = name or file
+    try:
+        image = Image.open(file)
+        w, h = image.size
+        if w * h > MAX_PIXELS:
+            raise InputError(f"{name} has {w}x{h} pixels, more than {MAX_PIXELS // 10**6} million; shrink it first.")
+        if min(w, h) < 32 or max(w, h) > 8 * min(w, h):
+            raise InputError(f"{name} is {w}x{h} pixels; a radiograph has at least 32 on a side and at most 8:1.")
+        image.load()
+    except FileNotFoundError:
+        raise InputError(f"there is no image at {name}.") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{name} is empty or not an image that Pillow reads; give a PNG or JPEG.") from None
+    except (OSError, SyntaxError, ValueError) as error:     # what Pillow raises for truncated and broken files
+        raise InputError(f"{name} cannot be read, it seems damaged ({error}).") from None
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64)).clip(min=0)
+        bits = max(8, int(np.ceil(np.log2(values.max() + 1))))
+        return Image.fromarray((values * (255 / (2 ** bits - 1))).round().astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return image.convert("L")
+
+
+def settings_hash(settings):
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Writer:
+    """Pack images and rows into `directory`: `add` them in order, then `close`; or use it in a `with`.
+
+    Every shard is written under a temporary name, then renamed; dataset.json comes last and makes it a data set.
+    """
+
+    def __init__(self, directory, task, size, settings, shard_size=10_000):
+        self.directory, self.shard_size, self.n = Path(directory), shard_size, 0
+        self.info = {"schema": SCHEMA, "task": task, "size": size, "settings": settings, "hash": settings_hash(settings)}
+        self.counts, self.images, self.rows = Counter(), [], []
+        self.directory.mkdir(parents=True, exist_ok=True)
+
+    def add(self, image, row):
+        """image: encoded bytes; row: a dict with at least id, split, report."""
+        self.images.append(image)
+        self.rows.append(row)
+        self.counts[row["split"]] += 1
+        if len(self.rows) == self.shard_size:
+            self.flush()
+
+    def flush(self):
+        offsets = np.cumsum([0] + [len(image) for image in self.images], dtype=np.int64)
+        encoded = io.BytesIO()
+        np.save(encoded, offsets)
+        rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
+        for ending, content in (("bin", b"".join(self.images)), ("idx.npy", encoded.getvalue()), ("jsonl", rows.encode())):
+            self.write(f"{self.n:05d}.{ending}", content)
+        self.n, self.images, self.rows = self.n + 1, [], []
+
+    def write(self, name, content):
+        temporary = self.directory / f".tmp-{name}"
+        temporary.write_bytes(content)
+        temporary.rename(self.directory / name)
+
+    def close(self):
+        if self.rows:
+            self.flush()
+        self.info["counts"] = dict(self.counts)
+        self.write("dataset.json", json.dumps(self.info, indent=1).encode())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is None:
+            self.close()
+
+
+class Packed:
+    """A packed data set, one split or all: `len`, `.rows[i]`, `.image(i)` uint8 (size, size), `.moments(i)`."""
+
+    def __init__(self, root, task, size, split=None):
+        self.directory = Path(root) / f"{task}-{size}"
+        if not (self.directory / "dataset.json").exists():
+            raise InputError(f"there is no packed data set at {self.directory}; prepare_phantom.py makes the phantom's, "
+                             "prepare_mimic.py that of MIMIC-CXR.")
+        self.info = json.loads((self.directory / "dataset.json").read_text())
+        if self.info["schema"] != SCHEMA:
+            raise InputError(f"{self.directory} has schema {self.info['schema']}, this code reads {SCHEMA}; prepare it anew.")
+        if self.info["size"] != size or self.info["task"] != task:
+            raise InputError(f"{self.directory} says it is {self.info['task']}-{self.info['size']}; was it renamed?")
+        self.size, self.rows, self.places, self.files = size, [], [], {}
+        self.shards = sorted(self.directory.glob("[0-9]*.jsonl"))
+        for shard, path in enumerate(self.shards):
+            offsets = np.load(path.with_suffix(".idx.npy"))
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            if len(rows) + 1 != len(offsets) or path.with_suffix(".bin").stat().st_size != offsets[-1]:
+                raise InputError(f"shard {path.with_suffix('.bin')} is cut short or does not fit its index; prepare it anew.")
+            for i, row in enumerate(rows):
+                if split in (None, row["split"]):
+                    self.rows.append(row)
+                    self.places.append((shard, i, int(offsets[i]), int(offsets[i + 1] - offsets[i])))
+        if not self.rows:
+            raise InputError(f"{self.directory} has no image in split '{split}'.")
+        self.latents = None
+
+    def __len__(self):
+        return len(self.rows)
+
+    def image(self, i):
+        shard, _, offset, length = self.places[i]
+        key = (os.getpid(), shard)      # a forked worker opens its own
+        if key not in self.files:
+            self.files[key] = os.open(self.shards[shard].with_suffix(".bin"), os.O_RDONLY)
+        content = os.pread(self.files[key], length, offset)
+        return torch.from_numpy(np.array(Image.open(io.BytesIO(content)).convert("L")))
+
+    def open_latents(self, vae_hash):
+        """Use the posteriors stored by `train_vae.py --encode` if they are there -> whether they are."""
+        paths = [path.with_suffix(".latents.safetensors") for path in self.shards]
+        if not all(path.exists() for path in paths):
+            return False
+        files = [safe_open(path, "pt") for path in paths]
+        if any(file.metadata()["vae"] != vae_hash for file in files):
+            raise InputError(f"the latents in {self.directory} come from another VAE; encode them anew or delete them.")
+        self.latents = [(file.get_tensor("mean"), file.get_tensor("logvar")) for file in files]
+        return True
+
+    def moments(self, i):
+        """Posterior mean and log-variance (z, h, w) of image i, before normalisation."""
+        shard, n, _, _ = self.places[i]
+        return tuple(part[n].float() for part in self.latents[shard])
+
+
+@dataclass
+class Batch:
+    """What one micro-step sees; `index` are the samples' numbers in the data set. Unused fields are None."""
+    index: torch.Tensor                     # (B,)
+    images: torch.Tensor                    # (B, 1, S, S) uint8
+    ids: torch.Tensor                       # (B, T), padded on the right to a multiple of 32
+    valid: torch.Tensor                     # (B, T) bool
+    labels: torch.Tensor | None = None      # und: (B, T) the next token where it is part of the report, else -100
+    normal: torch.Tensor | None = None      # gen: (B,) standard normal draw of the time
+    noise: torch.Tensor | None = None       # gen: (B, z, h, w)
+    posterior: torch.Tensor | None = None   # gen: (B, z, h, w) noise of the posterior sample
+    dropped: torch.Tensor | None = None     # gen: (B,) bool, text dropped
+    moments: torch.Tensor | None = None     # gen: (B, 2, z, h, w) mean and log-variance, when they are stored
+
+    def to(self, device):
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: v if v is None else v.to(device, non_blocking=True) for k, v in moved.items()})
+
+
+class Samples(torch.utils.data.Dataset):
+    """Sample (step, index): which image, and everything random about it. step < 0 is the fixed validation set."""
+
+    def __init__(self, data, tokenizer, max_text, seed, batch_size, latent=None, text_dropout=0.0):
+        self.data, self.tokenizer, self.max_text, self.seed, self.batch_size = data, tokenizer, max_text, seed, batch_size
+        self.latent, self.text_dropout = latent, text_dropout     # latent: (z, h, w) for the generation task
+        self.epoch, self.order = -1, None
+
+    def number(self, step, index):
+        """Each epoch is one permutation of the data set, drawn from (seed, epoch)."""
+        epoch, place = divmod(step * self.batch_size + index, len(self.data))
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, torch.randperm(len(self.data), generator=generator(self.seed, epoch))
+        return int(self.order[place])
+
+    def text(self, row, kind):
+        ids = getattr(self.tokenizer, kind)(row["prompt" if kind == "prompt" else "report"])
+        if len(ids) > self.max_text:
+            raise InputError(f"the {kind} of image {row['id']} has {len(ids)} tokens, more than max_text {self.max_text}.")
+        return ids
+
+    def __getitem__(self, key):
+        step, index = key
+        n = index if step < 0 else self.number(step, index)
+        row, rng = self.data.rows[n], generator(self.seed, step, index)
+        sample = {"index": n, "images": self.data.image(n)[None]}
+        answer = self.text(row, "answer")
+        if self.latent is None:
+            prompt = self.tokenizer.answer(row["prompt"])
+            sample["ids"] = prompt + answer
+            sample["labels"] = [-100] * len(prompt) + answer[1:] + [-100]       # BOS predicts the first report token
+            return sample
+        sample["ids"], sample["dropped"] = answer, torch.rand((), generator=rng) < self.text_dropout and step >= 0
+        sample["normal"] = torch.randn((), generator=rng)
+        sample["noise"], sample["posterior"] = torch.randn(2, *self.latent, generator=rng)
+        if self.data.latents is not None:
+            sample["moments"] = torch.stack(self.data.moments(n))
+        return sample
+
+    @staticmethod
+    def collate(samples):
+        ids, valid = pad([s["ids"] for s in samples], multiple=32)
+        batch = {k: torch.stack([torch.as_tensor(s[k]) for s in samples]) for k in samples[0] if k not in ("ids", "labels")}
+        if "labels" in samples[0]:
+            batch["labels"] = pad([s["labels"] for s in samples], multiple=32, fill=-100)[0]
+        return Batch(ids=ids, valid=valid, **batch)
+
+
+def loader(samples, process, micro_batch, start, steps, workers=0):
+    """Micro-batches of this process, in order: `batch_size / (world * micro_batch)` a step, steps start..steps-1."""
+    share, rest = divmod(samples.batch_size, process.world * micro_batch)
+    if rest:
+        raise InputError(f"--batch-size {samples.batch_size} does not divide into {process.world} processes with "
+                         f"micro-batches of {micro_batch}; choose a multiple of {process.world * micro_batch}.")
+    keys = [[(step, (m * process.world + process.rank) * micro_batch + i) for i in range(micro_batch)]
+            for step in range(start, steps) for m in range(share)]
+    return torch.utils.data.DataLoader(samples, batch_sampler=keys, collate_fn=Samples.collate, num_workers=workers,
+                                       pin_memory=torch.cuda.is_available())

@@ -1,0 +1,41 @@
+"""REPA: align the generation branch's hidden states with a frozen image encoder (paper stage 2, Yu et al. 2410.06940).
+
+The latents' hidden states after the 8th layer go through a small MLP and should point where the encoder's patch
+features of the clean image point: loss = -mean cosine. The encoder is any `vision.ViT`: RAD-DINO for real training,
+the frozen vision tower of stage 1 for the phantom.
+
+Departs from the release: the tap is the 8th layer, as in the paper (its code reads the 9th); the *target* is resampled,
+in two dimensions (its code stretches the flattened projections in one); and no second division by the batch.
+"""
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from vision import normalize
+
+
+class Projector(nn.Module):
+    """Hidden states (B, N, C) -> the encoder's width (B, N, E): three linear layers with SiLU between."""
+
+    def __init__(self, n_embd, n_inner, n_out):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(n_embd, n_inner), nn.SiLU(), nn.Linear(n_inner, n_inner), nn.SiLU(),
+                                 nn.Linear(n_inner, n_out))
+
+    def forward(self, x):
+        return self.mlp(x)
+
+
+@torch.no_grad()
+def targets(encoder, images, grid):
+    """Encoder features on the latent grid: clean grey images in [0, 1] (B, 1, H, W), grid (h, w) -> (B, h*w, E)."""
+    features = encoder(normalize(images, encoder.cfg))                                # (B, n*n, E)
+    features = features.float().transpose(1, 2).unflatten(2, (encoder.cfg.grid,) * 2)  # (B, E, n, n)
+    if tuple(features.shape[2:]) != tuple(grid):
+        features = F.interpolate(features, size=tuple(grid), mode="bilinear", antialias=True)
+    return features.flatten(2).transpose(1, 2)
+
+
+def repa_loss(projected, target):
+    """Negative mean cosine per image (B,), in fp32, from two (B, N, E)."""
+    return -F.cosine_similarity(projected.float(), target.float(), dim=-1).mean(dim=1)
