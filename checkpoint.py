@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from common import InputError
@@ -45,7 +46,7 @@ def save(run, step, *, config, tensors, tokenizer=None, state=None, keep=2):
             shutil.rmtree(final)
         temporary.rename(final)
         flush(run)
-    except (OSError, RuntimeError) as error:        # torch and safetensors report a full disk as a RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:      # a full disk, as Python, torch and safetensors say it
         shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(f"the checkpoint of step {step} could not be written to {run} ({error}); "
                          "earlier checkpoints there are whole. Free some space and start the same command.") from error
@@ -75,6 +76,8 @@ def read_config(directory):
         raise InputError(f"{directory} holds no config.json, so it is not a checkpoint.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{directory}/config.json is not JSON ({error}); the checkpoint is damaged.") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{directory}/config.json holds no settings; the checkpoint is damaged.")
     for name, size in config.get("files", {}).items():
         path = directory / name
         if not path.exists():
@@ -118,8 +121,3 @@ def start(run, settings, overwrite, free=("steps", "out", "overwrite")):
         raise InputError(f"{run} holds a run with other settings ({', '.join(f'{k}={theirs.get(k)}' for k in other)}); "
                          "choose another --out, or --overwrite to start anew.")
     return newest(run)
-
-
-def read_state(directory):
-    """state.pt of a checkpoint, read without unpickling arbitrary objects."""
-    return torch.load(Path(directory) / "state.pt", weights_only=True, map_location="cpu")

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 
 
 class InputError(Exception):
@@ -146,11 +147,16 @@ def all_sum(tensor):
     return tensor
 
 
+def torch_dtype(name):
+    if name not in ("float32", "bfloat16"):
+        raise InputError(f"--dtype {name} is none of float32, bfloat16.")
+    return getattr(torch, name)
+
+
 def autocast(device, dtype):
     """Context for matrix products in bf16 (parameters and norms stay fp32); nothing for float32."""
-    if dtype not in ("float32", "bfloat16"):
-        raise InputError(f"--dtype {dtype} is none of float32, bfloat16.")
-    return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+    dtype = torch_dtype(dtype)
+    return torch.autocast(device.type, torch.bfloat16) if dtype == torch.bfloat16 else nullcontext()
 
 
 def generator(*key):
@@ -204,13 +210,31 @@ class EMA:
             self.shadow[name].copy_(kept)
 
 
+def state(optimizer, ema):
+    """What a run needs, besides the weights and the average, to go on."""
+    return {"optimizer": optimizer.state_dict(), "ema_steps": ema.steps}
+
+
+def resume(directory, optimizer, ema):
+    """Put the optimizer and the average of a checkpoint back -> the step it was written at."""
+    saved = torch.load(Path(directory) / "state.pt", weights_only=True, map_location="cpu")
+    optimizer.load_state_dict(saved["optimizer"])
+    ema.steps = saved["ema_steps"]
+    average = load_file(Path(directory) / "ema.safetensors")
+    assert average.keys() == ema.shadow.keys(), "the average holds other parameters than the run trains"
+    for name, tensor in average.items():
+        ema.shadow[name].copy_(tensor)
+    return json.loads((Path(directory) / "config.json").read_text())["step"]
+
+
 class Log:
     """log.jsonl: one JSON object a line. On resuming at `step`, lines of later steps are cut off."""
 
     def __init__(self, path, step):
         self.path = Path(path)
         if self.path.exists():
-            kept = [s for s in self.path.read_text().splitlines() if json.loads(s)["step"] <= step]
+            whole = self.path.read_text().rpartition("\n")[0]     # a kill may have torn the last line
+            kept = [s for s in whole.splitlines() if json.loads(s)["step"] <= step]
             self.path.write_text("".join(s + "\n" for s in kept))
 
     def write(self, **fields):

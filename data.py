@@ -19,47 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from safetensors import safe_open
 
 from common import InputError, generator
 from tokenizer import pad
 
 SCHEMA = 1
-MAX_PIXELS = 200_000_000     # beyond this a "radiograph" is a mistake or an attack
-Image.MAX_IMAGE_PIXELS = None
-
-
-def read_image(file, name=None):
-    """Any image file as 8-bit grey PIL image. 16-bit is scaled, never clipped; transparency lies on black.
-
-    16-bit files often hold 10 or 12 bits: they are scaled by the smallest number of bits that holds the brightest
-    pixel. InputError for what is missing, no image, damaged, smaller than 32 px, wider than 8:1 or beyond 200 MP.
-    """
-    name = name or file
-    try:
-        image = Image.open(file)
-        w, h = image.size
-        if w * h > MAX_PIXELS:
-            raise InputError(f"{name} has {w}x{h} pixels, more than {MAX_PIXELS // 10**6} million; shrink it first.")
-        if min(w, h) < 32 or max(w, h) > 8 * min(w, h):
-            raise InputError(f"{name} is {w}x{h} pixels; a radiograph has at least 32 on a side and at most 8:1.")
-        image.load()
-    except FileNotFoundError:
-        raise InputError(f"there is no image at {name}.") from None
-    except UnidentifiedImageError:
-        raise InputError(f"{name} is empty or not an image that Pillow reads; give a PNG or JPEG.") from None
-    except (OSError, SyntaxError, ValueError) as error:     # what Pillow raises for truncated and broken files
-        raise InputError(f"{name} cannot be read, it seems damaged ({error}).") from None
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64)).clip(min=0)
-        bits = max(8, int(np.ceil(np.log2(values.max() + 1))))
-        return Image.fromarray((values * (255 / (2 ** bits - 1))).round().astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return image.convert("L")
 
 
 def settings_hash(settings):
@@ -175,7 +141,7 @@ class Batch:
     """What one micro-step sees; `index` are the samples' numbers in the data set. Unused fields are None."""
     index: torch.Tensor                     # (B,)
     images: torch.Tensor                    # (B, 1, S, S) uint8
-    ids: torch.Tensor                       # (B, T), padded on the right to a multiple of 32
+    ids: torch.Tensor                       # (B, T), padded on the right to a multiple of 16
     valid: torch.Tensor                     # (B, T) bool
     labels: torch.Tensor | None = None      # und: (B, T) the next token where it is part of the report, else -100
     normal: torch.Tensor | None = None      # gen: (B,) standard normal draw of the time
@@ -230,10 +196,10 @@ class Samples(torch.utils.data.Dataset):
 
     @staticmethod
     def collate(samples):
-        ids, valid = pad([s["ids"] for s in samples], multiple=32)
+        ids, valid = pad([s["ids"] for s in samples], multiple=16)
         batch = {k: torch.stack([torch.as_tensor(s[k]) for s in samples]) for k in samples[0] if k not in ("ids", "labels")}
         if "labels" in samples[0]:
-            batch["labels"] = pad([s["labels"] for s in samples], multiple=32, fill=-100)[0]
+            batch["labels"] = pad([s["labels"] for s in samples], multiple=16, fill=-100)[0]
         return Batch(ids=ids, valid=valid, **batch)
 
 

@@ -17,6 +17,16 @@ class Tokenizer:
         self.bpe = tokenizers.Tokenizer.from_str(self.json)
         self.bos, self.eos, self.soi, self.eoi, self.double_bos = bos, eos, soi, eoi, double_bos
 
+    @classmethod
+    def with_named_ids(cls, path):
+        """A tokenizer of our own, whose special tokens are called <bos>, <eos>, <soi>, <eoi>."""
+        bpe = tokenizers.Tokenizer.from_file(str(path))
+        return cls(path, *(bpe.token_to_id(f"<{name}>") for name in ("bos", "eos", "soi", "eoi")))
+
+    @property
+    def size(self):
+        return self.bpe.get_vocab_size()
+
     def encode(self, text):
         """Text -> ids, without special tokens."""
         return self.bpe.encode(text, add_special_tokens=False).ids

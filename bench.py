@@ -1,0 +1,128 @@
+"""Speed as ratios, measured in one process, so that they mean the same on any machine.
+
+    python bench.py sample      # velocities against a matrix product; decoding against reading the weights once
+
+A guided velocity is compared with the rate of one large matrix product of the same dtype: the floating-point
+operations of its linear layers and its attention, over its time. Decoding one token must read every weight once, so it
+is compared with summing a tensor of that size. Every figure is a median; the two sides of a ratio take turns.
+"""
+import json
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+
+import common
+from attention import DecodeCache
+from common import InputError
+from model import UniX, UniXConfig
+from vision import ViTConfig
+
+
+@dataclass
+class BenchConfig:
+    n_embd: int = 512           # width
+    n_layer: int = 8            # layers
+    n_head: int = 8             # heads
+    n_inner: int = 1408         # width inside the MLP
+    grid: int = 16              # rows and columns of the latent
+    text: int = 96              # tokens of the report
+    cached: int = 674           # tokens before decoding begins: 576 vision, SOI, EOI, 96 of the prompt
+    repeats: int = 15           # measurements a figure; the median counts
+    dtype: str = "bfloat16"     # or float32
+    device: str = "auto"        # auto, cpu, cuda
+    threads: int = 0            # CPU threads; 0 leaves it to torch
+    json: bool = False          # print the figures as JSON
+
+
+def medians(repeats, device, **calls):
+    """Call each in turn, `repeats` times after two warm-ups -> median seconds of each."""
+    times = {name: [] for name in calls}
+    for n in range(repeats + 2):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if n >= 2:
+                times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def velocity_flops(model, B, text, latents):
+    """Multiply-adds times two of one velocity of B rows: each token through its own branch's linear layers, and
+    q k^T and p v of the T = latents + 2 queries over S = text + T keys. Norms and SwiGLU's products are not counted."""
+    C, n_layer, n_inner = model.cfg.n_embd, model.cfg.n_layer, model.cfg.n_inner
+    T = latents + 2
+    linear = 2 * T * n_layer * (4 * C * C + 3 * C * n_inner) + 2 * latents * 2 * C * model.cfg.latent_channels
+    time_mlp = 2 * (256 * C + C * C)
+    attention = 4 * n_layer * T * (text + T) * C
+    return B * (linear + time_mlp + attention)
+
+
+@torch.no_grad()
+def bench_sample(cfg):
+    device, dtype = common.setup(cfg.device, cfg.threads).device, common.torch_dtype(cfg.dtype)
+    torch.manual_seed(0)
+    model = UniX(UniXConfig(n_layer=cfg.n_layer, n_head=cfg.n_head, n_embd=cfg.n_embd, n_inner=cfg.n_inner, repa_layer=1,
+                            vocab_size=1024, bos=0, eos=1, soi=2, eoi=3, max_latent_size=cfg.grid,
+                            vision=ViTConfig(image_size=32, n_layer=1, n_head=1, n_embd=32, n_inner=32)))
+    model = model.to(device, dtype).eval()
+    side = 4096 if device.type == "cuda" else 2048
+    a, b = torch.randn(2, side, side, device=device).to(dtype)
+    figures = {"device": str(device), "dtype": cfg.dtype, "threads": torch.get_num_threads()}
+
+    # velocities: the report's row and the empty row of guidance are one batch
+    for images in (1, 8):
+        _, cache = model.prefill_text(torch.randint(4, 1024, (images, cfg.text), device=device))
+        rows = torch.arange(images, device=device).repeat(2)
+        cache = cache.rows(rows).drop(torch.arange(2 * images, device=device) >= images)
+        x = torch.randn(2 * images, 16, cfg.grid, cfg.grid, device=device).to(dtype)
+        t = torch.full((2 * images,), 0.5, device=device)
+        seconds = medians(cfg.repeats, device, product=lambda: a @ b, velocity=lambda: model.velocity(x, t, cache))
+        peak = 2 * side ** 3 / seconds["product"]
+        rate = velocity_flops(model, 2 * images, cfg.text, cfg.grid ** 2) / seconds["velocity"]
+        figures[f"velocity_{images}"] = {"ms": 1e3 * seconds["velocity"], "gflops": rate / 1e9,
+                                         "product_gflops": peak / 1e9, "share": rate / peak}
+
+    # decoding: every understanding weight that a token uses is read once
+    weights = [p for n, p in model.named_parameters() if (".u." in n) or n.startswith(("lm_head", "norm_u"))]
+    # summed as float32, whatever the bytes mean: the sum of bf16 numbers is slow for reasons of its own
+    block = torch.cat([p.flatten() for p in weights]).view(torch.float32)
+    token = torch.zeros(1, 1, dtype=torch.long, device=device)
+    figures["decode"] = {"weights_mb": block.numel() * block.element_size() / 1e6}
+    for cached in (cfg.cached // 8, cfg.cached):
+        _, cache = model.prefill_text(torch.randint(4, 1024, (1, cached), device=device))
+        cache = DecodeCache(cache, 4 * cfg.repeats + 8)
+
+        def decode():
+            hidden, _ = model.prefill_text(token, cache=cache)
+            model.logits(hidden)
+
+        seconds = medians(cfg.repeats * 2, device, read=block.sum, token=decode)
+        figures["decode"][f"after_{cached}"] = {"ms": 1e3 * seconds["token"], "read_ms": 1e3 * seconds["read"],
+                                                "ratio": seconds["token"] / seconds["read"]}
+    return figures
+
+
+def main(argv):
+    if argv[:1] != ["sample"] and "--help" not in argv:
+        raise InputError("say what to measure: `python bench.py sample`.")
+    cfg = common.override(BenchConfig(), argv[1:] if argv[:1] == ["sample"] else argv, __doc__)
+    figures = bench_sample(cfg)
+    if cfg.json:
+        return print(json.dumps(figures))
+    print(f"{figures['device']}, {figures['dtype']}, {figures['threads']} threads")
+    for images in (1, 8):
+        f = figures[f"velocity_{images}"]
+        print(f"guided velocity, {images} image(s): {f['ms']:.1f} ms, {f['gflops']:.0f} GFLOP/s = {f['share']:.2f} of a "
+              f"matrix product ({f['product_gflops']:.0f} GFLOP/s)")
+    for name, f in figures["decode"].items():
+        if name != "weights_mb":
+            print(f"decoding {name.replace('_', ' ')} tokens: {f['ms']:.2f} ms a token = {f['ratio']:.2f} times reading the "
+                  f"{figures['decode']['weights_mb']:.0f} MB of weights once ({f['read_ms']:.2f} ms)")
+
+
+if __name__ == "__main__":
+    common.cli(main)

@@ -1,0 +1,229 @@
+"""Report -> image, image -> report. For research, not for clinical use.
+
+    python sample.py --report "Large left pleural effusion."     # -> sample.png
+    python sample.py --image chest.png                           # -> the report on standard output
+    python sample.py --reports prompts.txt --num 4 --grid        # a captioned grid
+    python sample.py --image films/ --json                       # one JSON object a line
+
+Without --checkpoint the phantom model in demo/ is used: a toy that knows toy chest X-rays only. The functions
+`generate_images` and `generate_reports` are the interface for other programs; the command line is a thin shell.
+"""
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+import common
+import flow
+import weights
+from attention import DecodeCache
+from common import InputError, generator
+from images import NOTICE, captioned, image_files, read_image, save_png
+from tokenizer import pad
+from vision import normalize, preprocess
+
+
+@dataclass
+class SampleConfig:
+    report: list[str] = field(default_factory=list)     # text to draw; may be repeated
+    reports: str = ""                   # or a text file with one report a line (blank lines are ignored)
+    image: list[str] = field(default_factory=list)      # image files or folders to report on
+    prompt: str = "Describe the findings in this chest X-ray."  # what is asked about an image
+    checkpoint: str = str(Path(__file__).parent / "demo")       # checkpoint directory or run
+    preset: str = ""                    # "release": the sampling settings of the released UniX
+    out: str = "sample.png"             # picture to write; several become sample-000.png, sample-001.png, …
+    grid: bool = False                  # write all pictures into one, with their reports underneath
+    json: bool = False                  # print results as JSON lines
+    num: int = 1                        # images per report
+    seed: int = 0                       # the noise of image k of a report depends on (seed, k) alone
+    steps: int = 16                     # solver steps; Heun evaluates the velocity twice in each
+    solver: str = "ab2"                 # euler, heun, ab2 (second-order Adams-Bashforth)
+    shift: float = 1.0                  # time shift of the schedule; more than 1 spends more steps near noise
+    cfg: float = 2.0                    # guidance scale; 1 is no guidance
+    cfg_interval: tuple[float, float] = (0.4, 1.0)      # guidance only where low < t <= high
+    renorm: str = "global"              # rescaling of the guided velocity: global, channel, none
+    size: int = 0                       # pixels a side; 0: the largest that the checkpoint draws
+    temperature: float = 0.0            # of report sampling; 0 is greedy
+    top_p: float = 1.0                  # sample from the most likely tokens that hold this much probability
+    max_tokens: int = 0                 # longest report; 0: the limit of the checkpoint
+    batch: int = 16                     # images or reports at once
+    device: str = "auto"                # auto, cpu, cuda
+    dtype: str = "float32"              # or bfloat16: half the memory, faster on most machines
+    raw: bool = False                   # use the raw weights although averaged ones are there
+
+    def __post_init__(self):
+        assert self.solver in flow.SOLVERS, f"--solver {self.solver} is none of {', '.join(flow.SOLVERS)}."
+        assert self.renorm in ("global", "channel", "none"), f"--renorm {self.renorm} is none of global, channel, none."
+        assert self.num > 0 and self.steps > 0 and self.batch > 0, "--num, --steps and --batch must be at least 1."
+        assert self.shift > 0 and 0 < self.top_p <= 1 and self.temperature >= 0, \
+            "--shift must be positive, --top-p in (0, 1], --temperature 0 or more."
+        assert self.size >= 0 and self.max_tokens >= 0, "--size and --max-tokens must not be negative."
+
+
+PRESETS = {"release": dict(steps=49, solver="euler", shift=3.0, cfg=2.0, cfg_interval=(0.4, 1.0), renorm="global")}
+
+
+@torch.no_grad()
+def generate_images(model, vae, tokenizer, reports, num=1, seed=0, steps=16, solver="ab2", shift=1.0, cfg=2.0,
+                    cfg_interval=(0.4, 1.0), renorm="global", size=0, batch=16, numbers=None, progress=True):
+    """Draw `num` images of each report -> uint8 (len(reports), num, size, size) grey.
+
+    The noise of image k depends on (seed, k) alone; `numbers` gives the reports' first k when it shall differ.
+
+    The guided velocity needs two contexts, the report and nothing; both are rows of one batch and one cache.
+    """
+    device, dtype = model.embed.weight.device, model.embed.weight.dtype
+    side = latent_side(model, vae, size)
+    blocks = [tokenizer.prompt(report) for report in reports]
+    jobs = [(i, k + (numbers[i] if numbers else 0)) for i in range(len(reports)) for k in range(num)]
+    solve, times, pictures = flow.SOLVERS[solver][0], flow.schedule(steps, shift), []
+    chunks = [jobs[at:at + batch] for at in range(0, len(jobs), batch)]
+    for n, chunk in enumerate(chunks):
+        B = len(chunk)
+        ids, valid = pad([blocks[i] for i, _ in chunk])
+        _, cache = model.prefill_text(ids.to(device), valid.to(device))
+        both = cache.rows(torch.arange(B, device=device).repeat(2)).drop(torch.arange(2 * B, device=device) >= B)
+
+        def velocity(x, t):
+            x, t = x.to(dtype), t.to(device)
+            if cfg == 1 or not cfg_interval[0] < float(t[0]) <= cfg_interval[1]:
+                return model.velocity(x, t, cache).float()
+            v_cond, v_uncond = model.velocity(x.repeat(2, 1, 1, 1), t.repeat(2), both).float().chunk(2)
+            return flow.guide(v_cond, v_uncond, cfg, renorm)
+
+        bar = partial(tqdm, desc=f"drawing {n + 1}/{len(chunks)}", unit="step", disable=not progress, leave=False)
+        noise = torch.stack([torch.randn(vae.cfg.embed_dim, side, side, generator=generator(seed, k)) for _, k in chunk])
+        latents = solve(velocity, noise.to(device), times, bar)
+        pixels = vae.decode(latents.to(dtype)).float().mean(dim=1)                    # (B, S, S) in [-1, 1]
+        pictures.append((pixels.clamp(-1, 1) * 127.5 + 127.5).round().byte().cpu())
+    return torch.cat(pictures).unflatten(0, (len(reports), num)).numpy()
+
+
+def latent_side(model, vae, size):
+    """Rows of the latent of a picture of `size` pixels (0: the largest)."""
+    if vae is None or not model.cfg.generation:
+        raise InputError("this checkpoint cannot draw: it has no generation branch or no VAE (train_gen.py makes one).")
+    most = model.cfg.max_latent_size * vae.factor
+    size = size or most
+    if size % vae.factor or size > most:
+        raise InputError(f"--size {size}: this checkpoint draws multiples of {vae.factor} up to {most} pixels.")
+    return size // vae.factor
+
+
+@torch.no_grad()
+def generate_reports(model, tokenizer, images, prompt=SampleConfig.prompt, temperature=0.0, top_p=1.0, max_tokens=0,
+                     seed=0, batch=16, progress=True):
+    """Report on images (N, S, S) uint8, already `vision.preprocess`ed to the tower's size -> N strings."""
+    device, dtype, reports = model.embed.weight.device, model.embed.weight.dtype, []
+    room = min(max_tokens or model.cfg.max_text, model.cfg.max_text) - 1                # BOS takes one
+    block = torch.tensor(tokenizer.prompt(prompt), device=device)
+    for at in tqdm(range(0, len(images), batch), desc="reading", unit="batch", disable=not progress, leave=False):
+        part = images[at:at + batch]
+        B = len(part)
+        pixels = normalize(torch.as_tensor(part).to(device)[:, None].float() / 255, model.cfg.vision)
+        _, cache = model.prefill_image(pixels.to(dtype))
+        _, cache = model.prefill_text(block.expand(B, -1), cache=cache)
+        cache, token, answers = DecodeCache(cache, room), torch.full((B, 1), tokenizer.bos, device=device), []
+        rngs = [generator(seed, at + i) for i in range(B)]
+        done = torch.zeros(B, dtype=torch.bool, device=device)
+        while len(answers) < room and not done.all():
+            hidden, cache = model.prefill_text(token, cache=cache)
+            token = choose(model.logits(hidden[:, -1]).float(), temperature, top_p, rngs)
+            done |= token[:, 0] == tokenizer.eos
+            answers.append(token)
+        reports += [tokenizer.decode(row) for row in torch.cat(answers, dim=1).tolist()]
+    return reports
+
+
+def choose(logits, temperature, top_p, rngs):
+    """Next token (B, 1) from logits (B, V): the most likely one, or a draw from the nucleus, one generator a row."""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    p, order = (logits / temperature).softmax(-1).sort(descending=True)
+    p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0).cpu()
+    drawn = torch.stack([torch.multinomial(row, 1, generator=rng) for row, rng in zip(p, rngs)])
+    return order.gather(1, drawn.to(order.device))
+
+
+def checked(inputs, check, failures):
+    """(name, input) pairs -> those that pass `check`, converted; the others' sentences go to `failures`."""
+    good = []
+    for name, item in inputs:
+        try:
+            good.append((name, check(name, item)))
+        except InputError as error:
+            failures.append(str(error))
+    if failures and not good:
+        raise InputError(" ".join(failures))
+    return good
+
+
+def draw(cfg, model, vae, tokenizer, reports, failures):
+    """The command line's --report: write the pictures, say where they are."""
+    def check(name, text):
+        if not text.strip():
+            raise InputError(f"{name} is empty; write what the picture should show.")
+        if (n := len(tokenizer.prompt(text))) > model.cfg.max_text:
+            raise InputError(f"{name} has {n} tokens with BOS and EOS, this checkpoint reads {model.cfg.max_text}; shorten it.")
+        return text
+
+    reports = [text for _, text in checked([(f"report {i + 1}", text) for i, text in enumerate(reports)], check, failures)]
+    names = ("num", "seed", "steps", "solver", "shift", "cfg", "cfg_interval", "renorm", "size", "batch")
+    settings = {name: getattr(cfg, name) for name in names}
+    pictures = generate_images(model, vae, tokenizer, reports, **settings)
+    out, jobs = Path(cfg.out), [(i, k) for i in range(len(reports)) for k in range(cfg.num)]
+    about = {"checkpoint": Path(cfg.checkpoint).name, "dtype": cfg.dtype, **settings, "size": pictures.shape[-1]}
+    if cfg.grid:
+        sheet = captioned(pictures.reshape(-1, *pictures.shape[2:]), [reports[i] for i, _ in jobs])
+        save_png(sheet, out, reports=reports, **about)
+    for n, (i, k) in enumerate(jobs):
+        path = out if cfg.grid or len(jobs) == 1 else out.with_name(f"{out.stem}-{n:03d}.png")
+        if not cfg.grid:
+            save_png(Image.fromarray(pictures[i, k]), path, report=reports[i], image=k, **about)
+        print(json.dumps({"file": str(path), "report": reports[i], "image": k}) if cfg.json else f"{path}: {reports[i]}")
+
+
+def read(cfg, model, tokenizer, files, failures):
+    """The command line's --image: print the reports."""
+    vision = model.cfg.vision
+    good = checked(files, lambda _, path: preprocess(read_image(path), vision.image_size, vision.pad), failures)
+    reports = generate_reports(model, tokenizer, torch.stack([image for _, image in good]), cfg.prompt, cfg.temperature,
+                               cfg.top_p, cfg.max_tokens, cfg.seed, cfg.batch)
+    for (name, _), report in zip(good, reports):
+        line = report if len(files) == 1 else f"{name}: {report}"
+        print(json.dumps({"file": name, "report": report, "notice": NOTICE}) if cfg.json else line)
+
+
+def main(argv):
+    cfg = common.override(SampleConfig(), argv, __doc__, PRESETS)
+    reports, failures, out = list(cfg.report), [], Path(cfg.out)
+    if cfg.reports:
+        if not Path(cfg.reports).is_file():
+            raise InputError(f"there is no file {cfg.reports} to read reports from.")
+        reports += [line for line in Path(cfg.reports).read_text(encoding="utf-8").splitlines() if line.strip()]
+    files = list(image_files(cfg.image))
+    if not reports and not files:
+        raise InputError('nothing to do: give --report "Large left pleural effusion." or --image chest.png (see --help).')
+    if reports and (not os.access(out.parent, os.W_OK) or out.is_dir() or out.suffix.lower() != ".png"):
+        raise InputError(f"--out {out} cannot be written; name a .png file in a folder that exists and is yours.")
+    device = common.setup(cfg.device).device
+    model, vae, tokenizer = weights.load(cfg.checkpoint, ema=not cfg.raw, dtype=common.torch_dtype(cfg.dtype))
+    model, vae = model.to(device), vae and vae.to(device)
+    print(NOTICE, file=sys.stderr)
+    if reports:
+        draw(cfg, model, vae, tokenizer, reports, failures)
+    if files:
+        read(cfg, model, tokenizer, files, failures)
+    for sentence in failures:
+        print(f"error: {sentence}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    common.cli(main)

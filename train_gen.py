@@ -1,0 +1,242 @@
+"""Stages 2 and 3: learn to draw. Flow matching on VAE latents given the report (paper Eq. 2, Table 1).
+
+    torchrun --nproc_per_node=8 train_gen.py              # stage 2: 256 px with REPA, from out/und
+    torchrun --nproc_per_node=8 train_gen.py --stage 3    # stage 3: 512 px without, from out/gen256
+    python train_gen.py --preset phantom [--stage 3]      # the laptop run: 64 px, then 128 px
+
+Trains the generation set alone; everything of understanding is frozen. The sequence is [BOS report EOS] [noisy latent
+block]: text never sees the noise, so its keys and values are computed once, without gradient. For a tenth of the
+samples the text is dropped, which is what guidance needs. Stage 3 reads more of the same position table.
+
+t in [0, 1], 1 = noise; x_0 clean latent, v = noise - x_0.
+"""
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+from safetensors.torch import load_file
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import checkpoint
+import common
+import flow
+import repa
+import weights
+from common import InputError, print0
+from data import Packed, Samples, loader
+
+
+@dataclass
+class TrainConfig:
+    # I/O
+    preset: str = "paper"               # a row of PRESETS below
+    stage: int = 2                      # 2: half size with REPA; 3: full size without
+    data: str = "datasets/mimic"        # root of the packed data sets; reads <data>/gen-<size>
+    init: str = "out/und"               # weights to start from: stage 1 for stage 2, stage 2 for stage 3
+    vae: str = ""                       # a run of train_vae.py or a kl-f16 file; "" takes the VAE that --init holds
+    encoder: str = ""                   # REPA's encoder: a directory of RAD-DINO; "" takes the frozen vision tower
+    out: str = "out/gen256"             # the run's directory; resumes when it holds a checkpoint
+    overwrite: bool = False             # start anew although the run's directory holds checkpoints
+    save_every: int = 500               # steps between checkpoints
+    eval_every: int = 500               # steps between validation losses
+    log_every: int = 10                 # steps between lines of log.jsonl
+    # model
+    size: int = 256                     # pixels a side
+    max_latent_size: int = 32           # rows of the position table of a new generation set
+    # loss
+    repa: float = 0.5                   # weight of the alignment loss; 0 turns it off
+    repa_inner: int = 2048              # width of its projector
+    text_dropout: float = 0.1           # share of samples without text
+    shift: float = 1.0                  # of the training times
+    # optimizer (Table 1, stage 2)
+    steps: int = 75000                  # optimizer steps in all
+    batch_size: int = 256               # samples a step, over all processes and micro-steps
+    micro_batch: int = 32               # samples of one forward pass of one process
+    lr: float = 2e-4                    # learning rate after warm-up
+    warmup: int = 2000                  # steps of linear warm-up
+    decay: str = "constant"             # or "cosine", down to 0
+    weight_decay: float = 0.0           # of AdamW
+    clip: float = 1.0                   # largest norm of the gradient
+    ema: float = 0.9999                 # decay of the averaged weights
+    seed: int = 0                       # of everything random
+    # system
+    device: str = "auto"                # auto, cpu, cuda
+    dtype: str = "bfloat16"             # of matrix products; parameters stay float32
+    threads: int = 0                    # CPU threads; 0 leaves it to torch
+    workers: int = 0                    # processes that read data
+
+    def __post_init__(self):
+        assert self.stage in (2, 3), f"--stage {self.stage}: this script trains stages 2 and 3; train_und.py is stage 1."
+        assert self.batch_size > 0 and self.micro_batch > 0 and self.steps > 0, "batch sizes and steps must be positive."
+
+
+PAPER3 = dict(init="out/gen256", out="out/gen512", size=512, repa=0.0, steps=5000, lr=1e-4, warmup=0)
+PHANTOM = dict(data="datasets/phantom", vae="out/phantom/vae", max_latent_size=8, repa_inner=384, batch_size=32,
+               lr=2e-3, warmup=100, decay="cosine", ema=0.998, save_every=250)
+PRESETS = {     # preset -> stage -> settings
+    "paper": {2: {}, 3: PAPER3},
+    "phantom": {2: dict(PHANTOM, init="out/phantom/und", out="out/phantom/gen64", size=64, steps=2500),
+                3: dict(PHANTOM, init="out/phantom/gen64", out="out/phantom/gen128", size=128, steps=2500, repa=0.0,
+                        lr=1e-3, warmup=50)},
+}
+
+
+class GenStep(nn.Module):
+    """One micro-step: a batch -> summed squared error and summed alignment loss of its images."""
+
+    def __init__(self, unix, vae, encoder, projector, shift):
+        super().__init__()
+        self.unix, self.vae, self.encoder, self.projector, self.shift = unix, vae, encoder, projector, shift
+        for frozen in (vae, encoder):
+            if frozen is not None:
+                frozen.requires_grad_(False)
+
+    @torch.no_grad()
+    def clean_latents(self, batch):
+        """A sample of the VAE's posterior, normalised: x_0 (B, z, h, w). In fp32, from stored moments if there are."""
+        with torch.autocast(batch.images.device.type, enabled=False):
+            if batch.moments is None:
+                return self.vae.encode(batch.images.float().expand(-1, 3, -1, -1) / 127.5 - 1, batch.posterior)
+            mean, logvar = batch.moments.unbind(1)
+            return self.vae.normalise(mean, logvar, batch.posterior)
+
+    def forward(self, batch):
+        frozen = not any(p.requires_grad for p in self.unix.u_parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            _, cache = self.unix.prefill_text(batch.ids, batch.valid)
+        x_0, t = self.clean_latents(batch), flow.sample_t(batch.normal, self.shift)
+        x_t, target = flow.interpolate(x_0, batch.noise, t)
+        tap = self.unix.cfg.repa_layer
+        v, hiddens = self.unix.denoise(x_t, t, cache.drop(batch.dropped), (tap,) if self.projector else ())
+        mse = flow.flow_loss(v, target).sum()
+        if self.projector is None:
+            return mse, torch.zeros_like(mse)
+        towards = repa.targets(self.encoder, batch.images.float() / 255, x_t.shape[2:])
+        return mse, repa.repa_loss(self.projector(hiddens[tap]), towards).sum()
+
+
+def initial(cfg):
+    """The networks to start from -> (UniX with a generation set, VAE, Tokenizer)."""
+    model, vae, tokenizer = weights.load(cfg.init)
+    if cfg.vae:
+        vae = weights.load_vae_run(cfg.vae) if Path(cfg.vae).is_dir() else weights.load_vae(cfg.vae)
+    if vae is None:
+        raise InputError(f"{cfg.init} holds no VAE; name one with --vae.")
+    if not model.cfg.generation:
+        if cfg.stage == 3:
+            raise InputError(f"{cfg.init} has no generation set; stage 3 starts from stage 2 (train_gen.py).")
+        model.cfg.max_latent_size, model.cfg.latent_channels = cfg.max_latent_size, vae.cfg.embed_dim
+        torch.manual_seed(cfg.seed)
+        model.copy_u_to_g()
+    return model, vae, tokenizer
+
+
+def repa_parts(cfg, model, seed):
+    """REPA's frozen encoder and its trained projector, or (None, None)."""
+    if not cfg.repa:
+        return None, None
+    encoder = weights.load_rad_dino(cfg.encoder) if cfg.encoder else model.vision
+    torch.manual_seed(seed)
+    return encoder, repa.Projector(model.cfg.n_embd, cfg.repa_inner, encoder.cfg.n_embd)
+
+
+@torch.no_grad()
+def validate(step_module, samples, process, cfg, n=256):
+    """Mean squared error on the first n validation images with fixed times and noise; all processes take part."""
+    total, count = torch.zeros((), dtype=torch.float64, device=process.device), min(n, len(samples.data))
+    chosen = range(process.rank, count, process.world)
+    for start in range(0, len(chosen), cfg.micro_batch):
+        batch = Samples.collate([samples[(-1, i)] for i in chosen[start:start + cfg.micro_batch]])
+        with common.autocast(process.device, cfg.dtype):
+            total += step_module(batch.to(process.device))[0].double()
+    return float(common.all_sum(total)) / count
+
+
+def settings(argv):
+    """The command line, with the preset's row for the stage."""
+    stage = common.override(TrainConfig(), argv, __doc__, {k: {} for k in PRESETS}).stage
+    return common.override(TrainConfig(), argv, __doc__, {k: rows[stage] for k, rows in PRESETS.items()})
+
+
+def main(argv):
+    cfg = settings(argv)
+    process = common.setup(cfg.device, cfg.threads)
+    resume = checkpoint.start(cfg.out, cfg, cfg.overwrite)
+
+    # networks: the run's own checkpoint, else given weights; freeze, then optimizer, then DDP
+    model, vae, tokenizer = weights.load(resume, ema=False) if resume else initial(cfg)
+    model.freeze("u")
+    encoder, projector = repa_parts(cfg, model, cfg.seed)
+    if resume and projector is not None:
+        projector.load_state_dict(load_file(resume / "projector.safetensors"))
+    step_module = GenStep(model, vae, encoder, projector, cfg.shift).to(process.device).train()
+    latent = (vae.cfg.embed_dim, cfg.size // vae.factor, cfg.size // vae.factor)
+    train, val = (Samples(Packed(cfg.data, "gen", cfg.size, split), tokenizer, model.cfg.max_text, cfg.seed,
+                          cfg.batch_size, latent, cfg.text_dropout) for split in ("train", "val"))
+    stored = [samples.data.open_latents(weights.vae_hash(vae)) for samples in (train, val)]
+    print0("latents: " + ("stored" if all(stored) else "encoded as we go (train_vae.py --encode stores them)"))
+    optimizer = common.adamw(step_module, cfg.lr, weight_decay=cfg.weight_decay)
+    ema = common.EMA(model, cfg.ema)
+    step = 0
+    if resume:
+        step = common.resume(resume, optimizer, ema)
+        print0(f"resuming {resume}")
+    wrapped = DistributedDataParallel(step_module) if process.world > 1 else step_module
+    log = common.Log(Path(cfg.out) / "log.jsonl", step) if process.master else None
+
+    def save():
+        if process.master:
+            tensors = {"model": weights.model_tensors(model), "ema": ema.shadow, "vae": vae.state_dict()}
+            if projector is not None:
+                tensors["projector"] = projector.state_dict()
+            config = {**weights.describe(model, vae), "stage": cfg.stage, "settings": asdict(cfg)}
+            checkpoint.save(cfg.out, step, config=config, tokenizer=tokenizer.json, tensors=tensors,
+                            state=common.state(optimizer, ema))
+
+    # the loop: `micro` forward and backward passes make one step
+    micro = cfg.batch_size // (cfg.micro_batch * process.world)
+    batches = iter(loader(train, process, cfg.micro_batch, step, cfg.steps, cfg.workers))
+    bar = tqdm(total=cfg.steps, initial=step, desc=f"stage {cfg.stage}", unit="step", disable=not process.master)
+    began, seen = time.time(), 0
+    while step < cfg.steps:
+        lr = common.lr_at(step, cfg.lr, cfg.warmup, cfg.steps, cfg.decay)
+        totals = torch.zeros(2, device=process.device)
+        for i in range(micro):
+            if process.world > 1:
+                wrapped.require_backward_grad_sync = i == micro - 1
+            with common.autocast(process.device, cfg.dtype):
+                mse, align = wrapped(next(batches).to(process.device))
+            ((mse + cfg.repa * align) * process.world / cfg.batch_size).backward()     # DDP averages over processes
+            totals += torch.stack([mse, align]).detach()
+        norm = nn.utils.clip_grad_norm_(step_module.parameters(), cfg.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.update()
+        step, seen = step + 1, seen + cfg.batch_size
+        bar.update()
+
+        if step % cfg.log_every == 0 or step == cfg.steps:
+            mse, align = (common.all_sum(totals) / cfg.batch_size).tolist()            # CPU-GPU sync point
+            bar.set_postfix(mse=f"{mse:.4f}", repa=f"{align:.3f}", img_s=f"{seen / (time.time() - began):.0f}")
+            if process.master:
+                log.write(step=step, mse=mse, repa=align, lr=lr, norm=float(norm), img_s=seen / (time.time() - began))
+        if step % cfg.eval_every == 0 or step == cfg.steps:
+            ema.swap()
+            val_mse = validate(step_module, val, process, cfg)
+            ema.swap()
+            if process.master:
+                log.write(step=step, val_mse=val_mse)
+                bar.write(f"step {step}: validation error {val_mse:.4f}")
+        if step % cfg.save_every == 0 or step == cfg.steps:
+            save()
+    bar.close()
+    print0(f"stage {cfg.stage} is in {cfg.out}")
+
+
+if __name__ == "__main__":
+    common.cli(main)

@@ -1,0 +1,197 @@
+"""Stage 1: learn to read. Cross-entropy on the report given the image and a prompt (paper Eq. 1, Table 1).
+
+    torchrun --nproc_per_node=8 train_und.py       # the paper's run: from Janus-Pro-1B, data in datasets/mimic
+    python train_und.py --preset phantom           # the laptop run: from nothing, data in datasets/phantom
+
+Trains the vision tower, the connector and the understanding set; the generation set does not exist yet. The sequence
+is [image block] [BOS prompt EOS] [BOS report EOS], and only the report and its EOS carry loss.
+"""
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import checkpoint
+import common
+import weights
+from common import InputError, print0
+from data import Packed, Samples, loader
+from model import UniX, UniXConfig
+from tokenizer import Tokenizer
+from vision import ViTConfig, normalize
+
+
+@dataclass
+class TrainConfig:
+    # I/O
+    preset: str = ""                    # a row of PRESETS below
+    data: str = "datasets/mimic"        # root of the packed data sets; reads <data>/und-<image size>
+    init: str = "pretrained/Janus-Pro-1B"   # weights to start from; "" starts from nothing with the sizes below
+    out: str = "out/und"                # the run's directory; resumes when it holds a checkpoint
+    overwrite: bool = False             # start anew although the run's directory holds checkpoints
+    save_every: int = 500               # steps between checkpoints
+    eval_every: int = 250               # steps between validation losses
+    log_every: int = 10                 # steps between lines of log.jsonl
+    # model, when it starts from nothing
+    n_layer: int = 24                   # decoder layers
+    n_head: int = 16                    # attention heads
+    n_embd: int = 2048                  # width
+    n_inner: int = 5632                 # width inside the MLP
+    vit_layer: int = 24                 # layers of the vision tower
+    vit_head: int = 16                  # its heads
+    vit_embd: int = 1024                # its width
+    image_size: int = 384               # pixels of its input
+    repa_layer: int = 8                 # layer that stage 2 will align
+    max_text: int = 512                 # tokens of one text block
+    # optimizer (Table 1, stage 1)
+    steps: int = 3840                   # optimizer steps in all
+    batch_size: int = 256               # samples a step, over all processes and micro-steps
+    micro_batch: int = 32               # samples of one forward pass of one process
+    lr: float = 1e-4                    # learning rate after warm-up
+    warmup: int = 80                    # steps of linear warm-up
+    decay: str = "constant"             # or "cosine", down to 0
+    weight_decay: float = 0.0           # of AdamW
+    clip: float = 1.0                   # largest norm of the gradient
+    ema: float = 0.9999                 # decay of the averaged weights
+    seed: int = 0                       # of everything random
+    # system
+    device: str = "auto"                # auto, cpu, cuda
+    dtype: str = "bfloat16"             # of matrix products; parameters stay float32
+    threads: int = 0                    # CPU threads; 0 leaves it to torch
+    workers: int = 0                    # processes that read data
+
+    def __post_init__(self):
+        assert self.batch_size > 0 and self.micro_batch > 0 and self.steps > 0, "batch sizes and steps must be positive."
+
+
+PRESETS = {
+    "phantom": dict(data="datasets/phantom", init="", out="out/phantom/und", n_layer=6, n_head=4, n_embd=192, n_inner=512,
+                    vit_layer=4, vit_head=4, vit_embd=192, image_size=128, repa_layer=2, max_text=128, steps=2000,
+                    batch_size=32, micro_batch=32, lr=1e-3, warmup=100, decay="cosine", ema=0.998, save_every=250),
+}
+
+
+class UndStep(nn.Module):
+    """One micro-step: a batch -> summed cross-entropy and the number of report tokens."""
+
+    def __init__(self, unix):
+        super().__init__()
+        self.unix = unix
+
+    def forward(self, batch):
+        pixels = normalize(batch.images.float() / 255, self.unix.cfg.vision)
+        _, cache = self.unix.prefill_image(pixels)
+        hidden, _ = self.unix.prefill_text(batch.ids, batch.valid, cache)
+        rows = batch.labels != -100
+        loss = self.unix.report_loss(hidden[rows], batch.labels[rows])      # logits at report positions only
+        return loss.sum(), rows.sum()
+
+
+def initial(cfg):
+    """The model and tokenizer to start from -> (UniX without a generation set, Tokenizer)."""
+    if cfg.init:
+        model, _, tokenizer = weights.load(cfg.init)
+        return model, tokenizer
+    path = Path(cfg.data) / "tokenizer.json"
+    if not path.exists():
+        raise InputError(f"there is no tokenizer at {path}; prepare_phantom.py writes it.")
+    tokenizer = Tokenizer.with_named_ids(path)
+    vision = ViTConfig(image_size=cfg.image_size, patch_size=16, n_layer=cfg.vit_layer, n_head=cfg.vit_head,
+                       n_embd=cfg.vit_embd, n_inner=4 * cfg.vit_embd, mean=(0.5,) * 3, std=(0.25,) * 3, pad=0)
+    torch.manual_seed(cfg.seed)
+    return UniX(UniXConfig(n_layer=cfg.n_layer, n_head=cfg.n_head, n_embd=cfg.n_embd, n_inner=cfg.n_inner,
+                           vocab_size=tokenizer.size, bos=tokenizer.bos, eos=tokenizer.eos, soi=tokenizer.soi,
+                           eoi=tokenizer.eoi, max_text=cfg.max_text, vision=vision, repa_layer=cfg.repa_layer,
+                           generation=False)), tokenizer
+
+
+@torch.no_grad()
+def validate(step_module, samples, process, cfg, n=256):
+    """Mean cross-entropy per report token on the first n validation images; all processes take part."""
+    total = torch.zeros(2, dtype=torch.float64, device=process.device)
+    chosen = range(process.rank, min(n, len(samples.data)), process.world)
+    for start in range(0, len(chosen), cfg.micro_batch):
+        batch = Samples.collate([samples[(-1, i)] for i in chosen[start:start + cfg.micro_batch]])
+        with common.autocast(process.device, cfg.dtype):
+            total += torch.stack(step_module(batch.to(process.device))).double()
+    loss, tokens = common.all_sum(total).tolist()
+    return loss / tokens
+
+
+def main(argv):
+    cfg = common.override(TrainConfig(), argv, __doc__, PRESETS)
+    process = common.setup(cfg.device, cfg.threads)
+    resume = checkpoint.start(cfg.out, cfg, cfg.overwrite)
+
+    # model: the run's own checkpoint, else given weights, else from nothing
+    model, tokenizer = weights.load(resume, ema=False)[::2] if resume else initial(cfg)
+    image_size = model.cfg.vision.image_size
+    train, val = (Samples(Packed(cfg.data, "und", image_size, split), tokenizer, model.cfg.max_text, cfg.seed,
+                          cfg.batch_size) for split in ("train", "val"))
+    step_module = UndStep(model.to(process.device).train())
+    optimizer = common.adamw(step_module, cfg.lr, weight_decay=cfg.weight_decay)
+    ema = common.EMA(model, cfg.ema)
+    step = 0
+    if resume:
+        step = common.resume(resume, optimizer, ema)
+        print0(f"resuming {resume}")
+    wrapped = DistributedDataParallel(step_module) if process.world > 1 else step_module
+    log = common.Log(Path(cfg.out) / "log.jsonl", step) if process.master else None
+
+    def save():
+        if process.master:
+            config = {**weights.describe(model), "stage": 1, "settings": asdict(cfg)}
+            checkpoint.save(cfg.out, step, config=config, tokenizer=tokenizer.json, state=common.state(optimizer, ema),
+                            tensors={"model": weights.model_tensors(model), "ema": ema.shadow})
+
+    # the loop: `micro` forward and backward passes make one step
+    micro = cfg.batch_size // (cfg.micro_batch * process.world)
+    batches = iter(loader(train, process, cfg.micro_batch, step, cfg.steps, cfg.workers))
+    bar = tqdm(total=cfg.steps, initial=step, desc="stage 1", unit="step", disable=not process.master)
+    began, seen = time.time(), 0
+    while step < cfg.steps:
+        lr = common.lr_at(step, cfg.lr, cfg.warmup, cfg.steps, cfg.decay)
+        parts = [next(batches) for _ in range(micro)]
+        # the sum over tokens is divided by the report tokens of the whole step, on all processes and micro-steps
+        tokens = common.all_sum(torch.tensor([sum(int((b.labels != -100).sum()) for b in parts)], device=process.device))
+        total = torch.zeros((), device=process.device)
+        for i, batch in enumerate(parts):
+            if process.world > 1:
+                wrapped.require_backward_grad_sync = i == micro - 1
+            with common.autocast(process.device, cfg.dtype):
+                loss, _ = wrapped(batch.to(process.device))
+            (loss * process.world / tokens).sum().backward()       # DDP averages over processes
+            total += loss.detach()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.update()
+        step, seen = step + 1, seen + cfg.batch_size
+        bar.update()
+
+        if step % cfg.log_every == 0 or step == cfg.steps:
+            loss = float(common.all_sum(total)) / int(tokens)              # CPU-GPU sync point
+            bar.set_postfix(loss=f"{loss:.4f}", img_s=f"{seen / (time.time() - began):.0f}")
+            if process.master:
+                log.write(step=step, loss=loss, lr=lr, norm=float(norm), img_s=seen / (time.time() - began))
+        if step % cfg.eval_every == 0 or step == cfg.steps:
+            ema.swap()
+            val_loss = validate(step_module, val, process, cfg)
+            ema.swap()
+            if process.master:
+                log.write(step=step, val_loss=val_loss)
+                bar.write(f"step {step}: validation loss {val_loss:.4f}")
+        if step % cfg.save_every == 0 or step == cfg.steps:
+            save()
+    bar.close()
+    print0(f"stage 1 is in {cfg.out}")
+
+
+if __name__ == "__main__":
+    common.cli(main)
