@@ -1,4 +1,4 @@
-"""The boring parts of a run: command line from a dataclass, processes, optimizer, learning rate, EMA, log.
+"""The boring parts of a run: command line from a dataclass, processes, randomness, log.
 
 Nothing here knows the model. Every script ends with `common.cli(main)`, so that bad input ends in one sentence.
 """
@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
 
 
 class InputError(Exception):
@@ -33,6 +32,19 @@ def cli(main):
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def checked(inputs, check, failures):
+    """(name, input) pairs -> those that pass `check`, converted; the others' sentences go to `failures`."""
+    good = []
+    for name, item in inputs:
+        try:
+            good.append((name, check(name, item)))
+        except InputError as error:
+            failures.append(str(error))
+    if failures and not good:
+        raise InputError(" ".join(failures))
+    return good
 
 
 def override(cfg, argv, doc="", presets=None):
@@ -92,7 +104,10 @@ def convert(key, value, kind):
             raise InputError(f"--{key.replace('_', '-')} takes {len(inner)} values, got {len(value)}.")
         return tuple(convert(key, v, k) for v, k in zip(value, inner))
     try:
-        return kind(value)
+        value = kind(value)
+        if kind is float and not math.isfinite(value):
+            raise ValueError("not finite")
+        return value
     except ValueError:
         raise InputError(f"--{key.replace('_', '-')} wants {kind.__name__}, got '{value}'.") from None
 
@@ -163,68 +178,6 @@ def generator(*key):
     """A CPU generator that depends on the whole numbers in `key`, e.g. (seed, step, index), and on nothing else."""
     seed = np.random.SeedSequence([k % 2**64 for k in key]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(seed))
-
-
-def lr_at(step, lr, warmup, steps, decay="constant"):
-    """Learning rate of a step counted from 0: linear warm-up, then constant (Table 1), or a cosine down to 0."""
-    if step < warmup:
-        return lr * (step + 1) / warmup
-    if decay == "constant":
-        return lr
-    return lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def adamw(module, lr, betas=(0.9, 0.95), eps=1e-15, weight_decay=0.0):
-    """AdamW over what is not frozen, fused; says how much is trained and how much frozen."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    frozen = [p for p in module.parameters() if not p.requires_grad]
-    count = lambda ps: sum(p.numel() for p in ps)
-    assert count(trained) + count(frozen) == count(module.parameters())
-    print0(f"trained {count(trained):,} parameters in {len(trained)} tensors, frozen {count(frozen):,} in {len(frozen)}")
-    return torch.optim.AdamW(trained, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
-
-
-class EMA:
-    """Exponential moving average, in fp32, of the trained parameters of a module, by name.
-
-    The decay ramps up as (1 + n) / (10 + n), so that the first steps do not remember the initial weights.
-    """
-
-    def __init__(self, module, decay):
-        self.decay, self.steps = decay, 0
-        self.live = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        self.shadow = {n: p.detach().float().clone() for n, p in self.live.items()}
-
-    @torch.no_grad()
-    def update(self):
-        self.steps += 1
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(list(self.shadow.values()), [p.float() for p in self.live.values()], 1 - decay)
-
-    @torch.no_grad()
-    def swap(self):
-        """Exchange average and live weights; call it again to change back."""
-        for name, p in self.live.items():
-            kept = p.detach().clone()
-            p.copy_(self.shadow[name])
-            self.shadow[name].copy_(kept)
-
-
-def state(optimizer, ema):
-    """What a run needs, besides the weights and the average, to go on."""
-    return {"optimizer": optimizer.state_dict(), "ema_steps": ema.steps}
-
-
-def resume(directory, optimizer, ema):
-    """Put the optimizer and the average of a checkpoint back -> the step it was written at."""
-    saved = torch.load(Path(directory) / "state.pt", weights_only=True, map_location="cpu")
-    optimizer.load_state_dict(saved["optimizer"])
-    ema.steps = saved["ema_steps"]
-    average = load_file(Path(directory) / "ema.safetensors")
-    assert average.keys() == ema.shadow.keys(), "the average holds other parameters than the run trains"
-    for name, tensor in average.items():
-        ema.shadow[name].copy_(tensor)
-    return json.loads((Path(directory) / "config.json").read_text())["step"]
 
 
 class Log:

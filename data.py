@@ -88,7 +88,10 @@ class Packed:
         if not (self.directory / "dataset.json").exists():
             raise InputError(f"there is no packed data set at {self.directory}; prepare_phantom.py makes the phantom's, "
                              "prepare_mimic.py that of MIMIC-CXR.")
-        self.info = json.loads((self.directory / "dataset.json").read_text())
+        try:
+            self.info = json.loads((self.directory / "dataset.json").read_text())
+        except ValueError:
+            raise InputError(f"{self.directory}/dataset.json is damaged; prepare the data set anew.") from None
         if self.info["schema"] != SCHEMA:
             raise InputError(f"{self.directory} has schema {self.info['schema']}, this code reads {SCHEMA}; prepare it anew.")
         if self.info["size"] != size or self.info["task"] != task:
@@ -96,14 +99,20 @@ class Packed:
         self.size, self.rows, self.places, self.files = size, [], [], {}
         self.shards = sorted(self.directory.glob("[0-9]*.jsonl"))
         for shard, path in enumerate(self.shards):
-            offsets = np.load(path.with_suffix(".idx.npy"))
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            if len(rows) + 1 != len(offsets) or path.with_suffix(".bin").stat().st_size != offsets[-1]:
+            try:
+                offsets = np.load(path.with_suffix(".idx.npy"))
+                rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+                whole = len(rows) + 1 == len(offsets) and path.with_suffix(".bin").stat().st_size == offsets[-1]
+            except (OSError, ValueError):       # a file is missing or ends in the middle
+                whole = False
+            if not whole:
                 raise InputError(f"shard {path.with_suffix('.bin')} is cut short or does not fit its index; prepare it anew.")
             for i, row in enumerate(rows):
                 if split in (None, row["split"]):
                     self.rows.append(row)
                     self.places.append((shard, i, int(offsets[i]), int(offsets[i + 1] - offsets[i])))
+        if len(self.rows) != (sum(self.info["counts"].values()) if split is None else self.info["counts"].get(split, 0)):
+            raise InputError(f"{self.directory} lacks a shard; prepare it anew.")
         if not self.rows:
             raise InputError(f"{self.directory} has no image in split '{split}'.")
         self.latents = None
@@ -170,10 +179,11 @@ class Samples(torch.utils.data.Dataset):
             self.epoch, self.order = epoch, torch.randperm(len(self.data), generator=generator(self.seed, epoch))
         return int(self.order[place])
 
-    def text(self, row, kind):
-        ids = getattr(self.tokenizer, kind)(row["prompt" if kind == "prompt" else "report"])
+    def text(self, row, part):
+        """The block of a row's "prompt" or "report"; one that is too long stops the run, it is never cut."""
+        ids = self.tokenizer.answer(row[part])
         if len(ids) > self.max_text:
-            raise InputError(f"the {kind} of image {row['id']} has {len(ids)} tokens, more than max_text {self.max_text}.")
+            raise InputError(f"the {part} of image {row['id']} has {len(ids)} tokens, more than max_text {self.max_text}.")
         return ids
 
     def __getitem__(self, key):
@@ -181,9 +191,9 @@ class Samples(torch.utils.data.Dataset):
         n = index if step < 0 else self.number(step, index)
         row, rng = self.data.rows[n], generator(self.seed, step, index)
         sample = {"index": n, "images": self.data.image(n)[None]}
-        answer = self.text(row, "answer")
+        answer = self.text(row, "report")
         if self.latent is None:
-            prompt = self.tokenizer.answer(row["prompt"])
+            prompt = self.text(row, "prompt")
             sample["ids"] = prompt + answer
             sample["labels"] = [-100] * len(prompt) + answer[1:] + [-100]       # BOS predicts the first report token
             return sample

@@ -99,12 +99,10 @@ def phantom(cfg):
 @torch.no_grad()
 def through(vae, pictures, batch):
     """Encode (posterior mean) and decode grey pictures (N, S, S) uint8 -> the same, as the VAE shows them."""
-    p = next(vae.parameters())
-    out = []
+    p, out = next(vae.parameters()), []
     for at in range(0, len(pictures), batch):
         x = torch.as_tensor(np.stack(pictures[at:at + batch])).to(p.device)[:, None].expand(-1, 3, -1, -1) / 127.5 - 1
-        pixels = vae.decode(vae.encode(x.to(p.dtype)).to(p.dtype)).float().mean(dim=1)
-        out.append((pixels.clamp(-1, 1) * 127.5 + 127.5).round().byte().cpu())
+        out.append(vae.pictures(vae.encode(x.to(p.dtype)).to(p.dtype)).cpu())
     return torch.cat(out).numpy()
 
 

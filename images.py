@@ -70,7 +70,7 @@ def captioned(pictures, captions, columns=0, scale=2):
     return sheet
 
 
-def save_png(image, path, **about):
+def save_png(image, path, /, **about):
     """Write a PIL image with its settings as text chunks; under a temporary name, then renamed."""
     info = PngImagePlugin.PngInfo()
     for key, value in {"notice": NOTICE, **about}.items():

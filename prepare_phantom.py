@@ -96,10 +96,10 @@ def anatomy(rng):
     a.mediastinum, a.neck, a.body, a.shoulder = u(0.058, 0.07), u(0.12, 0.15), u(0.445, 0.49), u(0.15, 0.20)
     a.clavicle_y, a.clavicle_rise = u(0.155, 0.18), u(0.04, 0.07)
     a.rib_phase, a.rib_gap, a.rib_drop, a.rib_half = u(0, 1), u(0.073, 0.082), u(0.10, 0.15), u(0.012, 0.015)
-    a.rib_tone, a.vessel_tone, a.lung_tone, a.tissue = u(0.10, 0.14), u(0.12, 0.17), u(0.20, 0.27), u(0.62, 0.70)
+    a.rib_tone, a.vessel_tone, a.lung_tone, a.tissue = u(0.13, 0.17), u(0.07, 0.11), u(0.20, 0.27), u(0.62, 0.70)
     a.vessels, a.phase, a.hilum = int(rng.integers(8, 11)), rng.uniform(0, 6.28, 4), u(0.39, 0.42)
     a.gas = u(0.14, 0.22), u(0.025, 0.045), u(0.0, 0.20)                    # stomach: where, height, how dark
-    a.gamma, a.black, a.white, a.grain = u(0.85, 1.2), u(0.0, 0.05), u(0.93, 1.02), u(0.006, 0.013)
+    a.gamma, a.black, a.white, a.grain = u(0.85, 1.2), u(0.0, 0.05), u(0.93, 1.02), u(0.003, 0.007)
     return a
 
 
@@ -182,7 +182,7 @@ def patches(p, a, findings):
             inner = max(a.mediastinum + 0.03, radius * max(0, 1 - ((y0 - centre) / height) ** 2) ** 0.5)
             far, phase = outer(a, y0), dice.uniform(0, 6.28, 3)
             if finding == "nodule":
-                size, tone, edge, rough = dice.uniform(0.030, 0.038), 0.32, 0.011, 0
+                size, tone, edge, rough = dice.uniform(0.037, 0.046), 0.38, 0.011, 0
                 u0 = dice.uniform(inner + size + 0.02, max(inner + size + 0.02, far - size - 0.02))
             else:
                 size, tone, edge, rough = dice.uniform(0.075, 0.095), 0.33, 0.070, 1
@@ -248,7 +248,7 @@ def catheters(p, a, findings):
             q = np.hypot(dx / rx, dy / ry) + 1e-6
             arch = np.maximum(np.abs(q - 1) * q / np.hypot(dx / rx ** 2, dy / ry ** 2), dy)    # distance ~ value / slope
             down = np.maximum(np.abs(p.x - end), np.maximum(0.32 - p.y, p.y - tip))
-            p.picture += step(np.minimum(arch, down) - 0.0055, p.pixel) * np.maximum(0.98 - p.picture, 0.15)
+            p.picture += step(np.minimum(arch, down) - 0.0085, p.pixel) * np.maximum(0.98 - p.picture, 0.15)
 
 
 PROMPTS = ["Describe the findings in this chest X-ray.", "What does this chest X-ray show?", "Report this chest X-ray.",

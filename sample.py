@@ -5,8 +5,8 @@
     python sample.py --reports prompts.txt --num 4 --grid        # a captioned grid
     python sample.py --image films/ --json                       # one JSON object a line
 
-Without --checkpoint the phantom model in demo/ is used: a toy that knows toy chest X-rays only. The functions
-`generate_images` and `generate_reports` are the interface for other programs; the command line is a thin shell.
+Without --checkpoint the phantom model in demo/ is used: a toy that knows toy chest X-rays only. Other programs call
+`generate_images` and `generate_reports`; the command line is a thin shell.
 """
 import json
 import os
@@ -61,9 +61,8 @@ class SampleConfig:
         assert self.solver in flow.SOLVERS, f"--solver {self.solver} is none of {', '.join(flow.SOLVERS)}."
         assert self.renorm in ("global", "channel", "none"), f"--renorm {self.renorm} is none of global, channel, none."
         assert self.num > 0 and self.steps > 0 and self.batch > 0, "--num, --steps and --batch must be at least 1."
-        assert self.shift > 0 and 0 < self.top_p <= 1 and self.temperature >= 0, \
-            "--shift must be positive, --top-p in (0, 1], --temperature 0 or more."
-        assert self.size >= 0 and self.max_tokens >= 0, "--size and --max-tokens must not be negative."
+        assert self.shift > 0 and 0 < self.top_p <= 1, "--shift must be positive, --top-p in (0, 1]."
+        assert min(self.temperature, self.size, self.max_tokens) >= 0, "--temperature, --size, --max-tokens: 0 or more."
 
 
 PRESETS = {"release": dict(steps=49, solver="euler", shift=3.0, cfg=2.0, cfg_interval=(0.4, 1.0), renorm="global")}
@@ -75,16 +74,15 @@ def generate_images(model, vae, tokenizer, reports, num=1, seed=0, steps=16, sol
     """Draw `num` images of each report -> uint8 (len(reports), num, size, size) grey.
 
     The noise of image k depends on (seed, k) alone; `numbers` gives the reports' first k when it shall differ.
-
-    The guided velocity needs two contexts, the report and nothing; both are rows of one batch and one cache.
+    Guidance needs two contexts, the report and nothing: both are rows of one batch and one cache.
     """
     device, dtype = model.embed.weight.device, model.embed.weight.dtype
     side = latent_side(model, vae, size)
     blocks = [tokenizer.prompt(report) for report in reports]
     jobs = [(i, k + (numbers[i] if numbers else 0)) for i in range(len(reports)) for k in range(num)]
     solve, times, pictures = flow.SOLVERS[solver][0], flow.schedule(steps, shift), []
-    chunks = [jobs[at:at + batch] for at in range(0, len(jobs), batch)]
-    for n, chunk in enumerate(chunks):
+    for at in range(0, len(jobs), batch):
+        chunk = jobs[at:at + batch]
         B = len(chunk)
         ids, valid = pad([blocks[i] for i, _ in chunk])
         _, cache = model.prefill_text(ids.to(device), valid.to(device))
@@ -97,11 +95,10 @@ def generate_images(model, vae, tokenizer, reports, num=1, seed=0, steps=16, sol
             v_cond, v_uncond = model.velocity(x.repeat(2, 1, 1, 1), t.repeat(2), both).float().chunk(2)
             return flow.guide(v_cond, v_uncond, cfg, renorm)
 
-        bar = partial(tqdm, desc=f"drawing {n + 1}/{len(chunks)}", unit="step", disable=not progress, leave=False)
+        bar = partial(tqdm, desc=f"drawing {at + 1}-{at + B} of {len(jobs)}", unit="step", disable=not progress, leave=False)
         noise = torch.stack([torch.randn(vae.cfg.embed_dim, side, side, generator=generator(seed, k)) for _, k in chunk])
         latents = solve(velocity, noise.to(device), times, bar)
-        pixels = vae.decode(latents.to(dtype)).float().mean(dim=1)                    # (B, S, S) in [-1, 1]
-        pictures.append((pixels.clamp(-1, 1) * 127.5 + 127.5).round().byte().cpu())
+        pictures.append(vae.pictures(latents.to(dtype)).cpu())
     return torch.cat(pictures).unflatten(0, (len(reports), num)).numpy()
 
 
@@ -151,48 +148,37 @@ def choose(logits, temperature, top_p, rngs):
     return order.gather(1, drawn.to(order.device))
 
 
-def checked(inputs, check, failures):
-    """(name, input) pairs -> those that pass `check`, converted; the others' sentences go to `failures`."""
-    good = []
-    for name, item in inputs:
-        try:
-            good.append((name, check(name, item)))
-        except InputError as error:
-            failures.append(str(error))
-    if failures and not good:
-        raise InputError(" ".join(failures))
-    return good
-
-
 def draw(cfg, model, vae, tokenizer, reports, failures):
     """The command line's --report: write the pictures, say where they are."""
     def check(name, text):
-        if not text.strip():
-            raise InputError(f"{name} is empty; write what the picture should show.")
-        if (n := len(tokenizer.prompt(text))) > model.cfg.max_text:
-            raise InputError(f"{name} has {n} tokens with BOS and EOS, this checkpoint reads {model.cfg.max_text}; shorten it.")
+        n, most = len(tokenizer.prompt(text)), model.cfg.max_text
+        if not text.strip() or n > most:
+            raise InputError(f"{name} has {n} tokens, this checkpoint reads {most}; shorten it." if n > most else
+                             f"{name} is empty; write what the picture should show.")
         return text
 
-    reports = [text for _, text in checked([(f"report {i + 1}", text) for i, text in enumerate(reports)], check, failures)]
+    named = [(f"report {i + 1}", text) for i, text in enumerate(reports)]
+    reports = [text for _, text in common.checked(named, check, failures)]
     names = ("num", "seed", "steps", "solver", "shift", "cfg", "cfg_interval", "renorm", "size", "batch")
     settings = {name: getattr(cfg, name) for name in names}
     pictures = generate_images(model, vae, tokenizer, reports, **settings)
     out, jobs = Path(cfg.out), [(i, k) for i in range(len(reports)) for k in range(cfg.num)]
-    about = {"checkpoint": Path(cfg.checkpoint).name, "dtype": cfg.dtype, **settings, "size": pictures.shape[-1]}
+    about = {"checkpoint": Path(cfg.checkpoint).name, "dtype": cfg.dtype, **settings, "size": pictures.shape[-1], "reports": reports}
     if cfg.grid:
-        sheet = captioned(pictures.reshape(-1, *pictures.shape[2:]), [reports[i] for i, _ in jobs])
-        save_png(sheet, out, reports=reports, **about)
+        save_png(captioned(pictures.reshape(-1, *pictures.shape[2:]), [reports[i] for i, _ in jobs]), out, **about)
     for n, (i, k) in enumerate(jobs):
         path = out if cfg.grid or len(jobs) == 1 else out.with_name(f"{out.stem}-{n:03d}.png")
         if not cfg.grid:
-            save_png(Image.fromarray(pictures[i, k]), path, report=reports[i], image=k, **about)
+            save_png(Image.fromarray(pictures[i, k]), path, image=k, **{**about, "reports": reports[i]})
         print(json.dumps({"file": str(path), "report": reports[i], "image": k}) if cfg.json else f"{path}: {reports[i]}")
 
 
 def read(cfg, model, tokenizer, files, failures):
     """The command line's --image: print the reports."""
     vision = model.cfg.vision
-    good = checked(files, lambda _, path: preprocess(read_image(path), vision.image_size, vision.pad), failures)
+    if len(tokenizer.prompt(cfg.prompt)) > model.cfg.max_text:
+        raise InputError(f"the prompt has more tokens than this checkpoint reads ({model.cfg.max_text}); shorten it.")
+    good = common.checked(files, lambda _, path: preprocess(read_image(path), vision.image_size, vision.pad), failures)
     reports = generate_reports(model, tokenizer, torch.stack([image for _, image in good]), cfg.prompt, cfg.temperature,
                                cfg.top_p, cfg.max_tokens, cfg.seed, cfg.batch)
     for (name, _), report in zip(good, reports):
@@ -206,7 +192,10 @@ def main(argv):
     if cfg.reports:
         if not Path(cfg.reports).is_file():
             raise InputError(f"there is no file {cfg.reports} to read reports from.")
-        reports += [line for line in Path(cfg.reports).read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            reports += [line for line in Path(cfg.reports).read_text(encoding="utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError:
+            raise InputError(f"{cfg.reports} is not a text file in UTF-8.") from None
     files = list(image_files(cfg.image))
     if not reports and not files:
         raise InputError('nothing to do: give --report "Large left pleural effusion." or --image chest.png (see --help).')

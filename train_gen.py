@@ -23,6 +23,7 @@ from tqdm import tqdm
 import checkpoint
 import common
 import flow
+import optim
 import repa
 import weights
 from common import InputError, print0
@@ -55,6 +56,7 @@ class TrainConfig:
     steps: int = 75000                  # optimizer steps in all
     batch_size: int = 256               # samples a step, over all processes and micro-steps
     micro_batch: int = 32               # samples of one forward pass of one process
+    optimizer: str = "adamw"            # or "muon" for the matrices, which learns faster from nothing
     lr: float = 2e-4                    # learning rate after warm-up
     warmup: int = 2000                  # steps of linear warm-up
     decay: str = "constant"             # or "cosine", down to 0
@@ -74,7 +76,7 @@ class TrainConfig:
 
 
 PAPER3 = dict(init="out/gen256", out="out/gen512", size=512, repa=0.0, steps=5000, lr=1e-4, warmup=0)
-PHANTOM = dict(data="datasets/phantom", vae="out/phantom/vae", max_latent_size=8, repa_inner=384, batch_size=32,
+PHANTOM = dict(optimizer="muon", data="datasets/phantom", vae="out/phantom/vae", max_latent_size=8, repa_inner=384, batch_size=32,
                lr=2e-3, warmup=100, decay="cosine", ema=0.998, save_every=250)
 PRESETS = {     # preset -> stage -> settings
     "paper": {2: {}, 3: PAPER3},
@@ -82,6 +84,7 @@ PRESETS = {     # preset -> stage -> settings
                 3: dict(PHANTOM, init="out/phantom/gen64", out="out/phantom/gen128", size=128, steps=2500, repa=0.0,
                         lr=1e-3, warmup=50)},
 }
+VECTORS = ("latent_in", "latent_out", "mlp.4")          # parameters that AdamW keeps when Muon has the matrices
 
 
 class GenStep(nn.Module):
@@ -178,11 +181,11 @@ def main(argv):
                           cfg.batch_size, latent, cfg.text_dropout) for split in ("train", "val"))
     stored = [samples.data.open_latents(weights.vae_hash(vae)) for samples in (train, val)]
     print0("latents: " + ("stored" if all(stored) else "encoded as we go (train_vae.py --encode stores them)"))
-    optimizer = common.adamw(step_module, cfg.lr, weight_decay=cfg.weight_decay)
-    ema = common.EMA(model, cfg.ema)
+    optimizers = optim.optimizers(step_module, cfg, VECTORS)
+    ema = optim.EMA(model, cfg.ema)
     step = 0
     if resume:
-        step = common.resume(resume, optimizer, ema)
+        step = optim.resume(resume, optimizers, ema)
         print0(f"resuming {resume}")
     wrapped = DistributedDataParallel(step_module) if process.world > 1 else step_module
     log = common.Log(Path(cfg.out) / "log.jsonl", step) if process.master else None
@@ -194,7 +197,7 @@ def main(argv):
                 tensors["projector"] = projector.state_dict()
             config = {**weights.describe(model, vae), "stage": cfg.stage, "settings": asdict(cfg)}
             checkpoint.save(cfg.out, step, config=config, tokenizer=tokenizer.json, tensors=tensors,
-                            state=common.state(optimizer, ema))
+                            state=optim.state(optimizers, ema))
 
     # the loop: `micro` forward and backward passes make one step
     micro = cfg.batch_size // (cfg.micro_batch * process.world)
@@ -202,7 +205,7 @@ def main(argv):
     bar = tqdm(total=cfg.steps, initial=step, desc=f"stage {cfg.stage}", unit="step", disable=not process.master)
     began, seen = time.time(), 0
     while step < cfg.steps:
-        lr = common.lr_at(step, cfg.lr, cfg.warmup, cfg.steps, cfg.decay)
+        lr = optim.lr_at(step, cfg.lr, cfg.warmup, cfg.steps, cfg.decay)
         totals = torch.zeros(2, device=process.device)
         for i in range(micro):
             if process.world > 1:
@@ -212,10 +215,7 @@ def main(argv):
             ((mse + cfg.repa * align) * process.world / cfg.batch_size).backward()     # DDP averages over processes
             totals += torch.stack([mse, align]).detach()
         norm = nn.utils.clip_grad_norm_(step_module.parameters(), cfg.clip)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optim.step_all(optimizers, lr)
         ema.update()
         step, seen = step + 1, seen + cfg.batch_size
         bar.update()

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import checkpoint
 import common
+import optim
 import weights
 from common import InputError, print0
 from data import Packed, Samples, loader
@@ -51,6 +52,7 @@ class TrainConfig:
     steps: int = 3840                   # optimizer steps in all
     batch_size: int = 256               # samples a step, over all processes and micro-steps
     micro_batch: int = 32               # samples of one forward pass of one process
+    optimizer: str = "adamw"            # or "muon" for the matrices, which learns faster from nothing
     lr: float = 1e-4                    # learning rate after warm-up
     warmup: int = 80                    # steps of linear warm-up
     decay: str = "constant"             # or "cosine", down to 0
@@ -69,10 +71,11 @@ class TrainConfig:
 
 
 PRESETS = {
-    "phantom": dict(data="datasets/phantom", init="", out="out/phantom/und", n_layer=6, n_head=4, n_embd=192, n_inner=512,
-                    vit_layer=4, vit_head=4, vit_embd=192, image_size=128, repa_layer=2, max_text=128, steps=2000,
-                    batch_size=32, micro_batch=32, lr=1e-3, warmup=100, decay="cosine", ema=0.998, save_every=250),
+    "phantom": dict(optimizer="muon", data="datasets/phantom", init="", out="out/phantom/und", n_layer=6, n_head=4, n_embd=192, n_inner=512,
+                    vit_layer=4, vit_head=4, vit_embd=192, image_size=128, repa_layer=2, max_text=128, steps=2500,
+                    batch_size=16, micro_batch=16, lr=2e-3, warmup=100, decay="cosine", ema=0.995),
 }
+VECTORS = ("embed", "lm_head", "positions", "patch")    # parameters that AdamW keeps when Muon has the matrices
 
 
 class UndStep(nn.Module):
@@ -100,13 +103,17 @@ def initial(cfg):
     if not path.exists():
         raise InputError(f"there is no tokenizer at {path}; prepare_phantom.py writes it.")
     tokenizer = Tokenizer.with_named_ids(path)
-    vision = ViTConfig(image_size=cfg.image_size, patch_size=16, n_layer=cfg.vit_layer, n_head=cfg.vit_head,
-                       n_embd=cfg.vit_embd, n_inner=4 * cfg.vit_embd, mean=(0.5,) * 3, std=(0.25,) * 3, pad=0)
-    torch.manual_seed(cfg.seed)
-    return UniX(UniXConfig(n_layer=cfg.n_layer, n_head=cfg.n_head, n_embd=cfg.n_embd, n_inner=cfg.n_inner,
+    try:
+        vision = ViTConfig(image_size=cfg.image_size, patch_size=16, n_layer=cfg.vit_layer, n_head=cfg.vit_head,
+                           n_embd=cfg.vit_embd, n_inner=4 * cfg.vit_embd, mean=(0.5,) * 3, std=(0.25,) * 3, pad=0)
+        sizes = UniXConfig(n_layer=cfg.n_layer, n_head=cfg.n_head, n_embd=cfg.n_embd, n_inner=cfg.n_inner,
                            vocab_size=tokenizer.size, bos=tokenizer.bos, eos=tokenizer.eos, soi=tokenizer.soi,
                            eoi=tokenizer.eoi, max_text=cfg.max_text, vision=vision, repa_layer=cfg.repa_layer,
-                           generation=False)), tokenizer
+                           generation=False)
+    except AssertionError as error:         # sizes that do not fit each other
+        raise InputError(f"{error}.") from None
+    torch.manual_seed(cfg.seed)
+    return UniX(sizes), tokenizer
 
 
 @torch.no_grad()
@@ -133,11 +140,11 @@ def main(argv):
     train, val = (Samples(Packed(cfg.data, "und", image_size, split), tokenizer, model.cfg.max_text, cfg.seed,
                           cfg.batch_size) for split in ("train", "val"))
     step_module = UndStep(model.to(process.device).train())
-    optimizer = common.adamw(step_module, cfg.lr, weight_decay=cfg.weight_decay)
-    ema = common.EMA(model, cfg.ema)
+    optimizers = optim.optimizers(step_module, cfg, VECTORS)
+    ema = optim.EMA(model, cfg.ema)
     step = 0
     if resume:
-        step = common.resume(resume, optimizer, ema)
+        step = optim.resume(resume, optimizers, ema)
         print0(f"resuming {resume}")
     wrapped = DistributedDataParallel(step_module) if process.world > 1 else step_module
     log = common.Log(Path(cfg.out) / "log.jsonl", step) if process.master else None
@@ -145,7 +152,7 @@ def main(argv):
     def save():
         if process.master:
             config = {**weights.describe(model), "stage": 1, "settings": asdict(cfg)}
-            checkpoint.save(cfg.out, step, config=config, tokenizer=tokenizer.json, state=common.state(optimizer, ema),
+            checkpoint.save(cfg.out, step, config=config, tokenizer=tokenizer.json, state=optim.state(optimizers, ema),
                             tensors={"model": weights.model_tensors(model), "ema": ema.shadow})
 
     # the loop: `micro` forward and backward passes make one step
@@ -154,7 +161,7 @@ def main(argv):
     bar = tqdm(total=cfg.steps, initial=step, desc="stage 1", unit="step", disable=not process.master)
     began, seen = time.time(), 0
     while step < cfg.steps:
-        lr = common.lr_at(step, cfg.lr, cfg.warmup, cfg.steps, cfg.decay)
+        lr = optim.lr_at(step, cfg.lr, cfg.warmup, cfg.steps, cfg.decay)
         parts = [next(batches) for _ in range(micro)]
         # the sum over tokens is divided by the report tokens of the whole step, on all processes and micro-steps
         tokens = common.all_sum(torch.tensor([sum(int((b.labels != -100).sum()) for b in parts)], device=process.device))
@@ -167,10 +174,7 @@ def main(argv):
             (loss * process.world / tokens).sum().backward()       # DDP averages over processes
             total += loss.detach()
         norm = nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optim.step_all(optimizers, lr)
         ema.update()
         step, seen = step + 1, seen + cfg.batch_size
         bar.update()

@@ -24,6 +24,7 @@ from tqdm import tqdm
 import checkpoint
 import common
 import data
+import optim
 import weights
 from common import InputError, print0
 from vae import VAE, VAEConfig
@@ -57,7 +58,8 @@ class TrainConfig:
     batch_size: int = 8                     # images a step at the largest size, over all processes
     lr: float = 3e-3                        # highest learning rate, Muon's and AdamW's
     warmup: int = 50                        # steps of linear warm-up; then a cosine down to 0
-    momentum: float = 0.9                   # Muon's
+    optimizer: str = "muon"                 # Muon for the kernels, AdamW for the rest; or "adamw" for all
+    weight_decay: float = 0.0               # of AdamW
     clip: float = 1.0                       # largest norm of the gradient
     ema: float = 0.99                       # decay of the average that is saved as the VAE
     # system
@@ -70,34 +72,6 @@ class TrainConfig:
 PRESETS = {"phantom": dict(sizes=[128, 64], ch=16, ch_mult=[1, 1, 2, 4, 8], n_res=1, norm_groups=8)}
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum whose matrix is replaced by the nearest orthogonal one (Jordan et al. 2024, kellerjordan.github.io/posts/muon),
-    so that every direction of a layer learns at the same pace. A kernel (out, in, 3, 3) counts as an out x 9 in matrix."""
-
-    def __init__(self, params, lr, momentum):
-        super().__init__(params, dict(lr=lr, momentum=momentum))
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            for p in group["params"]:
-                average = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                average.lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonal(p.grad.lerp(average, group["momentum"]).flatten(1))
-                size = 0.2 * max(update.shape) ** 0.5       # as large as Adam's, so one rate fits both (arXiv 2502.16982)
-                p.add_(update.view_as(p), alpha=-group["lr"] * size)
-
-
-def orthogonal(m):
-    """U V^T of m = U S V^T, nearly: five Newton-Schulz steps bring all singular values to between 0.7 and 1.2."""
-    x = m.bfloat16().mT if m.shape[0] > m.shape[1] else m.bfloat16()
-    x = x / (x.norm() + 1e-7)
-    for _ in range(5):
-        a = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return (x.mT if m.shape[0] > m.shape[1] else x).to(m.dtype)
-
-
 def build(cfg):
     """A fresh VAE whose residual branches add nothing yet and whose posterior is narrow."""
     torch.manual_seed(cfg.seed)
@@ -108,14 +82,6 @@ def build(cfg):
             nn.init.zeros_(p)
     nn.init.constant_(vae.quant_conv.bias[cfg.z_channels:], -4.0)
     return vae
-
-
-def optimizers(vae, cfg):
-    """Muon for the kernels, AdamW for biases, norms and the two layers that touch pixels."""
-    pixels = ("encoder.conv_in.weight", "decoder.conv_out.weight")
-    kernels = [p for n, p in vae.named_parameters() if p.ndim == 4 and n not in pixels]
-    rest = [p for n, p in vae.named_parameters() if p.ndim < 4 or n in pixels]
-    return Muon(kernels, cfg.lr, cfg.momentum), torch.optim.AdamW(rest, cfg.lr, betas=(0.9, 0.95), weight_decay=0.0)
 
 
 class VAEStep(nn.Module):
@@ -147,7 +113,7 @@ def load(pictures, numbers, device):
 
 def batch(sets, cfg, step, process):
     """Images and noise of one step for this process: size and samples depend on (seed, step, index) alone."""
-    largest, shares = max(cfg.sizes), [1.0 if size == max(cfg.sizes) else 1 / 3 for size in cfg.sizes]
+    largest, shares = max(cfg.sizes), [1.0 if size == max(cfg.sizes) else 1 / 5 for size in cfg.sizes]
     turn = torch.multinomial(torch.tensor(shares), 1, generator=common.generator(cfg.seed, step)).item()
     pictures, size, numbers, noise = sets[turn], cfg.sizes[turn], [], []
     side = size // 2 ** (len(cfg.ch_mult) - 1)
@@ -209,7 +175,7 @@ def main(argv):
     # model, optimizers and average; those of the newest checkpoint when the run goes on
     resumed = checkpoint.start(cfg.out, cfg, cfg.overwrite)
     vae = build(cfg).to(process.device)
-    opts, ema, start = optimizers(vae, cfg), common.EMA(vae, cfg.ema), 0
+    opts, ema, start = optim.optimizers(vae, cfg, ("encoder.conv_in", "decoder.conv_out")), optim.EMA(vae, cfg.ema), 0
     if resumed:
         state, start = torch.load(resumed / "state.pt", weights_only=True), checkpoint.read_config(resumed)["step"]
         vae.load_state_dict(state["live"])
@@ -235,16 +201,13 @@ def main(argv):
     bar = tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, desc="VAE", unit="step", disable=not process.master)
     seen, began = 0, time.time()
     for step in bar:
-        lr = common.lr_at(step, cfg.lr, cfg.warmup, cfg.steps, "cosine")
+        lr = optim.lr_at(step, cfg.lr, cfg.warmup, cfg.steps, "cosine")
         images, noise = batch(sets, cfg, step, process)
         with common.autocast(process.device, cfg.dtype):
             loss, parts = net(images, noise)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(vae.parameters(), cfg.clip)
-        for opt in opts:
-            opt.param_groups[0]["lr"] = lr
-            opt.step()
-            opt.zero_grad(set_to_none=True)
+        optim.step_all(opts, lr)
         ema.update()
         seen += len(images) * process.world
         if process.master and (step + 1) % cfg.log_every == 0:

@@ -179,6 +179,11 @@ class VAE(nn.Module):
     def decode(self, latents):
         return self.decoder(self.post_quant_conv(latents / self.cfg.scale + self.cfg.shift))
 
+    def pictures(self, latents):
+        """Latents -> 8-bit grey pictures (B,H,W): channels averaged, [-1,1] to 0..255, rounded (the release truncates)."""
+        pixels = self.decode(latents).float().mean(dim=1)
+        return (pixels.clamp(-1, 1) * 127.5 + 127.5).round().byte()
+
 
 if __name__ == "__main__":
     vae = VAE(VAEConfig())

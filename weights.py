@@ -205,7 +205,10 @@ def load(directory, ema=True, dtype=torch.float32):
     tensors = read_tensors(directory / "model.safetensors")
     if ema and (directory / "ema.safetensors").exists():
         tensors.update(read_tensors(directory / "ema.safetensors"))
-    cfg = UniXConfig(**config["model"])
+    try:
+        cfg = UniXConfig(**config["model"])
+    except (TypeError, AssertionError) as error:    # a field that we do not have, or sizes that do not fit each other
+        raise InputError(f"{directory}/config.json describes no model of ours: {error}.") from None
     model = build(cfg, tensors, directory / "model.safetensors", dtype)
     vae = None
     if "vae" in config:

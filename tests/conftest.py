@@ -51,3 +51,30 @@ def tiny():
     from model import UniX
     torch.manual_seed(0)
     return randomise(UniX(tiny_config())).eval()
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory):
+    """The root of a packed phantom: und-64, gen-32, gen-64 with 24 pictures to train on, and its tokenizer."""
+    import prepare_phantom
+    root = tmp_path_factory.mktemp("phantom")
+    prepare_phantom.main(f"--out {root} --size 64 --train 24 --val 4 --test 2 --workers 1 --vocab-size 400".split())
+    return root
+
+
+def tiny_vae():
+    """A random autoencoder, 8 times smaller latents of 4 channels."""
+    from vae import VAE, VAEConfig
+    torch.manual_seed(0)
+    return VAE(VAEConfig(ch=8, ch_mult=(1, 1, 1, 2), n_res=1, z_channels=4, embed_dim=4, norm_groups=4,
+                         scale=1.0, shift=0.0)).eval()
+
+
+@pytest.fixture(scope="session")
+def vae_run(tmp_path_factory):
+    """A run directory like that of train_vae.py."""
+    import checkpoint
+    import weights
+    vae, run = tiny_vae(), tmp_path_factory.mktemp("vae")
+    checkpoint.save(run, 1, config=weights.describe(vae=vae), tensors={"vae": vae.state_dict()})
+    return run

@@ -1,13 +1,11 @@
-"""common.py: the command line, the learning rate, random numbers by key, the average, the log."""
+"""common.py: the command line, processes, random numbers by key, the log."""
 import json
-import math
 import subprocess
 import sys
 from dataclasses import dataclass, field
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import common
 from common import InputError, override
@@ -80,6 +78,7 @@ def test_preset_need_not_be_a_field():
 @pytest.mark.parametrize("line, words", [
     ("--stepz 5", "--steps"), ("--learningrate 5", "--learning-rate"), ("--no-steps", "unknown"),
     ("--steps five", "int"), ("--steps 1.5", "int"), ("--learning-rate fast", "float"), ("--sizes 1 b", "int"),
+    ("--learning-rate nan", "float"), ("--interval 0 inf", "float"),
     ("--steps", "needs a value"), ("--steps --overwrite", "needs a value"), ("--overwrite=5", "flag"),
     ("--interval 1", "2 values"), ("--interval 1 2 3", "2 values"), ("steps", "stands alone"), ("--overwrite yes", "stands alone"),
     ("--preset huge", "small, large"), ("--steps 0", "must be positive"), ("-x", "stands alone")])
@@ -128,6 +127,19 @@ def test_cli_exit_codes(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: the picture is missing.\n"
 
 
+def test_checked_goes_on_without_what_is_bad():
+    def positive(name, x):
+        if x < 0:
+            raise InputError(f"{name} is negative.")
+        return x + 1
+
+    failures = []
+    assert common.checked([("a", 1), ("b", -1), ("c", 3)], positive, failures) == [("a", 2), ("c", 4)]
+    assert failures == ["b is negative."]
+    with pytest.raises(InputError, match="b is negative. d is negative."):
+        common.checked([("b", -1), ("d", -2)], positive, [])
+
+
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         common.cli(lambda argv: 1 / 0)
@@ -152,13 +164,6 @@ def test_setup(monkeypatch):
         common.autocast(torch.device("cpu"), "float16")
 
 
-def test_learning_rate():
-    assert [common.lr_at(s, 1.0, 4, 100) for s in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1, 1, 1]
-    assert common.lr_at(0, 2e-4, 0, 10) == 2e-4
-    cosine = [common.lr_at(s, 1.0, 10, 110, "cosine") for s in (9, 10, 35, 60, 109, 110)]
-    assert cosine == pytest.approx([1, 1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 + math.cos(math.pi * 0.99)) / 2, 0], abs=1e-9)
-
-
 def test_generator_depends_on_its_key_alone():
     draw = lambda *key: torch.randn(4, generator=common.generator(*key))
     first = draw(0, 5, 7)
@@ -179,74 +184,6 @@ def test_neighbouring_keys_are_independent():
     x = torch.stack([torch.randn((), generator=common.generator(0, s, i)) for s in range(40) for i in range(100)])
     assert abs(x.mean()) < 0.06 and abs(x.std() - 1) < 0.05
     assert abs((x[1:] * x[:-1]).mean()) < 0.06 and abs((x[100:] * x[:-100]).mean()) < 0.06
-
-
-def test_average_in_closed_form():
-    module = torch.nn.Linear(2, 1, bias=False).double()
-    values = [torch.randn(1, 2, generator=torch.Generator().manual_seed(i)) for i in range(40)]
-    module.weight.data = values[0].double()
-    ema, want = common.EMA(module, 0.7), values[0]
-    for n, value in enumerate(values[1:], 1):
-        module.weight.data = value.double()
-        ema.live["weight"] = module.weight
-        ema.update()
-        decay = min(0.7, (1 + n) / (10 + n))
-        want = decay * want + (1 - decay) * value
-    assert torch.allclose(ema.shadow["weight"], want, atol=1e-6) and ema.shadow["weight"].dtype == torch.float32
-
-
-def test_average_follows_the_live_weights_of_an_optimizer():
-    module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
-    module[0].requires_grad_(False)
-    ema = common.EMA(module, 0.9)
-    assert ema.shadow.keys() == {"1.weight", "1.bias"}          # trained parameters only
-    optimizer = common.adamw(module, 0.1)
-    before = module[1].weight.detach().clone()
-    module(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    ema.update()
-    decay = 2 / 11
-    assert torch.allclose(ema.shadow["1.weight"], decay * before + (1 - decay) * module[1].weight, atol=1e-6)
-    live, average = module[1].weight.detach().clone(), ema.shadow["1.weight"].clone()
-    ema.swap()
-    assert torch.equal(module[1].weight, average) and torch.equal(ema.shadow["1.weight"], live)
-    ema.swap()
-    assert torch.equal(module[1].weight, live) and torch.equal(ema.shadow["1.weight"], average)
-
-
-def test_optimizer_takes_what_is_trained(capsys):
-    module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 2))
-    module[0].requires_grad_(False)
-    optimizer = common.adamw(module, 1e-3)
-    assert sum(p.numel() for g in optimizer.param_groups for p in g["params"]) == 8
-    group = optimizer.param_groups[0]
-    assert group["betas"] == (0.9, 0.95) and group["eps"] == 1e-15 and group["weight_decay"] == 0
-    assert "trained 8 parameters" in capsys.readouterr().out
-
-
-def test_state_and_resume(tmp_path):
-    def run(module):
-        return common.adamw(module, 0.01), common.EMA(module, 0.9)
-
-    def step(module, optimizer, ema, x):
-        module(x).square().sum().backward()
-        optimizer.step(), optimizer.zero_grad(), ema.update()
-
-    torch.manual_seed(0)
-    one, x = torch.nn.Linear(3, 3), torch.randn(6, 2, 3)
-    optimizer, ema = run(one)
-    for i in range(3):
-        step(one, optimizer, ema, x[i])
-    torch.save(common.state(optimizer, ema), tmp_path / "state.pt")
-    save_file(ema.shadow, tmp_path / "ema.safetensors")
-    (tmp_path / "config.json").write_text('{"step": 3}')
-    two = torch.nn.Linear(3, 3)
-    two.load_state_dict(one.state_dict())
-    optimizer_2, ema_2 = run(two)
-    assert common.resume(tmp_path, optimizer_2, ema_2) == 3
-    for i in range(3, 6):
-        step(one, optimizer, ema, x[i]), step(two, optimizer_2, ema_2, x[i])
-    assert torch.equal(one.weight, two.weight) and torch.equal(ema.shadow["weight"], ema_2.shadow["weight"])
 
 
 def test_log_is_cut_on_resume(tmp_path):
