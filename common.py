@@ -176,7 +176,7 @@ def autocast(device, dtype):
 
 def generator(*key):
     """A CPU generator that depends on the whole numbers in `key`, e.g. (seed, step, index), and on nothing else."""
-    seed = np.random.SeedSequence([k % 2**64 for k in key]).generate_state(1, np.uint64)[0]
+    seed = np.random.SeedSequence([len(key), *(k % 2**64 for k in key)]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(seed))
 
 

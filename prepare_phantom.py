@@ -31,7 +31,7 @@ import data
 @dataclass
 class Settings:
     out: str = "datasets/phantom"   # where the packed data sets und-<size>, gen-<size/2>, gen-<size> go
-    train: int = 10000              # pictures to train on
+    train: int = 9000               # pictures to train on
     val: int = 500                  # pictures to watch the training with
     test: int = 1000                # pictures to report numbers on
     size: int = 128                 # pixels a side; stage 2 learns to draw at half of it, stage 3 at all of it

@@ -80,9 +80,8 @@ PHANTOM = dict(optimizer="muon", data="datasets/phantom", vae="out/phantom/vae",
                lr=2e-3, warmup=100, decay="cosine", ema=0.998, save_every=250)
 PRESETS = {     # preset -> stage -> settings
     "paper": {2: {}, 3: PAPER3},
-    "phantom": {2: dict(PHANTOM, init="out/phantom/und", out="out/phantom/gen64", size=64, steps=2500),
-                3: dict(PHANTOM, init="out/phantom/gen64", out="out/phantom/gen128", size=128, steps=2500, repa=0.0,
-                        lr=1e-3, warmup=50)},
+    "phantom": {2: dict(PHANTOM, init="out/phantom/und", out="out/phantom/gen64", size=64, steps=1000),
+                3: dict(PHANTOM, init="out/phantom/gen64", out="out/phantom/gen128", size=128, steps=2500, repa=0.0)},
 }
 VECTORS = ("latent_in", "latent_out", "mlp.4")          # parameters that AdamW keeps when Muon has the matrices
 

@@ -54,7 +54,7 @@ class TrainConfig:
     scales: int = 2                         # the differences are compared at full size, half size, ...
     kl: float = 1e-4                        # weight of the KL divergence, a mean over latents
     # optimizer
-    steps: int = 3000                       # of training
+    steps: int = 2800                       # of training
     batch_size: int = 8                     # images a step at the largest size, over all processes
     lr: float = 3e-3                        # highest learning rate, Muon's and AdamW's
     warmup: int = 50                        # steps of linear warm-up; then a cosine down to 0
@@ -157,7 +157,8 @@ def encode(cfg, device):
         pictures = data.Packed(cfg.data, "gen", size)
         for shard, name in enumerate(pictures.shards):
             numbers = [i for i, place in enumerate(pictures.places) if place[0] == shard]
-            mean, logvar = posteriors(vae, pictures, numbers, device, f"{pictures.directory.name} {name.stem}").half()
+            with common.autocast(device, cfg.dtype):
+                mean, logvar = posteriors(vae, pictures, numbers, device, f"{pictures.directory.name} {name.stem}").half()
             temporary = name.with_suffix(".tmp")
             save_file({"mean": mean.contiguous(), "logvar": logvar.contiguous()}, temporary, {"vae": weights.vae_hash(vae)})
             temporary.rename(name.with_suffix(".latents.safetensors"))
