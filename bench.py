@@ -1,6 +1,7 @@
 """Speed as ratios, measured in one process, so that they mean the same on any machine.
 
     python bench.py sample      # velocities against a matrix product; decoding against reading the weights once
+    python bench.py steps       # how near few-step solvers come to the converged solution, with the demo/ weights
 
 A guided velocity is compared with the rate of one large matrix product of the same dtype: the floating-point
 operations of its linear layers and its attention, over its time. Decoding one token must read every weight once, so it
@@ -10,13 +11,21 @@ import json
 import statistics
 import time
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 
+from tqdm import tqdm
+
 import common
+import flow
+import sample
+import weights
 from attention import DecodeCache
 from common import InputError
 from model import UniX, UniXConfig
+from prepare_phantom import Settings, held_out
 from vision import ViTConfig
 
 
@@ -33,6 +42,8 @@ class BenchConfig:
     dtype: str = "bfloat16"     # or float32
     device: str = "auto"        # auto, cpu, cuda
     threads: int = 0            # CPU threads; 0 leaves it to torch
+    checkpoint: str = str(Path(__file__).parent / "demo")   # of `steps`
+    reports: int = 64           # of `steps`
     json: bool = False          # print the figures as JSON
 
 
@@ -87,9 +98,9 @@ def bench_sample(cfg):
                                          "product_gflops": peak / 1e9, "share": rate / peak}
 
     # decoding: every understanding weight that a token uses is read once
-    weights = [p for n, p in model.named_parameters() if (".u." in n) or n.startswith(("lm_head", "norm_u"))]
+    used = [p for n, p in model.named_parameters() if (".u." in n) or n.startswith(("lm_head", "norm_u"))]
     # summed as float32, whatever the bytes mean: the sum of bf16 numbers is slow for reasons of its own
-    block = torch.cat([p.flatten() for p in weights]).view(torch.float32)
+    block = torch.cat([p.flatten() for p in used]).view(torch.float32)
     token = torch.zeros(1, 1, dtype=torch.long, device=device)
     figures["decode"] = {"weights_mb": block.numel() * block.element_size() / 1e6}
     for cached in (cfg.cached // 8, cfg.cached):
@@ -106,13 +117,46 @@ def bench_sample(cfg):
     return figures
 
 
+SETTINGS = [("euler", 49, 3.0), ("euler", 16, 3.0), ("euler", 16, 1.0), ("heun", 8, 1.0), ("ab2", 16, 3.0),
+            ("ab2", 16, 1.0), ("ab2", 12, 1.0), ("ab2", 8, 1.0)]     # solver, steps, shift; the release's first
+
+
+@torch.no_grad()
+def bench_steps(cfg):
+    """Relative RMS distance of final latents to 200 Heun steps, guidance 2, averaged over held-out reports."""
+    device = common.setup(cfg.device, cfg.threads).device
+    model, vae, tokenizer = weights.load(cfg.checkpoint)
+    model = model.to(device)
+    reports = [held_out(Settings(), i)[0]["report"] for i in range(cfg.reports)]
+    cache = sample.read_reports(model, [tokenizer.prompt(report) for report in reports])
+    velocity = sample.guided(model, cache, 2.0, (0.4, 1.0), "global")
+    side = model.cfg.max_latent_size
+    noise = torch.stack([torch.randn(vae.cfg.embed_dim, side, side, generator=common.generator(0, i))
+                         for i in range(cfg.reports)]).to(device)
+    converged = flow.heun(velocity, noise, flow.schedule(200), partial(tqdm, desc="200 Heun steps", leave=False))
+    figures = {}
+    for solver, steps, shift in SETTINGS:
+        solve, evaluations = flow.SOLVERS[solver]
+        error = solve(velocity, noise, flow.schedule(steps, shift)) - converged
+        distance = (error.square().mean((1, 2, 3)) / converged.square().mean((1, 2, 3))).sqrt().mean()
+        figures[f"{solver} {steps} steps, shift {shift:g}"] = {"velocities": steps * evaluations, "distance": float(distance)}
+        print(f"{solver:6} {steps:3} steps, shift {shift:g}: {steps * evaluations:3} velocities, distance {float(distance):.4f}")
+    return figures
+
+
 def main(argv):
-    if argv[:1] != ["sample"] and "--help" not in argv:
-        raise InputError("say what to measure: `python bench.py sample`.")
-    cfg = common.override(BenchConfig(), argv[1:] if argv[:1] == ["sample"] else argv, __doc__)
-    figures = bench_sample(cfg)
+    kinds = {"sample": bench_sample, "steps": bench_steps}
+    if argv[:1] and argv[0] not in kinds and "--help" not in argv or not argv:
+        raise InputError("say what to measure: `python bench.py sample` or `python bench.py steps`.")
+    cfg = common.override(BenchConfig(), [word for word in argv if word not in kinds], __doc__)
+    figures = kinds.get(argv[0])(cfg)
     if cfg.json:
-        return print(json.dumps(figures))
+        print(json.dumps(figures))
+    elif argv[0] == "sample":
+        show_sample(figures)
+
+
+def show_sample(figures):
     print(f"{figures['device']}, {figures['dtype']}, {figures['threads']} threads")
     for images in (1, 8):
         f = figures[f"velocity_{images}"]

@@ -68,13 +68,34 @@ class SampleConfig:
 PRESETS = {"release": dict(steps=49, solver="euler", shift=3.0, cfg=2.0, cfg_interval=(0.4, 1.0), renorm="global")}
 
 
+def read_reports(model, blocks):
+    """Token ids of reports, of any lengths -> the cache that denoising reads, one row a report."""
+    ids, valid = pad(blocks)
+    return model.prefill_text(ids.to(model.embed.weight.device), valid.to(model.embed.weight.device))[1]
+
+
+def guided(model, cache, cfg, cfg_interval, renorm):
+    """velocity(x_t (B, z, h, w), t (B,)) with guidance: two contexts, the report and nothing, are rows of one batch."""
+    B, dtype = len(cache.valid), model.embed.weight.dtype
+    twice = torch.arange(2 * B, device=cache.valid.device)
+    both = cache.rows(twice % B).drop(twice >= B)
+
+    def velocity(x, t):
+        x, t = x.to(dtype), t.to(x.device)
+        if cfg == 1 or not cfg_interval[0] < float(t[0]) <= cfg_interval[1]:
+            return model.velocity(x, t, cache).float()
+        v_cond, v_uncond = model.velocity(x.repeat(2, 1, 1, 1), t.repeat(2), both).float().chunk(2)
+        return flow.guide(v_cond, v_uncond, cfg, renorm)
+
+    return velocity
+
+
 @torch.no_grad()
 def generate_images(model, vae, tokenizer, reports, num=1, seed=0, steps=16, solver="ab2", shift=1.0, cfg=2.0,
                     cfg_interval=(0.4, 1.0), renorm="global", size=0, batch=16, numbers=None, progress=True):
     """Draw `num` images of each report -> uint8 (len(reports), num, size, size) grey.
 
     The noise of image k depends on (seed, k) alone; `numbers` gives the reports' first k when it shall differ.
-    Guidance needs two contexts, the report and nothing: both are rows of one batch and one cache.
     """
     device, dtype = model.embed.weight.device, model.embed.weight.dtype
     side = latent_side(model, vae, size)
@@ -84,17 +105,7 @@ def generate_images(model, vae, tokenizer, reports, num=1, seed=0, steps=16, sol
     for at in range(0, len(jobs), batch):
         chunk = jobs[at:at + batch]
         B = len(chunk)
-        ids, valid = pad([blocks[i] for i, _ in chunk])
-        _, cache = model.prefill_text(ids.to(device), valid.to(device))
-        both = cache.rows(torch.arange(B, device=device).repeat(2)).drop(torch.arange(2 * B, device=device) >= B)
-
-        def velocity(x, t):
-            x, t = x.to(dtype), t.to(device)
-            if cfg == 1 or not cfg_interval[0] < float(t[0]) <= cfg_interval[1]:
-                return model.velocity(x, t, cache).float()
-            v_cond, v_uncond = model.velocity(x.repeat(2, 1, 1, 1), t.repeat(2), both).float().chunk(2)
-            return flow.guide(v_cond, v_uncond, cfg, renorm)
-
+        velocity = guided(model, read_reports(model, [blocks[i] for i, _ in chunk]), cfg, cfg_interval, renorm)
         bar = partial(tqdm, desc=f"drawing {at + 1}-{at + B} of {len(jobs)}", unit="step", disable=not progress, leave=False)
         noise = torch.stack([torch.randn(vae.cfg.embed_dim, side, side, generator=generator(seed, k)) for _, k in chunk])
         latents = solve(velocity, noise.to(device), times, bar)
@@ -163,13 +174,13 @@ def draw(cfg, model, vae, tokenizer, reports, failures):
     settings = {name: getattr(cfg, name) for name in names}
     pictures = generate_images(model, vae, tokenizer, reports, **settings)
     out, jobs = Path(cfg.out), [(i, k) for i in range(len(reports)) for k in range(cfg.num)]
-    about = {"checkpoint": Path(cfg.checkpoint).name, "dtype": cfg.dtype, **settings, "size": pictures.shape[-1], "reports": reports}
+    about = {"checkpoint": Path(cfg.checkpoint).name, "dtype": cfg.dtype, **settings, "reports": reports}
     if cfg.grid:
         save_png(captioned(pictures.reshape(-1, *pictures.shape[2:]), [reports[i] for i, _ in jobs]), out, **about)
     for n, (i, k) in enumerate(jobs):
         path = out if cfg.grid or len(jobs) == 1 else out.with_name(f"{out.stem}-{n:03d}.png")
         if not cfg.grid:
-            save_png(Image.fromarray(pictures[i, k]), path, image=k, **{**about, "reports": reports[i]})
+            save_png(Image.fromarray(pictures[i, k]), path, **{**about, "reports": reports[i], "image": k})
         print(json.dumps({"file": str(path), "report": reports[i], "image": k}) if cfg.json else f"{path}: {reports[i]}")
 
 

@@ -76,8 +76,8 @@ class TrainConfig:
 
 
 PAPER3 = dict(init="out/gen256", out="out/gen512", size=512, repa=0.0, steps=5000, lr=1e-4, warmup=0)
-PHANTOM = dict(optimizer="muon", data="datasets/phantom", vae="out/phantom/vae", max_latent_size=8, repa_inner=384, batch_size=32,
-               lr=2e-3, warmup=100, decay="cosine", ema=0.998, save_every=250)
+PHANTOM = dict(data="datasets/phantom", vae="out/phantom/vae", max_latent_size=8, repa_inner=384, batch_size=32,
+               optimizer="muon", lr=2e-3, warmup=100, decay="cosine", ema=0.998, save_every=250)
 PRESETS = {     # preset -> stage -> settings
     "paper": {2: {}, 3: PAPER3},
     "phantom": {2: dict(PHANTOM, init="out/phantom/und", out="out/phantom/gen64", size=64, steps=1000),

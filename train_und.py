@@ -71,9 +71,10 @@ class TrainConfig:
 
 
 PRESETS = {
-    "phantom": dict(optimizer="muon", data="datasets/phantom", init="", out="out/phantom/und", n_layer=6, n_head=4, n_embd=192, n_inner=512,
-                    vit_layer=4, vit_head=4, vit_embd=192, image_size=128, repa_layer=2, max_text=128, steps=2600,
-                    batch_size=16, micro_batch=16, lr=2e-3, warmup=100, decay="cosine", ema=0.995),
+    "phantom": dict(data="datasets/phantom", init="", out="out/phantom/und", n_layer=6, n_head=4, n_embd=192,
+                    n_inner=512, vit_layer=4, vit_head=4, vit_embd=192, image_size=128, repa_layer=2, max_text=128,
+                    steps=2600, batch_size=16, micro_batch=16, optimizer="muon", lr=2e-3, warmup=100, decay="cosine",
+                    ema=0.995),
 }
 VECTORS = ("embed", "lm_head", "positions", "patch")    # parameters that AdamW keeps when Muon has the matrices
 
