@@ -8,7 +8,8 @@ What differs from the usual: each modality has its own projections and norms (pa
 over all tokens (Eq. 4-5). The understanding stream `u` and the generation stream `g` stay two tensors and are
 concatenated for one attention call; no index gather or scatter.
 
-B batch, T tokens of the block, S tokens in the cache, C width, H heads, D head width. Tensors are (B, T, H, D).
+B batch, T tokens of the block, S tokens in the cache, C width, H heads, D head width. Heads come before tokens,
+(B, H, T, D), so that products per head read keys and values as they lie.
 """
 import torch
 import torch.nn as nn
@@ -27,14 +28,14 @@ class RMSNorm(nn.Module):
 
 
 def rope(positions, dim, theta):
-    """Rotation angles in fp32: positions (B, T) or (B, 1) for a block that shares one -> cos, sin (B, T, 1, D/2)."""
+    """Rotation angles in fp32: positions (B, T) or (B, 1) for a block that shares one -> cos, sin (B, 1, T, D/2)."""
     freqs = theta ** (-torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim)
-    angles = positions[:, :, None, None].float() * freqs
+    angles = positions[:, None, :, None].float() * freqs
     return angles.cos(), angles.sin()
 
 
 def rotate(x, cos, sin):
-    """Rotate (B, T, H, D) by its position, pairing the first half of D with the second ("rotate half"), in fp32."""
+    """Rotate (B, H, T, D) by its position, pairing the first half of D with the second ("rotate half"), in fp32."""
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
@@ -57,18 +58,22 @@ def visible(valid, T, causal):
 
 
 def attend(q, k, v, bias):
-    """softmax(q k^T / sqrt(D) + bias) v. q (B, T, H, D), k and v (B, S, H, D) -> (B, T, H, D). The only softmax.
+    """softmax(q k^T / sqrt(D) + bias) v. q (B, H, T, D), k and v (B, H, S, D) -> (B, T, H, D). The only softmax.
 
     On CUDA torch's fused kernel; on a CPU plain products, which in bf16 are two to three times as fast as that kernel
-    (forward and backward) at our sizes. A test holds the two equal.
+    (forward and backward) at our sizes. A test holds the two equal. Computed in the dtype of k, returned in that of q.
     """
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))                                  # (B, H, T or S, D)
+    dtype, q = q.dtype, q.to(k.dtype)
     bias = None if bias is None else bias.to(q.dtype)
     if q.is_cuda:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
-    scores = (q * q.size(-1) ** -0.5) @ k.transpose(-1, -2)                           # (B, H, T, S)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).to(dtype)
+    q = q * q.size(-1) ** -0.5
+    if q.size(2) == 1:      # decoding: k q^T reads the keys as they lie, q k^T would copy them all for every token
+        scores = (k @ q.transpose(-1, -2)).transpose(-1, -2)                          # (B, H, 1, S)
+    else:
+        scores = q @ k.transpose(-1, -2)                                              # (B, H, T, S)
     scores = scores if bias is None else scores.add_(bias)
-    return (scores.softmax(-1) @ v).transpose(1, 2)
+    return (scores.softmax(-1) @ v).transpose(1, 2).to(dtype)
 
 
 class Heads(nn.Module):
@@ -82,15 +87,15 @@ class Heads(nn.Module):
         self.q_norm, self.k_norm = (RMSNorm(n_embd // n_head, eps) for _ in range(2))
 
     def forward(self, x):
-        """x (B, T, C) -> q, k in fp32 and v in x's (autocast) dtype, each (B, T, H, D); q and k before RoPE."""
-        q, k, v = (f(x).unflatten(-1, (self.n_head, -1)) for f in (self.q, self.k, self.v))
+        """x (B, T, C) -> q, k in fp32 and v in x's (autocast) dtype, each (B, H, T, D); q and k before RoPE."""
+        q, k, v = (f(x).unflatten(-1, (self.n_head, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
         return self.q_norm(q.float()), self.k_norm(k.float()), v
 
 
 class Cache:
     """Keys and values of the clean blocks so far. A value: `append` returns a new cache, layers never write to it.
 
-    keys, values: per layer (B, S, H, D), keys after norm and RoPE. valid (B, S): which slots hold a token. Slot is
+    keys, values: per layer (B, H, S, D), keys after norm and RoPE. valid (B, S): which slots hold a token. Slot is
     not position: text is padded on the right, so every row fills the same slots, each with its own positions;
     next_position (B,) is where the next block starts. The empty context is S = 0, or a row without valid slots.
     """
@@ -104,11 +109,11 @@ class Cache:
         return cls([], [], torch.zeros(B, 0, dtype=torch.bool, device=device), zero)
 
     def read(self, layer, k, v):
-        """The block's keys and values (B, T, H, D) behind those of the cache -> two (B, S + T, H, D)."""
+        """The block's keys and values (B, H, T, D) behind those of the cache -> two (B, H, S + T, D)."""
         if not self.keys:
             return k, v
         past = self.keys[layer], self.values[layer]
-        return tuple(torch.cat([p.to(x.dtype), x], dim=1) for p, x in zip(past, (k, v)))
+        return tuple(torch.cat([p.to(x.dtype), x], dim=2) for p, x in zip(past, (k, v)))
 
     def append(self, new, valid, advance):
         """The cache after a block: new is a list of (k, v) per layer, valid (B, T), advance (B,) positions or int."""
@@ -130,20 +135,22 @@ class DecodeCache(Cache):
     """The same cache in buffers allocated once, for decoding: a new token costs no copy of the old ones. No gradient.
 
     `read` lays the block into the free slots behind the cache, `append` counts them in and returns the cache itself.
+    On a CPU the buffers are fp32 whatever the model is: products of one bf16 query would copy the keys and values.
     """
 
     def __init__(self, cache, room):
         B, S = cache.valid.shape
         self.length = S
-        pad = lambda x: torch.cat([x, x.new_zeros(B, room, *x.shape[2:])], dim=1)
+        wide = lambda x: x if x.is_cuda else x.float()
+        pad = lambda x: torch.cat([wide(x), wide(x).new_zeros(*x.shape[:2], room, x.size(3))], dim=2)
         super().__init__([pad(k) for k in cache.keys], [pad(v) for v in cache.values],
                          cache.valid, cache.next_position.clone())
 
     def read(self, layer, k, v):
-        end = self.length + k.size(1)
-        assert end <= self.keys[layer].size(1), f"the decode cache has {self.keys[layer].size(1)} slots, {end} wanted"
-        self.keys[layer][:, self.length:end], self.values[layer][:, self.length:end] = k, v
-        return self.keys[layer][:, :end], self.values[layer][:, :end]
+        end = self.length + k.size(2)
+        assert end <= self.keys[layer].size(2), f"the decode cache has {self.keys[layer].size(2)} slots, {end} wanted"
+        self.keys[layer][:, :, self.length:end], self.values[layer][:, :, self.length:end] = k, v
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
     def append(self, new, valid, advance):
         self.length += valid.size(1)

@@ -128,8 +128,7 @@ def bench_steps(cfg):
     model, vae, tokenizer = weights.load(cfg.checkpoint)
     model = model.to(device)
     reports = [held_out(Settings(), i)[0]["report"] for i in range(cfg.reports)]
-    cache = sample.read_reports(model, [tokenizer.prompt(report) for report in reports])
-    velocity = sample.guided(model, cache, 2.0, (0.4, 1.0), "global")
+    velocity = sample.guided(model, [tokenizer.prompt(report) for report in reports], 2.0, (0.4, 1.0), "global")
     side = model.cfg.max_latent_size
     noise = torch.stack([torch.randn(vae.cfg.embed_dim, side, side, generator=common.generator(0, i))
                          for i in range(cfg.reports)]).to(device)

@@ -93,7 +93,7 @@ class Layer(nn.Module):
         self.g = Branch(cfg) if cfg.generation else None
 
     def forward(self, u, g, angles, past, bias, grad_u=True):
-        """u (B, Tu, C), g (B, Tg, C) or None -> the same, and the block's keys and values (B, Tu + Tg, H, D).
+        """u (B, Tu, C), g (B, Tg, C) or None -> the same, and the block's keys and values (B, H, Tu + Tg, D).
 
         past(k, v) puts the cache in front. grad_u=False: no gradient through the u stream (the u branch is frozen).
         """
@@ -101,7 +101,7 @@ class Layer(nn.Module):
         with torch.set_grad_enabled(grad_u):
             q, k, v = self.u.before(u)
         if g is not None:
-            q, k, v = (torch.cat(pair, dim=1) for pair in zip((q, k, v), self.g.before(g)))
+            q, k, v = (torch.cat(pair, dim=2) for pair in zip((q, k, v), self.g.before(g)))
         q, k = rotate(q, *angles).to(v.dtype), rotate(k, *angles).to(v.dtype)
         y = attend(q, *past(k, v), bias)
         y_u, y_g = y.split([u.size(1), y.size(1) - u.size(1)], dim=1)

@@ -5,8 +5,7 @@
     python sample.py --reports prompts.txt --num 4 --grid        # a captioned grid
     python sample.py --image films/ --json                       # one JSON object a line
 
-Without --checkpoint the phantom model in demo/ is used: a toy that knows toy chest X-rays only. Other programs call
-`generate_images` and `generate_reports`; the command line is a thin shell.
+Without --checkpoint the phantom model in demo/ is used, which knows toy chest X-rays only.
 """
 import json
 import os
@@ -68,16 +67,12 @@ class SampleConfig:
 PRESETS = {"release": dict(steps=49, solver="euler", shift=3.0, cfg=2.0, cfg_interval=(0.4, 1.0), renorm="global")}
 
 
-def read_reports(model, blocks):
-    """Token ids of reports, of any lengths -> the cache that denoising reads, one row a report."""
+def guided(model, blocks, cfg, cfg_interval, renorm):
+    """velocity(x_t (B, z, h, w), t (B,)) given reports (token ids), guided: the report and nothing are rows of one batch."""
+    device, dtype, B = model.embed.weight.device, model.embed.weight.dtype, len(blocks)
     ids, valid = pad(blocks)
-    return model.prefill_text(ids.to(model.embed.weight.device), valid.to(model.embed.weight.device))[1]
-
-
-def guided(model, cache, cfg, cfg_interval, renorm):
-    """velocity(x_t (B, z, h, w), t (B,)) with guidance: two contexts, the report and nothing, are rows of one batch."""
-    B, dtype = len(cache.valid), model.embed.weight.dtype
-    twice = torch.arange(2 * B, device=cache.valid.device)
+    _, cache = model.prefill_text(ids.to(device), valid.to(device))
+    twice = torch.arange(2 * B, device=device)
     both = cache.rows(twice % B).drop(twice >= B)
 
     def velocity(x, t):
@@ -98,15 +93,13 @@ def generate_images(model, vae, tokenizer, reports, num=1, seed=0, steps=16, sol
     The noise of image k depends on (seed, k) alone; `numbers` gives the reports' first k when it shall differ.
     """
     device, dtype = model.embed.weight.device, model.embed.weight.dtype
-    side = latent_side(model, vae, size)
-    blocks = [tokenizer.prompt(report) for report in reports]
+    side, blocks = latent_side(model, vae, size), [tokenizer.prompt(report) for report in reports]
     jobs = [(i, k + (numbers[i] if numbers else 0)) for i in range(len(reports)) for k in range(num)]
     solve, times, pictures = flow.SOLVERS[solver][0], flow.schedule(steps, shift), []
     for at in range(0, len(jobs), batch):
         chunk = jobs[at:at + batch]
-        B = len(chunk)
-        velocity = guided(model, read_reports(model, [blocks[i] for i, _ in chunk]), cfg, cfg_interval, renorm)
-        bar = partial(tqdm, desc=f"drawing {at + 1}-{at + B} of {len(jobs)}", unit="step", disable=not progress, leave=False)
+        velocity = guided(model, [blocks[i] for i, _ in chunk], cfg, cfg_interval, renorm)
+        bar = partial(tqdm, desc=f"drawing {at + 1}/{len(jobs)}", unit="step", disable=not progress, leave=False)
         noise = torch.stack([torch.randn(vae.cfg.embed_dim, side, side, generator=generator(seed, k)) for _, k in chunk])
         latents = solve(velocity, noise.to(device), times, bar)
         pictures.append(vae.pictures(latents.to(dtype)).cpu())
@@ -129,11 +122,10 @@ def generate_reports(model, tokenizer, images, prompt=SampleConfig.prompt, tempe
                      seed=0, batch=16, progress=True):
     """Report on images (N, S, S) uint8, already `vision.preprocess`ed to the tower's size -> N strings."""
     device, dtype, reports = model.embed.weight.device, model.embed.weight.dtype, []
-    room = min(max_tokens or model.cfg.max_text, model.cfg.max_text) - 1                # BOS takes one
+    room = min(max_tokens or model.cfg.max_text, model.cfg.max_text - 1)                # BOS takes one
     block = torch.tensor(tokenizer.prompt(prompt), device=device)
     for at in tqdm(range(0, len(images), batch), desc="reading", unit="batch", disable=not progress, leave=False):
-        part = images[at:at + batch]
-        B = len(part)
+        B = len(part := images[at:at + batch])
         pixels = normalize(torch.as_tensor(part).to(device)[:, None].float() / 255, model.cfg.vision)
         _, cache = model.prefill_image(pixels.to(dtype))
         _, cache = model.prefill_text(block.expand(B, -1), cache=cache)
@@ -168,19 +160,19 @@ def draw(cfg, model, vae, tokenizer, reports, failures):
                              f"{name} is empty; write what the picture should show.")
         return text
 
-    named = [(f"report {i + 1}", text) for i, text in enumerate(reports)]
-    reports = [text for _, text in common.checked(named, check, failures)]
+    reports = common.checked([(f"report {i + 1}", text) for i, text in enumerate(reports)], check, failures)
     names = ("num", "seed", "steps", "solver", "shift", "cfg", "cfg_interval", "renorm", "size", "batch")
-    settings = {name: getattr(cfg, name) for name in names}
+    settings, reports = {name: getattr(cfg, name) for name in names}, [text for _, text in reports]
     pictures = generate_images(model, vae, tokenizer, reports, **settings)
     out, jobs = Path(cfg.out), [(i, k) for i in range(len(reports)) for k in range(cfg.num)]
-    about = {"checkpoint": Path(cfg.checkpoint).name, "dtype": cfg.dtype, **settings, "reports": reports}
+    about = {"checkpoint": Path(cfg.checkpoint).name, "dtype": cfg.dtype, **settings, "size": pictures.shape[-1]}
     if cfg.grid:
-        save_png(captioned(pictures.reshape(-1, *pictures.shape[2:]), [reports[i] for i, _ in jobs]), out, **about)
+        sheet = captioned(pictures.reshape(-1, *pictures.shape[2:]), [reports[i] for i, _ in jobs])
+        save_png(sheet, out, reports=reports, **about)
     for n, (i, k) in enumerate(jobs):
         path = out if cfg.grid or len(jobs) == 1 else out.with_name(f"{out.stem}-{n:03d}.png")
         if not cfg.grid:
-            save_png(Image.fromarray(pictures[i, k]), path, **{**about, "reports": reports[i], "image": k})
+            save_png(Image.fromarray(pictures[i, k]), path, reports=reports[i], image=k, **about)
         print(json.dumps({"file": str(path), "report": reports[i], "image": k}) if cfg.json else f"{path}: {reports[i]}")
 
 
@@ -188,21 +180,21 @@ def read(cfg, model, tokenizer, files, failures):
     """The command line's --image: print the reports."""
     vision = model.cfg.vision
     if len(tokenizer.prompt(cfg.prompt)) > model.cfg.max_text:
-        raise InputError(f"the prompt has more tokens than this checkpoint reads ({model.cfg.max_text}); shorten it.")
+        raise InputError(f"--prompt is longer than the {model.cfg.max_text} tokens that this checkpoint reads; shorten it.")
     good = common.checked(files, lambda _, path: preprocess(read_image(path), vision.image_size, vision.pad), failures)
     reports = generate_reports(model, tokenizer, torch.stack([image for _, image in good]), cfg.prompt, cfg.temperature,
                                cfg.top_p, cfg.max_tokens, cfg.seed, cfg.batch)
     for (name, _), report in zip(good, reports):
-        line = report if len(files) == 1 else f"{name}: {report}"
-        print(json.dumps({"file": name, "report": report, "notice": NOTICE}) if cfg.json else line)
+        print(json.dumps({"file": name, "report": report, "notice": NOTICE}) if cfg.json else
+              report if len(files) == 1 else f"{name}: {report}")
 
 
 def main(argv):
     cfg = common.override(SampleConfig(), argv, __doc__, PRESETS)
     reports, failures, out = list(cfg.report), [], Path(cfg.out)
+    if cfg.reports and not Path(cfg.reports).is_file():
+        raise InputError(f"there is no file {cfg.reports} to read reports from.")
     if cfg.reports:
-        if not Path(cfg.reports).is_file():
-            raise InputError(f"there is no file {cfg.reports} to read reports from.")
         try:
             reports += [line for line in Path(cfg.reports).read_text(encoding="utf-8").splitlines() if line.strip()]
         except UnicodeDecodeError:
@@ -220,8 +212,7 @@ def main(argv):
         draw(cfg, model, vae, tokenizer, reports, failures)
     if files:
         read(cfg, model, tokenizer, files, failures)
-    for sentence in failures:
-        print(f"error: {sentence}", file=sys.stderr)
+    print("".join(f"error: {sentence}\n" for sentence in failures), end="", file=sys.stderr)
     return 1 if failures else 0
 
 

@@ -13,12 +13,21 @@ def draw(*shape, seed=0):
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_attend_is_the_fused_kernel(masked):
-    q, k, v = draw(2, 5, 3, 8, seed=1), draw(2, 9, 3, 8, seed=2), draw(2, 9, 3, 8, seed=3)
+    q, k, v = draw(2, 3, 5, 8, seed=1), draw(2, 3, 9, 8, seed=2), draw(2, 3, 9, 8, seed=3)
     bias = None
     if masked:
         valid = torch.tensor([[True, False, True, True], [False, True, True, False]])
         bias = visible(valid, 5, causal=True)
-    ref = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), attn_mask=bias).transpose(1, 2)
+    ref = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
+    close(attend(q, k, v, bias), ref, 1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_query_is_the_fused_kernel(masked):
+    """Decoding takes the products in another order."""
+    q, k, v = draw(2, 3, 1, 8, seed=1), draw(2, 3, 9, 8, seed=2), draw(2, 3, 9, 8, seed=3)
+    bias = visible(torch.tensor([[True, False] * 4, [True] * 8]), 1, causal=True) if masked else None
+    ref = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
     close(attend(q, k, v, bias), ref, 1e-6)
 
 
@@ -26,15 +35,15 @@ def test_attend_leaves_the_bias_alone():
     """The bias serves every layer: adding scores to it in place would poison the second layer."""
     bias = visible(torch.ones(1, 2, dtype=torch.bool), 3, causal=True)
     before = bias.clone()
-    attend(draw(1, 3, 2, 4), draw(1, 5, 2, 4), draw(1, 5, 2, 4), bias)
+    attend(draw(1, 2, 3, 4), draw(1, 2, 5, 4), draw(1, 2, 5, 4), bias)
     assert torch.equal(bias, before)
 
 
 def test_attend_gradients():
-    inputs = [draw(2, 4, 2, 8, seed=i).requires_grad_() for i in range(3)]
+    inputs = [draw(2, 2, 4, 8, seed=i).requires_grad_() for i in range(3)]
     bias = visible(torch.zeros(2, 0, dtype=torch.bool), 4, causal=True)
     ours = torch.autograd.grad(attend(*inputs, bias).square().sum(), inputs)
-    ref = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in inputs), is_causal=True).square().sum()
+    ref = F.scaled_dot_product_attention(*inputs, is_causal=True).square().sum()
     for a, b in zip(ours, torch.autograd.grad(ref, inputs)):
         close(a, b)
 
@@ -65,13 +74,13 @@ def test_rope_rotates_complex_numbers():
             for i in range(D // 2):
                 turn = torch.exp(1j * positions[b, t].double() * theta ** (-2 * i / D))
                 want = torch.complex(x[b, t, :, i].double(), x[b, t, :, i + D // 2].double()) * turn
-                got = rotate(x, *rope(positions, D, theta))[b, t]
+                got = rotate(x.transpose(1, 2), *rope(positions, D, theta))[b, :, t]
                 assert torch.allclose(got[:, i].double(), want.real, atol=1e-4)
                 assert torch.allclose(got[:, i + D // 2].double(), want.imag, atol=1e-4)
 
 
 def test_rope_is_fp32_for_bf16_input():
-    x, angles = draw(1, 2, 1, 8), rope(torch.tensor([[300, 301]]), 8, 1e4)
+    x, angles = draw(1, 1, 2, 8), rope(torch.tensor([[300, 301]]), 8, 1e4)
     assert rotate(x.bfloat16(), *angles).dtype == torch.float32
     close(rotate(x.bfloat16(), *angles), rotate(x.bfloat16().float(), *angles), 1e-7)
 
@@ -89,15 +98,15 @@ def test_heads_norm_q_and_k_per_head_but_not_v():
     x = draw(2, 3, 32)
     q, k, v = heads(x)
     for got, linear in ((q, heads.q), (k, heads.k)):
-        plain = linear(x).view(2, 3, 4, 8)
+        plain = linear(x).view(2, 3, 4, 8).transpose(1, 2)
         close(got.detach(), (plain / plain.square().mean(-1, keepdim=True).add(1e-6).sqrt()).detach())
-    assert torch.equal(v, heads.v(x).view(2, 3, 4, 8))
+    assert torch.equal(v, heads.v(x).view(2, 3, 4, 8).transpose(1, 2))
 
 
 # ---- the cache ----
 
 def block(T, seed, B=3, layers=2):
-    return [(draw(B, T, 2, 4, seed=seed + 2 * i), draw(B, T, 2, 4, seed=seed + 2 * i + 1)) for i in range(layers)]
+    return [(draw(B, 2, T, 4, seed=seed + 2 * i), draw(B, 2, T, 4, seed=seed + 2 * i + 1)) for i in range(layers)]
 
 
 def filled(B=3):
@@ -112,13 +121,13 @@ def test_cache_is_a_value():
     assert all(torch.equal(a, b) for a, b in zip(first.keys + first.values, before[0]))
     assert torch.equal(first.valid, before[1]) and torch.equal(first.next_position, before[2])
     assert second.next_position.tolist() == [6, 4, 3] and second.valid.shape == (3, 6)
-    assert torch.equal(second.keys[1], torch.cat([block(4, 10)[1][0], block(2, 20)[1][0]], 1))
-    assert torch.equal(second.values[0], torch.cat([block(4, 10)[0][1], block(2, 20)[0][1]], 1))
+    assert torch.equal(second.keys[1], torch.cat([block(4, 10)[1][0], block(2, 20)[1][0]], 2))
+    assert torch.equal(second.values[0], torch.cat([block(4, 10)[0][1], block(2, 20)[0][1]], 2))
 
 
 def test_cache_is_read_in_the_blocks_dtype():
     k, v = filled().read(0, *(x.bfloat16() for x in block(2, 20)[0]))
-    assert k.dtype == v.dtype == torch.bfloat16 and k.shape == (3, 6, 2, 4)
+    assert k.dtype == v.dtype == torch.bfloat16 and k.shape == (3, 2, 6, 4)
 
 
 def test_rows_may_repeat():
@@ -138,7 +147,7 @@ def test_drop_empties_rows():
 
 def test_a_dropped_row_sees_its_block_alone():
     k, v = block(3, 30)[0]
-    q, cache = draw(3, 3, 2, 4, seed=40), filled().drop(torch.tensor([True, False, True]))
+    q, cache = draw(3, 2, 3, 4, seed=40), filled().drop(torch.tensor([True, False, True]))
     y = attend(q, *cache.read(0, k, v), visible(cache.valid, 3, False))
     alone = attend(q, k, v, None)
     close(y[[0, 2]], alone[[0, 2]], 1e-6)

@@ -162,13 +162,13 @@ def test_reports_token_by_token(loaded):
     read = lambda eos, b: sample.generate_reports(model, Raw(tokenizer, eos), pictures(), "Describe.", max_tokens=16, batch=b,
                                                   progress=False)
     endless = read(-1, 7)
-    assert {len(ids) for ids in endless} == {15}
+    assert {len(ids) for ids in endless} == {16}
     shared = [t for t in endless[0][2:12] if any(t not in ids for ids in endless[1:]) or True][0]
     reports = read(shared, 1)
     assert len({len(ids) for ids in reports}) > 1
     assert read(shared, 3) == reports and read(shared, 7) == reports
     raw = Raw(tokenizer, shared)
-    assert [slow_report(model, raw, image, 15) for image in pictures()] == reports
+    assert [slow_report(model, raw, image, 16) for image in pictures()] == reports
 
 
 def test_sampled_reports_depend_on_seed_and_image_number(loaded):

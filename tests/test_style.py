@@ -42,7 +42,7 @@ MAY = {     # who may import which of our files; a script may use everything bel
 }
 BELOW_SCRIPTS = PARTS | NETWORK | ASSEMBLY
 EXCEPTIONS = {      # scripts that may use another: evaluation draws, reads and needs the phantom's facts
-    "evaluate": {"sample", "prepare_phantom"}, "app": {"sample"}, "bench": {"sample"},
+    "evaluate": {"sample", "prepare_phantom"}, "app": {"sample"}, "bench": {"sample", "prepare_phantom"},
 }
 
 
