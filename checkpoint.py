@@ -10,6 +10,7 @@ new one whole. `config.json` lists the sizes of the other files; a checkpoint th
 import json
 import os
 import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from common import InputError
+
+FREE = ("steps", "out", "overwrite", "save_every", "eval_every", "log_every", "device", "threads", "workers")
 
 
 def save(run, step, *, config, tensors, tokenizer=None, state=None, keep=2):
@@ -43,15 +46,15 @@ def save(run, step, *, config, tensors, tokenizer=None, state=None, keep=2):
         for path in [*temporary.iterdir(), temporary]:
             flush(path)
         if final.exists():
-            shutil.rmtree(final)
+            final.rename(run / f".tmp-old-{step:08d}")
         temporary.rename(final)
         flush(run)
+        for old in [*checkpoints(run)[:-keep], *run.glob(".tmp-old-*")]:
+            shutil.rmtree(old)
     except (OSError, RuntimeError, SafetensorError) as error:      # a full disk, as Python, torch and safetensors say it
         shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(f"the checkpoint of step {step} could not be written to {run} ({error}); "
                          "earlier checkpoints there are whole. Free some space and start the same command.") from error
-    for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
     return final
 
 
@@ -88,36 +91,50 @@ def read_config(directory):
 
 
 def newest(path):
-    """A checkpoint directory: `path` itself, or the newest checkpoint of the run at `path`."""
+    """A checkpoint directory: `path` itself, or the newest whole checkpoint of the run at `path`."""
     path = Path(path)
     if (path / "config.json").exists():
         return path
     if not path.is_dir():
         raise InputError(f"there is no checkpoint at {path}.")
-    if not checkpoints(path):
-        raise InputError(f"{path} holds neither a config.json nor a checkpoint of a run.")
-    return checkpoints(path)[-1]
+    found = checkpoints(path)
+    for directory in reversed(found):
+        try:
+            read_config(directory)
+            return directory
+        except InputError as error:
+            print(f"passing over {directory}: {error}", file=sys.stderr)
+    raise InputError(f"{path} holds {'no whole checkpoint' if found else 'neither a config.json nor a checkpoint'}.")
 
 
-def start(run, settings, overwrite, free=("steps", "out", "overwrite")):
+def start(run, settings, overwrite):
     """What a training script does first: -> the newest checkpoint of the run to resume from, or None to start anew.
 
-    A run made with other settings is refused, except those in `free`: a run may be made longer.
+    A run made with other settings is refused, except those in FREE, which change no result. Nothing is deleted here.
     """
     run = Path(run)
-    for leftover in run.glob(".tmp-*"):
-        shutil.rmtree(leftover)
-    if overwrite and run.exists():
-        for old in checkpoints(run):
-            shutil.rmtree(old)
-        (run / "log.jsonl").unlink(missing_ok=True)
-    if not checkpoints(run):
-        run.mkdir(parents=True, exist_ok=True)
+    if run.exists() and not run.is_dir():
+        raise InputError(f"--out {run} is a file; name a directory.")
+    if overwrite or not checkpoints(run):
         return None
-    config = read_config(newest(run))
+    directory = newest(run)
+    config = read_config(directory)
     theirs, ours = config["settings"], json.loads(json.dumps(asdict(settings)))
-    other = sorted(k for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k) and k not in free)
+    other = sorted(k for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k) and k not in FREE)
     if other:
         raise InputError(f"{run} holds a run with other settings ({', '.join(f'{k}={theirs.get(k)}' for k in other)}); "
                          "choose another --out, or --overwrite to start anew.")
-    return newest(run)
+    if config["step"] > settings.steps:
+        raise InputError(f"{run} has made {config['step']} steps already, more than --steps {settings.steps}.")
+    return directory
+
+
+def tidy(run, anew):
+    """Make the run's directory ready, once all that may be refused has been checked: no half-written checkpoints; for
+    a new start (--overwrite) no old ones and no log. On one process only."""
+    run = Path(run)
+    run.mkdir(parents=True, exist_ok=True)
+    for old in [*run.glob(".tmp-*"), *(checkpoints(run) if anew else [])]:
+        shutil.rmtree(old)
+    if anew:
+        (run / "log.jsonl").unlink(missing_ok=True)

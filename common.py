@@ -24,27 +24,39 @@ class InputError(Exception):
 
 
 def cli(main):
-    """Run a script's main(argv): an InputError is printed as one sentence on standard error, exit code 2."""
+    """Run a script's main(argv): bad input, a full disk or a missing permission is one sentence, exit code 2."""
     try:
         sys.exit(main(sys.argv[1:]))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"error: {error.filename or 'a file'} could not be read or written: {error.strerror}.", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def checked(inputs, check, failures):
-    """(name, input) pairs -> those that pass `check`, converted; the others' sentences go to `failures`."""
+    """(name, input) pairs -> the (name, check(name, input)) of those that pass; the others' sentences go to `failures`."""
     good = []
     for name, item in inputs:
         try:
             good.append((name, check(name, item)))
         except InputError as error:
             failures.append(str(error))
-    if failures and not good:
-        raise InputError(" ".join(failures))
     return good
+
+
+def text_lines(path):
+    """The lines of a UTF-8 text file that are not blank."""
+    try:
+        return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{path} is missing or not a text file in UTF-8.") from None
 
 
 def override(cfg, argv, doc="", presets=None):
@@ -188,7 +200,9 @@ class Log:
         if self.path.exists():
             whole = self.path.read_text().rpartition("\n")[0]     # a kill may have torn the last line
             kept = [s for s in whole.splitlines() if json.loads(s)["step"] <= step]
-            self.path.write_text("".join(s + "\n" for s in kept))
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("".join(s + "\n" for s in kept))
+            temporary.rename(self.path)
 
     def write(self, **fields):
         with open(self.path, "a") as file:

@@ -9,75 +9,21 @@
 Everything random about a training sample comes from a generator seeded by (seed, step, index in the global batch), so
 a resumed run, more processes or more accumulation see the same samples with the same noise.
 """
-import hashlib
 import io
 import json
 import os
-from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from common import InputError, generator
 from tokenizer import pad
 
 SCHEMA = 1
-
-
-def settings_hash(settings):
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-class Writer:
-    """Pack images and rows into `directory`: `add` them in order, then `close`; or use it in a `with`.
-
-    Every shard is written under a temporary name, then renamed; dataset.json comes last and makes it a data set.
-    """
-
-    def __init__(self, directory, task, size, settings, shard_size=10_000):
-        self.directory, self.shard_size, self.n = Path(directory), shard_size, 0
-        self.info = {"schema": SCHEMA, "task": task, "size": size, "settings": settings, "hash": settings_hash(settings)}
-        self.counts, self.images, self.rows = Counter(), [], []
-        self.directory.mkdir(parents=True, exist_ok=True)
-
-    def add(self, image, row):
-        """image: encoded bytes; row: a dict with at least id, split, report."""
-        self.images.append(image)
-        self.rows.append(row)
-        self.counts[row["split"]] += 1
-        if len(self.rows) == self.shard_size:
-            self.flush()
-
-    def flush(self):
-        offsets = np.cumsum([0] + [len(image) for image in self.images], dtype=np.int64)
-        encoded = io.BytesIO()
-        np.save(encoded, offsets)
-        rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
-        for ending, content in (("bin", b"".join(self.images)), ("idx.npy", encoded.getvalue()), ("jsonl", rows.encode())):
-            self.write(f"{self.n:05d}.{ending}", content)
-        self.n, self.images, self.rows = self.n + 1, [], []
-
-    def write(self, name, content):
-        temporary = self.directory / f".tmp-{name}"
-        temporary.write_bytes(content)
-        temporary.rename(self.directory / name)
-
-    def close(self):
-        if self.rows:
-            self.flush()
-        self.info["counts"] = dict(self.counts)
-        self.write("dataset.json", json.dumps(self.info, indent=1).encode())
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, *_):
-        if kind is None:
-            self.close()
 
 
 class Packed:
@@ -133,9 +79,13 @@ class Packed:
         paths = [path.with_suffix(".latents.safetensors") for path in self.shards]
         if not all(path.exists() for path in paths):
             return False
-        files = [safe_open(path, "pt") for path in paths]
-        if any(file.metadata()["vae"] != vae_hash for file in files):
-            raise InputError(f"the latents in {self.directory} come from another VAE; encode them anew or delete them.")
+        try:
+            files = [safe_open(path, "pt") for path in paths]
+        except SafetensorError:
+            raise InputError(f"a latents file in {self.directory} is damaged; encode anew (train_vae.py --encode).") from None
+        if any(file.metadata() != {"vae": vae_hash, "data": self.info["hash"]} for file in files):
+            raise InputError(f"the latents in {self.directory} come from another VAE or data set; encode them anew "
+                             "(train_vae.py --encode) or delete them.")
         self.latents = [(file.get_tensor("mean"), file.get_tensor("logvar")) for file in files]
         return True
 
@@ -148,7 +98,7 @@ class Packed:
 @dataclass
 class Batch:
     """What one micro-step sees; `index` are the samples' numbers in the data set. Unused fields are None."""
-    index: torch.Tensor                     # (B,)
+    index: torch.Tensor                     # (B,) for tests and for naming an offending sample
     images: torch.Tensor                    # (B, 1, S, S) uint8
     ids: torch.Tensor                       # (B, T), padded on the right to a multiple of 16
     valid: torch.Tensor                     # (B, T) bool
@@ -213,13 +163,27 @@ class Samples(torch.utils.data.Dataset):
         return Batch(ids=ids, valid=valid, **batch)
 
 
+class MicroBatches:
+    """The keys (step, index) of this process's micro-batches, in order, for steps start..stop-1."""
+
+    def __init__(self, batch_size, process, micro_batch, start, stop):
+        self.share, rest = divmod(batch_size, process.world * micro_batch)
+        if rest:
+            raise InputError(f"--batch-size {batch_size} does not divide into {process.world} processes with "
+                             f"micro-batches of {micro_batch}; choose a multiple of {process.world * micro_batch}.")
+        self.process, self.micro_batch, self.start, self.stop = process, micro_batch, start, stop
+
+    def __len__(self):
+        return self.share * (self.stop - self.start)
+
+    def __iter__(self):
+        for step in range(self.start, self.stop):
+            for m in range(self.share):
+                first = (m * self.process.world + self.process.rank) * self.micro_batch
+                yield [(step, first + i) for i in range(self.micro_batch)]
+
+
 def loader(samples, process, micro_batch, start, steps, workers=0):
     """Micro-batches of this process, in order: `batch_size / (world * micro_batch)` a step, steps start..steps-1."""
-    share, rest = divmod(samples.batch_size, process.world * micro_batch)
-    if rest:
-        raise InputError(f"--batch-size {samples.batch_size} does not divide into {process.world} processes with "
-                         f"micro-batches of {micro_batch}; choose a multiple of {process.world * micro_batch}.")
-    keys = [[(step, (m * process.world + process.rank) * micro_batch + i) for i in range(micro_batch)]
-            for step in range(start, steps) for m in range(share)]
-    return torch.utils.data.DataLoader(samples, batch_sampler=keys, collate_fn=Samples.collate, num_workers=workers,
-                                       pin_memory=torch.cuda.is_available())
+    keys = MicroBatches(samples.batch_size, process, micro_batch, start, steps)
+    return torch.utils.data.DataLoader(samples, batch_sampler=keys, collate_fn=Samples.collate, num_workers=workers)

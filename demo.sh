@@ -18,7 +18,7 @@ vae=$!
 trap 'kill $vae 2> /dev/null || true' EXIT
 $python train_und.py --preset phantom --threads 1
 took "stage 1"
-wait $vae
+wait $vae || { tail -n 5 out/phantom/vae.txt; exit 1; }
 trap - EXIT
 took "autoencoder"
 $python train_vae.py --encode

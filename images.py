@@ -47,13 +47,15 @@ def read_image(file, name=None):
     return image.convert("L")
 
 
-def image_files(paths):
-    """Files and folders -> image files; a folder without images is an error."""
+def image_files(paths, failures):
+    """Files and folders -> [(name, path)] of images; sentences about folders without any go to `failures`."""
+    files = []
     for path in map(Path, paths):
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES) if path.is_dir() else [path]
+        files += [(str(p), p) for p in found]
         if not found:
-            raise InputError(f"the folder {path} holds no image ({', '.join(IMAGES)}).")
-        yield from ((str(p), p) for p in found)
+            failures.append(f"the folder {path} holds no image ({', '.join(IMAGES)}).")
+    return files
 
 
 def captioned(pictures, captions, columns=0, scale=2):
@@ -76,5 +78,8 @@ def save_png(image, path, /, **about):
     for key, value in {"notice": NOTICE, **about}.items():
         info.add_itxt(key, value if isinstance(value, str) else json.dumps(value))
     temporary = path.with_name(f".tmp-{path.name}")
-    image.save(temporary, format="PNG", pnginfo=info)
-    temporary.rename(path)
+    try:
+        image.save(temporary, format="PNG", pnginfo=info)
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)       # there only if something failed

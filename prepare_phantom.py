@@ -25,7 +25,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from tqdm import tqdm
 
 import common
-import data
+from pack import Writer
 
 
 @dataclass
@@ -382,7 +382,7 @@ def main(argv):
     marker.unlink(missing_ok=True)
     for directory, _, _ in sets:
         shutil.rmtree(directory, ignore_errors=True)
-    writers, reports = [data.Writer(*place, settings) for place in sets], []
+    writers, reports = [Writer(*place, settings) for place in sets], []
     jobs = [(cfg, split, i) for split in SPLITS for i in range(getattr(cfg, split))]
     with multiprocessing.Pool(cfg.workers or None) as pool:
         for row, full, half in tqdm(pool.imap(pack, jobs, chunksize=16), total=len(jobs), unit="images"):

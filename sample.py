@@ -57,6 +57,7 @@ class SampleConfig:
     raw: bool = False                   # use the raw weights although averaged ones are there
 
     def __post_init__(self):
+        assert self.cfg_interval[0] < self.cfg_interval[1], "--cfg-interval: the first value must be below the second."
         assert self.solver in flow.SOLVERS, f"--solver {self.solver} is none of {', '.join(flow.SOLVERS)}."
         assert self.renorm in ("global", "channel", "none"), f"--renorm {self.renorm} is none of global, channel, none."
         assert self.num > 0 and self.steps > 0 and self.batch > 0, "--num, --steps and --batch must be at least 1."
@@ -152,7 +153,7 @@ def choose(logits, temperature, top_p, rngs):
 
 
 def draw(cfg, model, vae, tokenizer, reports, failures):
-    """The command line's --report: write the pictures, say where they are."""
+    """The command line's --report: write the pictures, say where they are -> how many."""
     def check(name, text):
         n, most = len(tokenizer.prompt(text)), model.cfg.max_text
         if not text.strip() or n > most:
@@ -163,6 +164,8 @@ def draw(cfg, model, vae, tokenizer, reports, failures):
     reports = common.checked([(f"report {i + 1}", text) for i, text in enumerate(reports)], check, failures)
     names = ("num", "seed", "steps", "solver", "shift", "cfg", "cfg_interval", "renorm", "size", "batch")
     settings, reports = {name: getattr(cfg, name) for name in names}, [text for _, text in reports]
+    if not reports:
+        return 0
     pictures = generate_images(model, vae, tokenizer, reports, **settings)
     out, jobs = Path(cfg.out), [(i, k) for i in range(len(reports)) for k in range(cfg.num)]
     about = {"checkpoint": Path(cfg.checkpoint).name, "dtype": cfg.dtype, **settings, "size": pictures.shape[-1]}
@@ -174,33 +177,31 @@ def draw(cfg, model, vae, tokenizer, reports, failures):
         if not cfg.grid:
             save_png(Image.fromarray(pictures[i, k]), path, reports=reports[i], image=k, **about)
         print(json.dumps({"file": str(path), "report": reports[i], "image": k}) if cfg.json else f"{path}: {reports[i]}")
+    return len(jobs)
 
 
 def read(cfg, model, tokenizer, files, failures):
-    """The command line's --image: print the reports."""
+    """The command line's --image: print the reports -> how many."""
     vision = model.cfg.vision
     if len(tokenizer.prompt(cfg.prompt)) > model.cfg.max_text:
         raise InputError(f"--prompt is longer than the {model.cfg.max_text} tokens that this checkpoint reads; shorten it.")
     good = common.checked(files, lambda _, path: preprocess(read_image(path), vision.image_size, vision.pad), failures)
+    if not good:
+        return 0
     reports = generate_reports(model, tokenizer, torch.stack([image for _, image in good]), cfg.prompt, cfg.temperature,
                                cfg.top_p, cfg.max_tokens, cfg.seed, cfg.batch)
     for (name, _), report in zip(good, reports):
         print(json.dumps({"file": name, "report": report, "notice": NOTICE}) if cfg.json else
               report if len(files) == 1 else f"{name}: {report}")
+    return len(good)
 
 
 def main(argv):
     cfg = common.override(SampleConfig(), argv, __doc__, PRESETS)
     reports, failures, out = list(cfg.report), [], Path(cfg.out)
-    if cfg.reports and not Path(cfg.reports).is_file():
-        raise InputError(f"there is no file {cfg.reports} to read reports from.")
-    if cfg.reports:
-        try:
-            reports += [line for line in Path(cfg.reports).read_text(encoding="utf-8").splitlines() if line.strip()]
-        except UnicodeDecodeError:
-            raise InputError(f"{cfg.reports} is not a text file in UTF-8.") from None
-    files = list(image_files(cfg.image))
-    if not reports and not files:
+    reports += common.text_lines(cfg.reports) if cfg.reports else []
+    files = image_files(cfg.image, failures)
+    if not reports and not cfg.image:
         raise InputError('nothing to do: give --report "Large left pleural effusion." or --image chest.png (see --help).')
     if reports and (not os.access(out.parent, os.W_OK) or out.is_dir() or out.suffix.lower() != ".png"):
         raise InputError(f"--out {out} cannot be written; name a .png file in a folder that exists and is yours.")
@@ -208,12 +209,10 @@ def main(argv):
     model, vae, tokenizer = weights.load(cfg.checkpoint, ema=not cfg.raw, dtype=common.torch_dtype(cfg.dtype))
     model, vae = model.to(device), vae and vae.to(device)
     print(NOTICE, file=sys.stderr)
-    if reports:
-        draw(cfg, model, vae, tokenizer, reports, failures)
-    if files:
-        read(cfg, model, tokenizer, files, failures)
+    done = (draw(cfg, model, vae, tokenizer, reports, failures) if reports else 0) + \
+        (read(cfg, model, tokenizer, files, failures) if files else 0)
     print("".join(f"error: {sentence}\n" for sentence in failures), end="", file=sys.stderr)
-    return 1 if failures else 0
+    return (1 if done else 2) if failures else 0
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ class Tokenizer:
     def __init__(self, path, bos, eos, soi, eoi, double_bos=False):
         self.json = Path(path).read_text(encoding="utf-8")
         self.bpe = tokenizers.Tokenizer.from_str(self.json)
+        self.bpe.encode_special_tokens = True       # a typed "<eos>" is text, not the end of it
         self.bos, self.eos, self.soi, self.eoi, self.double_bos = bos, eos, soi, eoi, double_bos
 
     @classmethod

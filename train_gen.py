@@ -38,7 +38,6 @@ class TrainConfig:
     data: str = "datasets/mimic"        # root of the packed data sets; reads <data>/gen-<size>
     init: str = "out/und"               # weights to start from: stage 1 for stage 2, stage 2 for stage 3
     vae: str = ""                       # a run of train_vae.py or a kl-f16 file; "" takes the VAE that --init holds
-    encoder: str = ""                   # REPA's encoder: a directory of RAD-DINO; "" takes the frozen vision tower
     out: str = "out/gen256"             # the run's directory; resumes when it holds a checkpoint
     overwrite: bool = False             # start anew although the run's directory holds checkpoints
     save_every: int = 500               # steps between checkpoints
@@ -98,7 +97,7 @@ class GenStep(nn.Module):
 
     @torch.no_grad()
     def clean_latents(self, batch):
-        """A sample of the VAE's posterior, normalised: x_0 (B, z, h, w). In fp32, from stored moments if there are."""
+        """A sample of the VAE's posterior, normalised: x_0 (B, z, h, w). From stored moments if there are."""
         with torch.autocast(batch.images.device.type, enabled=False):
             if batch.moments is None:
                 return self.vae.encode(batch.images.float().expand(-1, 3, -1, -1) / 127.5 - 1, batch.posterior)
@@ -133,6 +132,10 @@ def initial(cfg):
         model.cfg.max_latent_size, model.cfg.latent_channels = cfg.max_latent_size, vae.cfg.embed_dim
         torch.manual_seed(cfg.seed)
         model.copy_u_to_g()
+    if cfg.size % vae.factor or cfg.size > model.cfg.max_latent_size * vae.factor:
+        raise InputError(f"--size {cfg.size} is no multiple of {vae.factor} up to {model.cfg.max_latent_size * vae.factor}.")
+    if model.cfg.latent_channels != vae.cfg.embed_dim:
+        raise InputError(f"the VAE has {vae.cfg.embed_dim} latent channels, the model {model.cfg.latent_channels}.")
     return model, vae, tokenizer
 
 
@@ -140,7 +143,7 @@ def repa_parts(cfg, model, seed):
     """REPA's frozen encoder and its trained projector, or (None, None)."""
     if not cfg.repa:
         return None, None
-    encoder = weights.load_rad_dino(cfg.encoder) if cfg.encoder else model.vision
+    encoder = model.vision      # RAD-DINO is a vision.ViT too (vision.RAD_DINO); its loader is still to be written
     torch.manual_seed(seed)
     return encoder, repa.Projector(model.cfg.n_embd, cfg.repa_inner, encoder.cfg.n_embd)
 
@@ -187,7 +190,9 @@ def main(argv):
         step = optim.resume(resume, optimizers, ema)
         print0(f"resuming {resume}")
     wrapped = DistributedDataParallel(step_module) if process.world > 1 else step_module
-    log = common.Log(Path(cfg.out) / "log.jsonl", step) if process.master else None
+    if process.master:
+        checkpoint.tidy(cfg.out, anew=resume is None)
+        log = common.Log(Path(cfg.out) / "log.jsonl", step)
 
     def save():
         if process.master:

@@ -99,6 +99,8 @@ def initial(cfg):
     """The model and tokenizer to start from -> (UniX without a generation set, Tokenizer)."""
     if cfg.init:
         model, _, tokenizer = weights.load(cfg.init)
+        if model.cfg.generation:
+            raise InputError(f"{cfg.init} has a generation set, which stage 1 does not train; start from a checkpoint without.")
         return model, tokenizer
     path = Path(cfg.data) / "tokenizer.json"
     if not path.exists():
@@ -148,7 +150,9 @@ def main(argv):
         step = optim.resume(resume, optimizers, ema)
         print0(f"resuming {resume}")
     wrapped = DistributedDataParallel(step_module) if process.world > 1 else step_module
-    log = common.Log(Path(cfg.out) / "log.jsonl", step) if process.master else None
+    if process.master:
+        checkpoint.tidy(cfg.out, anew=resume is None)
+        log = common.Log(Path(cfg.out) / "log.jsonl", step)
 
     def save():
         if process.master:

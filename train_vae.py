@@ -140,6 +140,7 @@ def measure(vae, sets, device, at_most=1000):
 @torch.no_grad()
 def reconstructions(vae, sets, path, device, columns=6):
     """Originals over reconstructions, every size, three times enlarged."""
+    columns = min(columns, *map(len, sets))
     rows, width = [], columns * max(pictures.size for pictures in sets)
     for pictures in sets:
         images = load(pictures, range(columns), device)
@@ -160,7 +161,8 @@ def encode(cfg, device):
             with common.autocast(device, cfg.dtype):
                 mean, logvar = posteriors(vae, pictures, numbers, device, f"{pictures.directory.name} {name.stem}").half()
             temporary = name.with_suffix(".tmp")
-            save_file({"mean": mean.contiguous(), "logvar": logvar.contiguous()}, temporary, {"vae": weights.vae_hash(vae)})
+            about = {"vae": weights.vae_hash(vae), "data": pictures.info["hash"]}
+            save_file({"mean": mean.contiguous(), "logvar": logvar.contiguous()}, temporary, about)
             temporary.rename(name.with_suffix(".latents.safetensors"))
 
 
@@ -168,7 +170,7 @@ def main(argv):
     cfg = common.override(TrainConfig(), argv, __doc__, PRESETS)
     process = common.setup(cfg.device, cfg.threads)
     if cfg.encode:
-        return encode(cfg, process.device)
+        return encode(cfg, process.device) if process.master else None
     if cfg.batch_size % process.world:
         raise InputError(f"--batch-size {cfg.batch_size} does not divide into {process.world} processes.")
     sets = [data.Packed(cfg.data, "gen", size, "train") for size in cfg.sizes]
@@ -185,18 +187,21 @@ def main(argv):
         ema.steps, ema.shadow = start, weights.load_vae_run(resumed).to(process.device).state_dict()
     net = VAEStep(vae, cfg)
     net = nn.parallel.DistributedDataParallel(net) if process.world > 1 else net
-    log = common.Log(Path(cfg.out) / "log.jsonl", start) if process.master else None
+    if process.master:
+        checkpoint.tidy(cfg.out, anew=resumed is None)
+        log = common.Log(Path(cfg.out) / "log.jsonl", start)
     print0(f"{sum(p.numel() for p in vae.parameters()):,} parameters, {len(sets[0])} images")
 
     def save(step):
         ema.swap()      # the averaged weights are the VAE; the average holds the live ones until they change back
+        scale, shift = measure(vae, sets, process.device, at_most=1000 if step == cfg.steps else 100)
+        vae.cfg = replace(vae.cfg, scale=scale, shift=shift)
+        checkpoint.save(cfg.out, step, config={**weights.describe(vae=vae), "settings": asdict(cfg)},
+                        tensors={"vae": vae.state_dict()},
+                        state={"live": ema.shadow, "optimizers": [opt.state_dict() for opt in opts]})
         if step == cfg.steps:
-            scale, shift = measure(vae, sets, process.device)
-            vae.cfg = replace(vae.cfg, scale=scale, shift=shift)
             reconstructions(vae, sets, Path(cfg.out) / "reconstructions.png", process.device)
             print0(f"the VAE is in {cfg.out}; its latents are normalised with scale {scale:.4f}, shift {shift:.4f}")
-        config, state = weights.describe(vae=vae), {"live": ema.shadow, "optimizers": [opt.state_dict() for opt in opts]}
-        checkpoint.save(cfg.out, step, config={**config, "settings": asdict(cfg)}, tensors={"vae": vae.state_dict()}, state=state)
         ema.swap()
 
     bar = tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, desc="VAE", unit="step", disable=not process.master)
@@ -215,7 +220,8 @@ def main(argv):
             speed = seen / (time.time() - began)
             l1, kl = parts.tolist()                                         # CPU-GPU sync point
             bar.set_postfix(loss=f"{loss.item():.4f}", img_s=f"{speed:.0f}")
-            log.write(step=step + 1, size=images.shape[-1], loss=loss.item(), l1=l1, kl=kl, lr=lr, norm=norm.item(), img_s=speed)
+            log.write(step=step + 1, size=images.shape[-1], loss=loss.item(), l1=l1, kl=kl, lr=lr, norm=norm.item(),
+                      img_s=speed)
         if process.master and ((step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps):
             save(step + 1)
 

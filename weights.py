@@ -3,7 +3,7 @@
 Loading is strict: every tensor of the file is used, or dropped on purpose by name, and every tensor of the model is
 filled; otherwise an error lists both sides. Files are safetensors (or a `.ckpt` read without unpickling objects).
 
-    load(directory) -> (model, vae, tokenizer)      recognises the directory by its contents
+    load(directory) -> (model, vae, tokenizer)      a checkpoint or run of ours
     load_unix(path, config), load_vae(path, config), export_release(model, vae, tokenizer, directory)
 """
 import hashlib
@@ -49,7 +49,8 @@ for branch, suffix in (("u", ""), ("g", "_moe_gen")):
     UNIX.update({f"{ours}heads.{x}": f"{theirs}self_attn.{x}_proj{suffix}" for x in "qkvo"})
     UNIX.update({f"{ours}heads.{x}_norm": f"{theirs}self_attn.{x}_norm{suffix}" for x in "qk"})
     UNIX.update({f"{ours}mlp.{x}": f"{theirs}mlp{suffix}.{x}_proj" for x in ("gate", "up", "down")})
-    UNIX[ours + "norm1"], UNIX[ours + "norm2"] = theirs + "input_layernorm" + suffix, theirs + "post_attention_layernorm" + suffix
+    UNIX[ours + "norm1"] = theirs + "input_layernorm" + suffix
+    UNIX[ours + "norm2"] = theirs + "post_attention_layernorm" + suffix
 
 # Dropped on purpose, kept as `unused.*` so that an export gives them back.
 UNIX_UNUSED = (
@@ -130,7 +131,7 @@ def sizes_of(tensors):
                       n_head=width // shape(layer + "0.self_attn.q_norm.weight")[0],
                       n_inner=shape(layer + "0.mlp.gate_proj.weight")[0], latent_channels=shape("vae2llm.weight")[1],
                       max_latent_size=int(shape("latent_pos_embed.pos_embed")[0] ** 0.5),
-                      double_bos=True, connector_gelu="tanh")
+                      double_bos=True, connector_gelu="tanh", repa_layer=min(8, count(rf"{re.escape(layer)}(\d+)\.")))
 
 
 def load_unix(path, config=None, dtype=torch.float32):
@@ -140,7 +141,10 @@ def load_unix(path, config=None, dtype=torch.float32):
     source = read_tensors(path)
     if "language_model.model.layers.0.self_attn.q_norm_moe_gen.weight" not in source:
         raise InputError(f"{path} is not a released UniX: it has no generation branch (…_moe_gen).")
-    cfg = config or sizes_of(source)
+    try:
+        cfg = config or sizes_of(source)
+    except KeyError as error:
+        raise InputError(f"{path} lacks the tensor {error}, so its sizes cannot be read.") from None
     with torch.device("meta"):
         theirs = {release_name(name): name for name in UniX(cfg).state_dict()}
     tensors = {theirs.get(k, "unused." + k if k.startswith(UNIX_UNUSED) else k): v for k, v in source.items()}
@@ -152,15 +156,18 @@ def load_unix(path, config=None, dtype=torch.float32):
 
 
 def load_vae(path, config=None, dtype=torch.float32):
-    """A kl-f16 autoencoder: a safetensors file with a VAEConfig (or its JSON in the metadata), or a `.ckpt` with its
-    config.yaml beside it. `loss.*` (LPIPS and discriminator of its training) is dropped by name."""
+    """A kl-f16 autoencoder: a safetensors file or a `.ckpt`. Without a config, sizes are read off the tensors (32 groups
+    a norm, kl-f16's scale and shift). `loss.*` (LPIPS and discriminator of its training) is dropped by name."""
     path = Path(path)
     tensors = {k: v for k, v in read_tensors(path).items() if not k.startswith("loss.")}
-    cfg = config or vae_sizes(tensors, path)
+    try:
+        cfg = config or vae_sizes(tensors)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path} is no kl-f16 autoencoder: its sizes cannot be read ({error}).") from None
     return fill(VAE(cfg), tensors, path, dtype or torch.float32).eval()
 
 
-def vae_sizes(tensors, path):
+def vae_sizes(tensors):
     """VAEConfig read off the tensors: widths of the levels, residual blocks, latent channels."""
     levels = 1 + max(int(k.split(".")[2]) for k in tensors if k.startswith("encoder.down."))
     blocks = 1 + max(int(k.split(".")[4]) for k in tensors if k.startswith("encoder.down.0.block."))
@@ -207,12 +214,11 @@ def load(directory, ema=True, dtype=torch.float32):
         tensors.update(read_tensors(directory / "ema.safetensors"))
     try:
         cfg = UniXConfig(**config["model"])
+        vae_cfg = VAEConfig(**config["vae"]) if "vae" in config else None
     except (TypeError, AssertionError) as error:    # a field that we do not have, or sizes that do not fit each other
         raise InputError(f"{directory}/config.json describes no model of ours: {error}.") from None
     model = build(cfg, tensors, directory / "model.safetensors", dtype)
-    vae = None
-    if "vae" in config:
-        vae = load_vae(directory / "vae.safetensors", VAEConfig(**config["vae"]), dtype)
+    vae = vae_cfg and load_vae(directory / "vae.safetensors", vae_cfg, dtype)
     return model, vae, Tokenizer(directory / "tokenizer.json", cfg.bos, cfg.eos, cfg.soi, cfg.eoi, cfg.double_bos)
 
 
@@ -226,19 +232,35 @@ def load_vae_run(directory, dtype=torch.float32):
 
 
 def export_release(model, vae, tokenizer, directory):
-    """Write the release's layout: model.safetensors, tokenizer.json and the VAE. What was dropped on loading is given
-    back; what was never there is written from its formula (position tables) or as zeros (pooling head), and said."""
+    """Write the release's layout: model.safetensors, config.json, tokenizer.json and, when it is a kl-f16, the VAE.
+
+    What was dropped on loading is given back; what was never there is written from its formula (position tables) or as
+    zeros (pooling head), and said. The layout has no place for a VAE of other norm groups, scale or shift: refused.
+    """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    kl_f16 = VAEConfig()
+    if vae is not None and [getattr(vae.cfg, k) for k in ("norm_groups", "scale", "shift")] != \
+            [getattr(kl_f16, k) for k in ("norm_groups", "scale", "shift")]:
+        raise InputError("this VAE is no kl-f16 (norm groups, scale or shift differ); the release's layout cannot say so.")
+    if directory.exists() and any(directory.iterdir()):
+        raise InputError(f"{directory} is not empty; export to a new directory.")
     tensors = {release_name(k): v for k, v in model.state_dict().items()}
     if not model.unused:
         print("unused tensors were never loaded: position tables are written from their formula, the pooling head as zeros")
     tensors.update(model.unused or unused_from_nothing(model.cfg))
-    save_file({k: v.contiguous() for k, v in tensors.items()}, directory / "model.safetensors")
-    (directory / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
+    temporary, cfg = directory.with_name(f".tmp-{directory.name}"), model.cfg
+    temporary.mkdir(parents=True)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / "model.safetensors")
+    sizes = dict(hidden_size=cfg.n_embd, intermediate_size=cfg.n_inner, num_hidden_layers=cfg.n_layer,
+                 num_attention_heads=cfg.n_head, num_key_value_heads=cfg.n_head, vocab_size=cfg.vocab_size)
+    (temporary / "config.json").write_text(json.dumps({"language_config": sizes}, indent=1))
+    (temporary / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
     if vae is not None:
-        (directory / "vae").mkdir(exist_ok=True)
-        torch.save({"state_dict": vae.state_dict()}, directory / "vae" / "kl-f16d16.ckpt")
+        (temporary / "vae").mkdir()
+        torch.save({"state_dict": vae.state_dict()}, temporary / "vae" / "kl-f16d16.ckpt")
+    if directory.exists():
+        directory.rmdir()
+    temporary.rename(directory)
 
 
 def unused_from_nothing(cfg):

@@ -10,7 +10,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from common import InputError, Process
-from data import Packed, Samples, Writer, loader, settings_hash
+from data import Packed, Samples, loader
+from pack import Writer, settings_hash
 
 N, SIZE, BATCH = 13, 16, 4
 
