@@ -23,18 +23,17 @@ from common import InputError
 FREE = ("steps", "out", "overwrite", "save_every", "eval_every", "log_every", "device", "threads", "workers")
 
 
-def save(run, step, *, config, tensors, tokenizer=None, state=None, keep=2):
-    """Write checkpoint `step` of the run directory and remove all but the newest `keep`.
+def write(directory, *, config, tensors, tokenizer=None, state=None):
+    """Write one checkpoint directory, whole or not at all, in place of what is there.
 
     config: plain JSON (network, VAE, settings, stage). tensors: {"model": {name: tensor}, "ema": ..., "vae": ...}.
     tokenizer: JSON text. state: what the optimizer needs to go on.
     """
-    run = Path(run)
-    final, temporary = run / f"{step:08d}", run / f".tmp-{step:08d}"
+    final = Path(directory)
+    temporary, old = (final.with_name(f".tmp-{kind}{final.name}") for kind in ("", "old-"))
     try:
-        run.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
+        temporary.mkdir(parents=True)
         for name, part in tensors.items():
             save_file({k: t.detach().contiguous() for k, t in part.items()}, temporary / f"{name}.safetensors")
         if tokenizer is not None:
@@ -42,20 +41,25 @@ def save(run, step, *, config, tensors, tokenizer=None, state=None, keep=2):
         if state is not None:
             torch.save(state, temporary / "state.pt")
         files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-        (temporary / "config.json").write_text(json.dumps({**config, "step": step, "files": files}, indent=1))
+        (temporary / "config.json").write_text(json.dumps({**config, "files": files}, indent=1))
         for path in [*temporary.iterdir(), temporary]:
             flush(path)
         if final.exists():
-            final.rename(run / f".tmp-old-{step:08d}")
+            final.rename(old)
         temporary.rename(final)
-        flush(run)
-        for old in [*checkpoints(run)[:-keep], *run.glob(".tmp-old-*")]:
-            shutil.rmtree(old)
-    except (OSError, RuntimeError, SafetensorError) as error:      # a full disk, as Python, torch and safetensors say it
+        flush(final.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, RuntimeError, SafetensorError) as error:     # torch reports a full disk as a RuntimeError
         shutil.rmtree(temporary, ignore_errors=True)
-        raise InputError(f"the checkpoint of step {step} could not be written to {run} ({error}); "
-                         "earlier checkpoints there are whole. Free some space and start the same command.") from error
-    return final
+        raise InputError(f"the checkpoint {final} could not be written ({error}); earlier ones beside it are whole. "
+                         "Free some space and start the same command.") from error
+
+
+def save(run, step, *, config, keep=2, **parts):
+    """Write checkpoint `step` of the run directory and remove all but the newest `keep`."""
+    write(Path(run) / f"{step:08d}", config={**config, "step": step}, **parts)
+    for old in checkpoints(run)[:-keep]:
+        shutil.rmtree(old)
 
 
 def flush(path):
@@ -113,8 +117,6 @@ def start(run, settings, overwrite):
     A run made with other settings is refused, except those in FREE, which change no result. Nothing is deleted here.
     """
     run = Path(run)
-    if run.exists() and not run.is_dir():
-        raise InputError(f"--out {run} is a file; name a directory.")
     if overwrite or not checkpoints(run):
         return None
     directory = newest(run)

@@ -139,13 +139,11 @@ def initial(cfg):
     return model, vae, tokenizer
 
 
-def repa_parts(cfg, model, seed):
-    """REPA's frozen encoder and its trained projector, or (None, None)."""
-    if not cfg.repa:
-        return None, None
-    encoder = model.vision      # RAD-DINO is a vision.ViT too (vision.RAD_DINO); its loader is still to be written
-    torch.manual_seed(seed)
-    return encoder, repa.Projector(model.cfg.n_embd, cfg.repa_inner, encoder.cfg.n_embd)
+def repa_parts(cfg, model):
+    """REPA's frozen encoder and its trained projector, or (None, None). RAD-DINO is a ViT too; its loader is missing."""
+    torch.manual_seed(cfg.seed)
+    encoder = model.vision
+    return (encoder, repa.Projector(model.cfg.n_embd, cfg.repa_inner, encoder.cfg.n_embd)) if cfg.repa else (None, None)
 
 
 @torch.no_grad()
@@ -162,6 +160,9 @@ def validate(step_module, samples, process, cfg, n=256):
 
 def settings(argv):
     """The command line, with the preset's row for the stage."""
+    if {"--help", "-h"} & set(argv):
+        rows = {f"{name}, stage {stage}": row for name, by in PRESETS.items() for stage, row in by.items()}
+        common.override(TrainConfig(), argv, __doc__, rows)
     stage = common.override(TrainConfig(), argv, __doc__, {k: {} for k in PRESETS}).stage
     return common.override(TrainConfig(), argv, __doc__, {k: rows[stage] for k, rows in PRESETS.items()})
 
@@ -174,7 +175,7 @@ def main(argv):
     # networks: the run's own checkpoint, else given weights; freeze, then optimizer, then DDP
     model, vae, tokenizer = weights.load(resume, ema=False) if resume else initial(cfg)
     model.freeze("u")
-    encoder, projector = repa_parts(cfg, model, cfg.seed)
+    encoder, projector = repa_parts(cfg, model)
     if resume and projector is not None:
         projector.load_state_dict(load_file(resume / "projector.safetensors"))
     step_module = GenStep(model, vae, encoder, projector, cfg.shift).to(process.device).train()

@@ -5,6 +5,7 @@ filled; otherwise an error lists both sides. Files are safetensors (or a `.ckpt`
 
     load(directory) -> (model, vae, tokenizer)      a checkpoint or run of ours
     load_unix(path, config), load_vae(path, config), export_release(model, vae, tokenizer, directory)
+    python weights.py out/phantom/gen128 demo       the averaged weights of a run in fp16, to pass on
 """
 import hashlib
 import json
@@ -17,8 +18,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from checkpoint import newest, read_config
-from common import InputError
+from checkpoint import newest, read_config, write
+from common import InputError, cli
 from model import UniX, UniXConfig, position_table
 from tokenizer import Tokenizer
 from vae import VAE, VAEConfig
@@ -263,6 +264,15 @@ def export_release(model, vae, tokenizer, directory):
     temporary.rename(directory)
 
 
+def shrink(source, target):
+    """Write the averaged weights of a run in fp16, without what only training needs: a checkpoint to pass on."""
+    model, vae, tokenizer = load(source)
+    half = lambda tensors: {k: v.half() for k, v in tensors.items()}
+    tensors = {"model": half(model_tensors(model)), **({"vae": half(vae.state_dict())} if vae else {})}
+    about = {k: v for k, v in read_config(newest(source)).items() if k in ("stage", "step", "settings")}
+    write(target, config={**describe(model, vae), **about}, tensors=tensors, tokenizer=tokenizer.json)
+
+
 def unused_from_nothing(cfg):
     """The tensors of UNIX_UNUSED for a model that never met a release."""
     W, inner, pool = cfg.vision.n_embd, cfg.vision.n_inner, "vit_model.vision_tower.attn_pool."
@@ -272,3 +282,13 @@ def unused_from_nothing(cfg):
     return {**{pool + k: torch.zeros(s) for k, s in shapes.items()},
             "latent_pos_embed.pos_embed": position_table(cfg.max_latent_size, cfg.n_embd),
             "vit_pos_embed.pos_embed": position_table(cfg.vision.grid, cfg.n_embd)}
+
+
+def main(argv):
+    if len(argv) != 2 or argv[0].startswith("-"):
+        raise InputError("say what to shrink and where to: `python weights.py out/phantom/gen128 demo`.")
+    shrink(*argv)
+
+
+if __name__ == "__main__":
+    cli(main)

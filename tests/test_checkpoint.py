@@ -23,13 +23,15 @@ class Settings:
     out: str = ""
     overwrite: bool = False
     interval: tuple = (0.4, 1.0)
+    workers: int = 0
 
 
 def write(run, step, value=0.0, settings=Settings(), **kw):
     from dataclasses import asdict
     tensors = {"model": {"a": torch.full((3,), value), "b": torch.ones(2, 4).T}, "ema": {"a": torch.zeros(3)}}
-    return checkpoint.save(run, step, config={"format": "open-unix", "settings": asdict(settings)}, tensors=tensors,
-                           tokenizer='{"é": 1}', state={"n": torch.arange(3)}, **kw)
+    checkpoint.save(run, step, config={"format": "open-unix", "settings": asdict(settings)}, tensors=tensors,
+                    tokenizer='{"é": 1}', state={"n": torch.arange(3)}, **kw)
+    return run / f"{step:08d}"
 
 
 def files(run):
@@ -108,20 +110,48 @@ def test_json_of_another_shape_is_damage_too(tmp_path, text):
 
 def test_start(tmp_path):
     run = tmp_path / "run"
-    assert checkpoint.start(run, Settings(), False) is None and run.is_dir()
+    assert checkpoint.start(run, Settings(), False) is None and not run.exists()
     write(run, 5)
     assert checkpoint.start(run, Settings(), False) == run / "00000005"
     assert checkpoint.start(run, Settings(steps=20, out="elsewhere", overwrite=True), False) == run / "00000005"
+    assert checkpoint.start(run, Settings(steps=5, workers=4), False) == run / "00000005"
+    with pytest.raises(InputError, match="5 steps already.*--steps 4"):
+        checkpoint.start(run, Settings(steps=4), False)
     with pytest.raises(InputError, match="lr=0.001.*--overwrite"):
         checkpoint.start(run, Settings(lr=2e-3), False)
     assert whole(run / "00000005", 0.0)
 
 
 def test_overwrite_starts_anew(tmp_path):
+    """`start` looks and `tidy` deletes: what is refused between the two costs nobody a checkpoint."""
     write(tmp_path, 5)
     (tmp_path / "log.jsonl").write_text("{}\n"), (tmp_path / "notes.txt").write_text("mine")
-    assert checkpoint.start(tmp_path, Settings(lr=2e-3), True) is None
+    before = files(tmp_path)
+    assert checkpoint.start(tmp_path, Settings(lr=2e-3), True) is None and files(tmp_path) == before
+    checkpoint.tidy(tmp_path, anew=True)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_tidy(tmp_path):
+    checkpoint.tidy(tmp_path / "a" / "run", anew=True)
+    assert (tmp_path / "a" / "run").is_dir()
+    write(tmp_path, 5)
+    (tmp_path / "log.jsonl").write_text("{}\n")
+    before = files(tmp_path)
+    (tmp_path / ".tmp-00000010").mkdir(), (tmp_path / ".tmp-00000010" / "model.safetensors").write_bytes(b"half")
+    checkpoint.tidy(tmp_path, anew=False)
+    assert files(tmp_path) == before
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capsys):
+    write(tmp_path, 5, 1.0), cut(write(tmp_path, 10, 2.0) / "model.safetensors")
+    assert checkpoint.newest(tmp_path) == tmp_path / "00000005"
+    said = capsys.readouterr().err
+    assert "00000010" in said and "damaged" in said and len(said.splitlines()) == 1
+    assert checkpoint.start(tmp_path, Settings(), False) == tmp_path / "00000005"
+    cut(tmp_path / "00000005" / "state.pt")
+    with pytest.raises(InputError, match="no whole checkpoint"):
+        checkpoint.newest(tmp_path)
 
 
 # ---- what may happen in the middle of writing ----
@@ -156,6 +186,7 @@ def test_a_kill_leaves_the_old_one_whole(tmp_path, monkeypatch, stage, half):
             write(tmp_path, 10, 2.0)
     assert checkpoint.newest(tmp_path).name == "00000005" and whole(tmp_path / "00000005", 1.0)
     assert checkpoint.start(tmp_path, Settings(), False).name == "00000005"
+    checkpoint.tidy(tmp_path, anew=False)
     assert files(tmp_path) == before                        # nothing temporary is left
     write(tmp_path, 10, 2.0)
     assert whole(tmp_path / "00000010", 2.0)

@@ -154,13 +154,27 @@ def test_latents(tmp_path):
     mean = torch.arange(N + 3.0)[:, None, None, None].expand(-1, 4, 2, 2)
     for shard, (part, n) in enumerate(zip(mean.split(counts), counts)):
         save_file({"mean": part.contiguous(), "logvar": -part.contiguous()},
-                  packed.directory / f"{shard:05d}.latents.safetensors", {"vae": "abc"})
+                  packed.directory / f"{shard:05d}.latents.safetensors", {"vae": "abc", "data": packed.info["hash"]})
     assert packed.open_latents("abc")
     for i in range(3):
         m, logvar = packed.moments(i)
         assert m.shape == (4, 2, 2) and (m == N + i).all() and (logvar == -N - i).all()
     with pytest.raises(InputError, match="another VAE"):
         packed.open_latents("abd")
+    edit("hash", settings_hash({"seed": 1}))(packed.directory)      # the same pictures' places, other pictures
+    with pytest.raises(InputError, match="another VAE or data set"):
+        Packed(tmp_path, "gen", SIZE, "val").open_latents("abc")
+
+
+def test_writing_again_leaves_nothing_of_the_old_data_set(tmp_path):
+    write(tmp_path, "gen")
+    directory = tmp_path / f"gen-{SIZE}"
+    (directory / "00003.latents.safetensors").write_bytes(b"of the old pictures")
+    (tmp_path / "tokenizer.json").write_text("{}"), (directory / "notes.txt").write_text("mine")
+    write(tmp_path, "gen", n=4, val=1)
+    assert sorted(p.name for p in directory.iterdir()) == ["00000.bin", "00000.idx.npy", "00000.jsonl", "dataset.json",
+                                                           "notes.txt"]
+    assert len(Packed(tmp_path, "gen", SIZE)) == 5
 
 
 # ---- the samples ----

@@ -244,10 +244,28 @@ def test_release_round_trip(model, tmp_path):
     """Release -> ours -> release gives back every tensor, bit for bit, the dropped ones included."""
     class Stub:
         json = "{}"
-    weights.export_release(model, None, Stub, tmp_path)
-    before, after = load_file(GOLDEN / "unix_tiny.safetensors"), load_file(tmp_path / "model.safetensors")
+    weights.export_release(model, None, Stub, tmp_path / "new")
+    before, after = load_file(GOLDEN / "unix_tiny.safetensors"), load_file(tmp_path / "new" / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[k], after[k]) for k in before)
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    sizes = json.loads((tmp_path / "new" / "config.json").read_text())["language_config"]
+    assert sizes["hidden_size"] == model.cfg.n_embd and sizes["num_hidden_layers"] == model.cfg.n_layer
+
+
+def test_export_refuses(model, tmp_path):
+    """A VAE that the layout cannot describe, a directory that holds something."""
+    from common import InputError
+    from conftest import tiny_vae
+
+    class Stub:
+        json = "{}"
+    with pytest.raises(InputError, match="no kl-f16"):
+        weights.export_release(model, tiny_vae(), Stub, tmp_path / "new")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        weights.export_release(model, None, Stub, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_export_of_a_model_that_never_met_a_release(model, tmp_path, capsys):

@@ -143,10 +143,19 @@ def test_a_folder_is_its_images(tmp_path):
     for name in ("b.png", "a.JPG", "notes.txt", ".hidden"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "empty").mkdir()
-    assert [name for name, _ in image_files([tmp_path])] == [str(tmp_path / "a.JPG"), str(tmp_path / "b.png")]
-    assert [name for name, _ in image_files([tmp_path / "notes.txt"])] == [str(tmp_path / "notes.txt")]    # named: tried
-    with pytest.raises(InputError, match="no image"):
-        list(image_files([tmp_path / "empty"]))
+    a, b, notes = (tmp_path / name for name in ("a.JPG", "b.png", "notes.txt"))
+    failures = []
+    assert image_files([tmp_path], failures) == [(str(a), a), (str(b), b)]
+    assert image_files([notes], failures) == [(str(notes), notes)] and not failures         # named: tried
+    assert image_files([tmp_path / "empty", b], failures) == [(str(b), b)]
+    assert len(failures) == 1 and "empty holds no image" in failures[0]
+
+
+def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "x.png").mkdir()
+    with pytest.raises(OSError):
+        save_png(Image.new("L", (8, 8)), tmp_path / "x.png")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
 
 
 def test_png_tells_how_it_was_made(tmp_path):

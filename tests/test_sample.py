@@ -35,8 +35,9 @@ def parts(phantom):
 def write(run, model, vae, tokenizer, **changes):
     """A checkpoint; changes: name of a model tensor -> another tensor, or None to leave it out."""
     tensors = {**weights.model_tensors(model), **changes}
-    return checkpoint.save(run, 1, config=weights.describe(model, vae), tokenizer=tokenizer.json, tensors={
+    checkpoint.save(run, 1, config=weights.describe(model, vae), tokenizer=tokenizer.json, tensors={
         "model": {k: v for k, v in tensors.items() if v is not None}, "vae": vae.state_dict()})
+    return run / "00000001"
 
 
 @pytest.fixture(scope="module")
@@ -246,10 +247,32 @@ def test_one_bad_of_three(run, films, tmp_path, capsys):
     assert (tmp_path / "x.png").exists()
 
 
+def test_a_good_image_beside_an_empty_report(run, films, tmp_path, capsys):
+    line = ["--image", films / "film1.png", "--max-tokens", 4, "--out", tmp_path / "x.png"]
+    assert main(run, *line) == 0
+    alone = capsys.readouterr().out
+    assert main(run, *line, "--report", " ") == 1
+    captured = capsys.readouterr()
+    assert captured.out == alone and not list(tmp_path.iterdir())
+    assert captured.err.count("error: ") == 1 and "report 1 is empty" in captured.err
+
+
+@pytest.mark.parametrize("argv, words", [      # one word an error
+    (["--report", " "], ["report 1 is empty"]), (["--report", "effusion " * 200], ["shorten"]),
+    (["--image", "missing.png"], ["no image at missing.png"]), (["--image", "TMP"], ["holds no image"]),
+    (["--report", " ", "--image", "missing.png", "TMP"], ["holds no image", "report 1 is empty", "no image at missing.png"])])
+def test_nothing_that_can_be_done(run, tmp_path, argv, words, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(run, *(str(tmp_path) if word == "TMP" else word for word in argv)) == 2
+    captured = capsys.readouterr()
+    errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == len(words) and all(word in line for word, line in zip(words, errors))
+    assert captured.out == "" and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("argv, words", [
-    ([], "nothing to do"), (["--report", " "], "empty"), (["--report", "effusion " * 200], "shorten"),
-    (["--reprot", "x"], "--report"), (["--image", "missing.png"], "no image at"), (["--image", "TMP"], "holds no image"),
-    (["--reports", "missing.txt"], "no file"), (["--reports", "TMP"], "no file"),
+    ([], "nothing to do"), (["--reprot", "x"], "--report"),
+    (["--reports", "missing.txt"], "missing.txt is missing"), (["--reports", "TMP"], "not a text file"),
     (["--report", "x", "--out", "missing/x.png"], "cannot be written"), (["--report", "x", "--out", "TMP"], "cannot be written"),
     (["--report", "x", "--out", "x.jpg"], ".png"), (["--report", "x", "--size", "100"], "multiples of 8"),
     (["--report", "x", "--solver", "rk4"], "euler, heun, ab2"), (["--report", "x", "--num", "0"], "at least 1"),

@@ -34,6 +34,12 @@ def test_blocks(tokenizer):
     assert tokenizer.prompt(REPORTS[0]) == tokenizer.answer(REPORTS[0]) == [tokenizer.bos, *ids, tokenizer.eos]
 
 
+def test_a_typed_special_token_is_text(path, tokenizer):
+    special = {tokenizer.bos, tokenizer.eos, tokenizer.soi, tokenizer.eoi}
+    for text in ("Normal.<eos> Effusion.", "<bos>", "<soi><eoi>"):
+        assert not special & set(tokenizer.encode(text)) and tokenizer.decode(tokenizer.answer(text)) == text
+
+
 def test_double_bos_is_for_prompts_alone(path):
     release = Tokenizer(path, 0, 1, 2, 3, double_bos=True)
     ids = release.encode("No effusion.")

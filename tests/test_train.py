@@ -19,6 +19,7 @@ import train_vae
 import weights
 from common import InputError
 from conftest import ROOT, close
+from vae import VAE, VAEConfig
 
 COMMON = "--device cpu --dtype float32 --warmup 0 --log-every 1 --eval-every 1000 --save-every 1000 --ema 0.9".split()
 UND = ("--init= --n-layer 2 --n-head 2 --n-embd 32 --n-inner 64 --vit-layer 1 --vit-head 2 --vit-embd 32 --image-size 64 "
@@ -74,7 +75,8 @@ def stage1(phantom, tmp_path_factory):
 @pytest.fixture(scope="module")
 def stage2(phantom, stage1, vae_run, tmp_path_factory):
     out = tmp_path_factory.mktemp("gen32")
-    train_gen.main(gen(phantom, out, stage1, "--vae", vae_run, "--steps", 30, "--batch-size", 8, "--micro-batch", 8))
+    train_gen.main(gen(phantom, out, stage1, "--vae", vae_run, "--steps", 30, "--batch-size", 8, "--micro-batch", 8,
+                       "--eval-every", 1))
     return out
 
 
@@ -97,10 +99,11 @@ def test_stage_1_learns(stage1):
 
 
 def test_stage_2_learns(stage2):
-    mse, align = column(stage2, "mse"), column(stage2, "repa")
-    assert len(mse) == 30 and sum(mse[-5:]) < 0.95 * sum(mse[:5])
+    """Measured on the validation images, whose times and noise are fixed: a step's own error varies by a tenth."""
+    error, align = column(stage2, "val_mse"), column(stage2, "repa")
+    assert len(column(stage2, "mse")) == len(error) == 30 and error[-1] < 0.96 * error[0]
     assert sum(align[-5:]) < sum(align[:5]) - 0.5 and min(align) >= -1
-    assert (checkpoint.newest(stage2) / "projector.safetensors").exists() and column(stage2, "val_mse")
+    assert (checkpoint.newest(stage2) / "projector.safetensors").exists()
 
 
 def test_stage_3_needs_no_more_than_stage_2(stage3, stage2):
@@ -168,6 +171,24 @@ def test_other_settings_are_refused(stage1, phantom):
         train_und.main(und(phantom, stage1, "--steps", 30, "--lr", 1))
 
 
+def test_what_is_refused_costs_no_checkpoint(stage1, phantom, tmp_path):
+    """--overwrite with a wrong --data, the wrong sizes or a wrong --init leaves the old run as it was."""
+    run = shutil.copytree(stage1, tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for line in (und(tmp_path / "none", run), und(phantom, run, "--image-size", 32), und(phantom, run, "--n-head", 3),
+                 und(phantom, run, "--init", tmp_path / "none")):
+        with pytest.raises(InputError):
+            train_und.main([*line, "--steps", "30", "--overwrite"])
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    train_und.main(und(phantom, run, "--steps", 1, "--overwrite"))
+    assert [p.name for p in checkpoint.checkpoints(run)] == ["00000001"] and len(column(run, "loss")) == 1
+
+
+def test_fewer_steps_than_were_made_are_refused(stage1, phantom):
+    with pytest.raises(InputError, match="30 steps already"):
+        train_und.main(und(phantom, stage1, "--steps", 29))
+
+
 # ---- accumulation and processes: the same samples, the same gradient ----
 
 def lines(stage, phantom, stage2):
@@ -223,7 +244,9 @@ def test_stored_latents(phantom, stage2, vae_run, tmp_path):
 
 # ---- what is missing is said ----
 
-def test_what_is_missing_is_said(phantom, stage1, vae_run, tmp_path):
+def test_what_is_missing_is_said(phantom, stage1, stage2, vae_run, tmp_path):
+    vae, wide = VAE(VAEConfig(ch=8, ch_mult=(1, 1, 1, 2), n_res=1, z_channels=6, embed_dim=6, norm_groups=4)), tmp_path / "wide"
+    checkpoint.save(wide, 1, config=weights.describe(vae=vae), tensors={"vae": vae.state_dict()})
     for main, line, words in (
             (train_und.main, und(tmp_path / "none", tmp_path / "a"), "tokenizer.*prepare_phantom"),
             (train_und.main, und(phantom, tmp_path / "b", "--image-size", 32), "und-32.*prepare"),
@@ -235,7 +258,11 @@ def test_what_is_missing_is_said(phantom, stage1, vae_run, tmp_path):
             (train_gen.main, gen(phantom, tmp_path / "h", stage1, "--vae", vae_run, "--stage", 3), "stage 3 starts from stage 2"),
             (train_gen.main, gen(phantom, tmp_path / "i", stage1, "--vae", vae_run, "--size", 128), "128"),
             (train_gen.main, gen(phantom, tmp_path / "j", vae_run), "holds no model"),
-            (train_gen.main, ["--stage", "4"], "stages 2 and 3")):
+            (train_gen.main, ["--stage", "4"], "stages 2 and 3"),
+            (train_gen.main, ["--encoder", "x"], "unknown option --encoder"),
+            (train_gen.main, gen(phantom, tmp_path / "k", stage2, "--size", 128), "--size 128.*up to 64"),
+            (train_gen.main, gen(phantom, tmp_path / "l", stage2, "--vae", wide), "6 latent channels, the model 4"),
+            (train_und.main, und(phantom, tmp_path / "m", "--init", stage2), "has a generation set")):
         with pytest.raises(InputError, match=words) as error:
             main([*line, "--steps", "1"] if "--steps" not in line else line)
         assert "\n" not in str(error.value)
