@@ -266,6 +266,8 @@ def export_release(model, vae, tokenizer, directory):
 
 def shrink(source, target):
     """Write the averaged weights of a run in fp16, without what only training needs: a checkpoint to pass on."""
+    if Path(target).exists() and any(Path(target).iterdir()):
+        raise InputError(f"{target} is not empty; shrink to a new directory.")
     model, vae, tokenizer = load(source)
     half = lambda tensors: {k: v.half() for k, v in tensors.items()}
     tensors = {"model": half(model_tensors(model)), **({"vae": half(vae.state_dict())} if vae else {})}
