@@ -99,8 +99,6 @@ def initial(cfg):
     """The model and tokenizer to start from -> (UniX without a generation set, Tokenizer)."""
     if cfg.init:
         model, _, tokenizer = weights.load(cfg.init)
-        if model.cfg.generation:
-            raise InputError(f"{cfg.init} has a generation set, which stage 1 does not train; start from a checkpoint without.")
         return model, tokenizer
     path = Path(cfg.data) / "tokenizer.json"
     if not path.exists():
@@ -139,6 +137,8 @@ def main(argv):
 
     # model: the run's own checkpoint, else given weights, else from nothing
     model, tokenizer = weights.load(resume, ema=False)[::2] if resume else initial(cfg)
+    if model.cfg.generation:
+        model.freeze("g")           # going on from a later stage: its generation set is carried along untouched
     image_size = model.cfg.vision.image_size
     train, val = (Samples(Packed(cfg.data, "und", image_size, split), tokenizer, model.cfg.max_text, cfg.seed,
                           cfg.batch_size) for split in ("train", "val"))

@@ -19,6 +19,7 @@ import train_vae
 import weights
 from common import InputError
 from conftest import ROOT, close
+from model import is_generation
 from vae import VAE, VAEConfig
 
 COMMON = "--device cpu --dtype float32 --warmup 0 --log-every 1 --eval-every 1000 --save-every 1000 --ema 0.9".split()
@@ -261,11 +262,18 @@ def test_what_is_missing_is_said(phantom, stage1, stage2, vae_run, tmp_path):
             (train_gen.main, ["--stage", "4"], "stages 2 and 3"),
             (train_gen.main, ["--encoder", "x"], "unknown option --encoder"),
             (train_gen.main, gen(phantom, tmp_path / "k", stage2, "--size", 128), "--size 128.*up to 64"),
-            (train_gen.main, gen(phantom, tmp_path / "l", stage2, "--vae", wide), "6 latent channels, the model 4"),
-            (train_und.main, und(phantom, tmp_path / "m", "--init", stage2), "has a generation set")):
+            (train_gen.main, gen(phantom, tmp_path / "l", stage2, "--vae", wide), "6 latent channels, the model 4")):
         with pytest.raises(InputError, match=words) as error:
             main([*line, "--steps", "1"] if "--steps" not in line else line)
         assert "\n" not in str(error.value)
+
+
+def test_stage_1_goes_on_from_a_later_stage(phantom, stage2, tmp_path):
+    """The generation set is carried along untouched; the understanding set learns."""
+    train_und.main(und(phantom, tmp_path / "und", "--init", stage2, "--steps", 2))
+    before, after = (dict(weights.load(run)[0].named_parameters()) for run in (stage2, tmp_path / "und"))
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in before if is_generation(name)} <= same and "lm_head.weight" not in same
 
 
 def test_sizes_that_do_not_fit_are_said(phantom, tmp_path):
