@@ -24,7 +24,7 @@ import sample
 import weights
 from attention import DecodeCache
 from common import InputError
-from model import UniX, UniXConfig
+from model import UniX, UniXConfig, decoding
 from prepare_phantom import Settings, held_out
 from vision import ViTConfig
 
@@ -108,8 +108,9 @@ def bench_sample(cfg):
         cache = DecodeCache(cache, 4 * cfg.repeats + 8)
 
         def decode():
-            hidden, _ = model.prefill_text(token, cache=cache)
-            model.logits(hidden)
+            with decoding(1, device):
+                hidden, _ = model.prefill_text(token, cache=cache)
+                model.logits(hidden)
 
         seconds = medians(cfg.repeats * 2, device, read=block.sum, token=decode)
         figures["decode"][f"after_{cached}"] = {"ms": 1e3 * seconds["token"], "read_ms": 1e3 * seconds["read"],

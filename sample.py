@@ -3,7 +3,6 @@
     python sample.py --report "Large left pleural effusion."     # -> sample.png
     python sample.py --image chest.png                           # -> the report on standard output
     python sample.py --reports prompts.txt --num 4 --grid        # a captioned grid
-    python sample.py --image films/ --json                       # one JSON object a line
 
 Without --checkpoint the phantom model in demo/ is used, which knows toy chest X-rays only.
 """
@@ -24,6 +23,7 @@ import weights
 from attention import DecodeCache
 from common import InputError, generator
 from images import NOTICE, captioned, image_files, read_image, save_png
+from model import decoding
 from tokenizer import pad
 from vision import normalize, preprocess
 
@@ -133,11 +133,12 @@ def generate_reports(model, tokenizer, images, prompt=SampleConfig.prompt, tempe
         cache, token, answers = DecodeCache(cache, room), torch.full((B, 1), tokenizer.bos, device=device), []
         rngs = [generator(seed, at + i) for i in range(B)]
         done = torch.zeros(B, dtype=torch.bool, device=device)
-        while len(answers) < room and not done.all():
-            hidden, cache = model.prefill_text(token, cache=cache)
-            token = choose(model.logits(hidden[:, -1]).float(), temperature, top_p, rngs)
-            done |= token[:, 0] == tokenizer.eos
-            answers.append(token)
+        with decoding(B, device):
+            while len(answers) < room and not done.all():
+                hidden, cache = model.prefill_text(token, cache=cache)
+                token = choose(model.logits(hidden[:, -1]).float(), temperature, top_p, rngs)
+                done |= token[:, 0] == tokenizer.eos
+                answers.append(token)
         reports += [tokenizer.decode(row) for row in torch.cat(answers, dim=1).tolist()]
     return reports
 
