@@ -37,7 +37,7 @@ def rope(positions, dim, theta):
 def rotate(x, cos, sin):
     """Rotate (B, H, T, D) by its position, pairing the first half of D with the second ("rotate half"), in fp32."""
     a, b = x.float().chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    return torch.cat([torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)], dim=-1)
 
 
 def visible(valid, T, causal):
@@ -60,18 +60,14 @@ def visible(valid, T, causal):
 def attend(q, k, v, bias):
     """softmax(q k^T / sqrt(D) + bias) v. q (B, H, T, D), k and v (B, H, S, D) -> (B, T, H, D). The only softmax.
 
-    On CUDA torch's fused kernel; on a CPU plain products, which in bf16 are two to three times as fast as that kernel
-    (forward and backward) at our sizes. A test holds the two equal. Computed in the dtype of k, returned in that of q.
+    On CUDA, and for a single query, torch's fused kernel; else on a CPU plain products, which in bf16 are two to three
+    times as fast at our sizes. A test holds the two equal. Computed in the dtype of k, returned in that of q.
     """
     dtype, q = q.dtype, q.to(k.dtype)
     bias = None if bias is None else bias.to(q.dtype)
-    if q.is_cuda:
+    if q.is_cuda or q.size(2) == 1:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).to(dtype)
-    q = q * q.size(-1) ** -0.5
-    if q.size(2) == 1:      # decoding: k q^T reads the keys as they lie, q k^T would copy them all for every token
-        scores = (k @ q.transpose(-1, -2)).transpose(-1, -2)                          # (B, H, 1, S)
-    else:
-        scores = q @ k.transpose(-1, -2)                                              # (B, H, T, S)
+    scores = q * q.size(-1) ** -0.5 @ k.transpose(-1, -2)                             # (B, H, T, S)
     scores = scores if bias is None else scores.add_(bias)
     return (scores.softmax(-1) @ v).transpose(1, 2).to(dtype)
 
@@ -86,10 +82,11 @@ class Heads(nn.Module):
         self.o = nn.Linear(n_embd, n_embd, bias=False)
         self.q_norm, self.k_norm = (RMSNorm(n_embd // n_head, eps) for _ in range(2))
 
-    def forward(self, x):
-        """x (B, T, C) -> q, k in fp32 and v in x's (autocast) dtype, each (B, H, T, D); q and k before RoPE."""
+    def forward(self, x, angles):
+        """x (B, T, C), angles of `rope` -> q, k, v (B, H, T, D) in x's (autocast) dtype; q and k normed and rotated in fp32."""
         q, k, v = (f(x).unflatten(-1, (self.n_head, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
-        return self.q_norm(q.float()), self.k_norm(k.float()), v
+        q, k = (rotate(norm(a.float()), *angles).to(v.dtype) for norm, a in ((self.q_norm, q), (self.k_norm, k)))
+        return q, k, v
 
 
 class Cache:

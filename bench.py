@@ -24,7 +24,8 @@ import sample
 import weights
 from attention import DecodeCache
 from common import InputError
-from model import UniX, UniXConfig, decoding
+from cpu import decoding
+from model import UniX, UniXConfig
 from prepare_phantom import Settings, held_out
 from vision import ViTConfig
 
@@ -72,7 +73,7 @@ def velocity_flops(model, B, text, latents):
     return B * (linear + time_mlp + attention)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def bench_sample(cfg):
     device, dtype = common.setup(cfg.device, cfg.threads).device, common.torch_dtype(cfg.dtype)
     torch.manual_seed(0)
@@ -122,7 +123,7 @@ SETTINGS = [("euler", 49, 3.0), ("euler", 16, 3.0), ("euler", 16, 1.0), ("heun",
             ("ab2", 16, 1.0), ("ab2", 12, 1.0), ("ab2", 8, 1.0)]     # solver, steps, shift; the release's first
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def bench_steps(cfg):
     """Relative RMS distance of final latents to 200 Heun steps, guidance 2, averaged over held-out reports."""
     device = common.setup(cfg.device, cfg.threads).device

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+import cpu
+
 
 class InputError(Exception):
     """Bad input: its message is one sentence for the user that says what was wrong and what to do."""
@@ -153,6 +155,7 @@ def setup(device="auto", threads=0):
     """Join the other processes if torchrun started us (RANK is set), choose the device -> Process."""
     if threads:
         torch.set_num_threads(threads)
+    cpu.keep_memory()
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"--device {device}: no CUDA device here; use --device cpu.")
     if device not in ("auto", "cpu") and not device.startswith("cuda"):

@@ -96,7 +96,7 @@ def phantom(cfg):
     print(f"details in {cfg.out}.json")
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def through(vae, pictures, batch):
     """Encode (posterior mean) and decode grey pictures (N, S, S) uint8 -> the same, as the VAE shows them."""
     p, out = next(vae.parameters()), []

@@ -16,7 +16,6 @@ B batch, T tokens, C width, h w latent grid; x_t noised latent, t in [0, 1] (1 =
 """
 import copy
 import math
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -24,7 +23,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from attention import Cache, Heads, RMSNorm, attend, rope, rotate, visible
+from attention import Cache, Heads, RMSNorm, attend, rope, visible
 from vision import ViT, ViTConfig
 
 
@@ -77,8 +76,8 @@ class Branch(nn.Module):
         self.heads = Heads(cfg.n_embd, cfg.n_head, cfg.norm_eps)
         self.mlp = MLP(cfg.n_embd, cfg.n_inner)
 
-    def before(self, x):
-        return self.heads(self.norm1(x))
+    def before(self, x, angles):
+        return self.heads(self.norm1(x), angles)
 
     def after(self, x, y):
         x = x + self.heads.o(y.flatten(2))
@@ -100,10 +99,9 @@ class Layer(nn.Module):
         """
         grad_u = grad_u and torch.is_grad_enabled()
         with torch.set_grad_enabled(grad_u):
-            q, k, v = self.u.before(u)
+            q, k, v = self.u.before(u, angles)
         if g is not None:
-            q, k, v = (torch.cat(pair, dim=2) for pair in zip((q, k, v), self.g.before(g)))
-        q, k = rotate(q, *angles).to(v.dtype), rotate(k, *angles).to(v.dtype)
+            q, k, v = (torch.cat(pair, dim=2) for pair in zip((q, k, v), self.g.before(g, angles)))
         y = attend(q, *past(k, v), bias)
         y_u, y_g = y.split([u.size(1), y.size(1) - u.size(1)], dim=1)
         with torch.set_grad_enabled(grad_u):
@@ -270,20 +268,6 @@ class UniX(nn.Module):
             layer.g = copy.deepcopy(layer.u).requires_grad_(True)
         self.build_latent_ends(copy.deepcopy(self.norm_u).requires_grad_(True))
         self.to(self.embed.weight.device)
-
-
-@contextmanager
-def decoding(rows, device):
-    """Wrap the decoding of `rows` sequences. On a CPU a product of one bf16 row with a matrix reads the matrix two to
-    eight times as fast without oneDNN (bench.py sample), and reading the weights is all that decoding waits for."""
-    lean = rows == 1 and device.type == "cpu" and torch.backends.mkldnn.enabled
-    if lean:
-        torch.backends.mkldnn.set_flags(False)
-    try:
-        yield
-    finally:
-        if lean:
-            torch.backends.mkldnn.set_flags(True)
 
 
 def is_generation(name):

@@ -118,4 +118,5 @@ def resume(directory, optimizers, ema):
     assert average.keys() == ema.shadow.keys(), "the average holds other parameters than the run trains"
     for name, tensor in average.items():
         ema.shadow[name].copy_(tensor)
+    print0(f"resuming {directory}")
     return json.loads((Path(directory) / "config.json").read_text())["step"]

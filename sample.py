@@ -22,8 +22,8 @@ import flow
 import weights
 from attention import DecodeCache
 from common import InputError, generator
+from cpu import decoding
 from images import NOTICE, captioned, image_files, read_image, save_png
-from model import decoding
 from tokenizer import pad
 from vision import normalize, preprocess
 
@@ -86,7 +86,7 @@ def guided(model, blocks, cfg, cfg_interval, renorm):
     return velocity
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate_images(model, vae, tokenizer, reports, num=1, seed=0, steps=16, solver="ab2", shift=1.0, cfg=2.0,
                     cfg_interval=(0.4, 1.0), renorm="global", size=0, batch=16, numbers=None, progress=True):
     """Draw `num` images of each report -> uint8 (len(reports), num, size, size) grey.
@@ -118,7 +118,7 @@ def latent_side(model, vae, size):
     return size // vae.factor
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate_reports(model, tokenizer, images, prompt=SampleConfig.prompt, temperature=0.0, top_p=1.0, max_tokens=0,
                      seed=0, batch=16, progress=True):
     """Report on images (N, S, S) uint8, already `vision.preprocess`ed to the tower's size -> N strings."""

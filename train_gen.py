@@ -186,10 +186,7 @@ def main(argv):
     print0("latents: " + ("stored" if all(stored) else "encoded as we go (train_vae.py --encode stores them)"))
     optimizers = optim.optimizers(step_module, cfg, VECTORS)
     ema = optim.EMA(model, cfg.ema)
-    step = 0
-    if resume:
-        step = optim.resume(resume, optimizers, ema)
-        print0(f"resuming {resume}")
+    step = optim.resume(resume, optimizers, ema) if resume else 0
     wrapped = DistributedDataParallel(step_module) if process.world > 1 else step_module
     if process.master:
         checkpoint.tidy(cfg.out, anew=resume is None)

@@ -92,14 +92,16 @@ def test_rms_norm():
     close(norm(x), x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight, 1e-6)
 
 
-def test_heads_norm_q_and_k_per_head_but_not_v():
+def test_heads_norm_and_rotate_q_and_k_but_not_v():
     torch.manual_seed(0)
     heads = Heads(32, 4, 1e-6)
-    x = draw(2, 3, 32)
-    q, k, v = heads(x)
-    for got, linear in ((q, heads.q), (k, heads.k)):
+    heads.q_norm.weight.data, heads.k_norm.weight.data = draw(8, seed=5), draw(8, seed=6)
+    x, angles = draw(2, 3, 32), rope(torch.tensor([[0, 1, 2], [4, 5, 6]]), 8, 1e4)
+    q, k, v = heads(x, angles)
+    for got, linear, norm in ((q, heads.q, heads.q_norm), (k, heads.k, heads.k_norm)):
         plain = linear(x).view(2, 3, 4, 8).transpose(1, 2)
-        close(got.detach(), (plain / plain.square().mean(-1, keepdim=True).add(1e-6).sqrt()).detach())
+        normed = plain / plain.square().mean(-1, keepdim=True).add(1e-6).sqrt() * norm.weight
+        close(got.detach(), rotate(normed, *angles).detach())
     assert torch.equal(v, heads.v(x).view(2, 3, 4, 8).transpose(1, 2))
 
 

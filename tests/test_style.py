@@ -31,11 +31,11 @@ def test_a_file_fits_a_sitting(name):
     assert not long, f"lines longer than 130 characters: {long}"
 
 
-PARTS = {"attention", "vision", "tokenizer", "common"}          # common: the error type and boring things, no model
+PARTS = {"cpu", "attention", "vision", "tokenizer", "common"}   # common: the error type and boring things, no model
 NETWORK = {"model", "vae", "flow", "repa"}
 ASSEMBLY = {"data", "pack", "images", "weights", "checkpoint", "optim"}
 MAY = {     # who may import which of our files; a script may use everything below it
-    "common": set(), "attention": set(), "tokenizer": set(), "vae": set(), "flow": set(),
+    "cpu": set(), "common": {"cpu"}, "attention": set(), "tokenizer": set(), "vae": set(), "flow": set(),
     "vision": {"attention"}, "model": {"attention", "vision"}, "repa": {"vision"},
     "images": {"common"}, "optim": {"common"}, "data": {"common", "tokenizer"}, "pack": {"data"}, "checkpoint": {"common"},
     "weights": {"common", "checkpoint", "tokenizer", "attention", "vision"} | NETWORK,
