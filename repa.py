@@ -27,10 +27,14 @@ class Projector(nn.Module):
 
 
 @torch.no_grad()
-def targets(encoder, images, grid):
-    """Encoder features on the latent grid: clean grey images in [0, 1] (B, 1, H, W), grid (h, w) -> (B, h*w, E)."""
-    features = encoder(normalize(images, encoder.cfg))                                # (B, n*n, E)
-    features = features.float().transpose(1, 2).unflatten(2, (encoder.cfg.grid,) * 2)  # (B, E, n, n)
+def targets(encoder, images, grid, size=0):
+    """Encoder features on the latent grid: clean grey images in [0, 1] (B, 1, H, W), grid (h, w) -> (B, h*w, E).
+
+    size: pixels that the encoder gets; 0 is what it was trained on.
+    """
+    pixels = normalize(images, encoder.cfg, size)
+    n = pixels.shape[-1] // encoder.cfg.patch_size
+    features = encoder(pixels).float().transpose(1, 2).unflatten(2, (n, n))           # (B, E, n, n)
     if tuple(features.shape[2:]) != tuple(grid):
         features = F.interpolate(features, size=tuple(grid), mode="bilinear", antialias=True)
     return features.flatten(2).transpose(1, 2)

@@ -89,10 +89,8 @@ def guided(model, blocks, cfg, cfg_interval, renorm):
 @torch.inference_mode()
 def generate_images(model, vae, tokenizer, reports, num=1, seed=0, steps=16, solver="ab2", shift=1.0, cfg=2.0,
                     cfg_interval=(0.4, 1.0), renorm="global", size=0, batch=16, numbers=None, progress=True):
-    """Draw `num` images of each report -> uint8 (len(reports), num, size, size) grey.
-
-    The noise of image k depends on (seed, k) alone; `numbers` gives the reports' first k when it shall differ.
-    """
+    """Draw `num` images of each report -> uint8 (len(reports), num, size, size) grey. The noise of image k depends on
+    (seed, k) alone; `numbers` gives the reports' first k when it shall differ."""
     device, dtype = model.embed.weight.device, model.embed.weight.dtype
     side, blocks = latent_side(model, vae, size), [tokenizer.prompt(report) for report in reports]
     jobs = [(i, k + (numbers[i] if numbers else 0)) for i in range(len(reports)) for k in range(num)]
@@ -208,6 +206,8 @@ def main(argv):
         raise InputError(f"--out {out} cannot be written; name a .png file in a folder that exists and is yours.")
     device = common.setup(cfg.device).device
     model, vae, tokenizer = weights.load(cfg.checkpoint, ema=not cfg.raw, dtype=common.torch_dtype(cfg.dtype))
+    if model.cfg.double_bos and not cfg.preset:     # the released UniX: what is not asked for is done as the release does it
+        cfg = common.override(SampleConfig(), ["--preset=release", *argv], __doc__, PRESETS)
     model, vae = model.to(device), vae and vae.to(device)
     print(NOTICE, file=sys.stderr)
     done = (draw(cfg, model, vae, tokenizer, reports, failures) if reports else 0) + \

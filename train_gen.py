@@ -49,6 +49,8 @@ class TrainConfig:
     # loss
     repa: float = 0.5                   # weight of the alignment loss; 0 turns it off
     repa_inner: int = 2048              # width of its projector
+    repa_encoder: str = "pretrained/rad-dino"   # a Dinov2Model to align with; "" takes the vision tower of --init
+    repa_size: int = 0                  # pixels that it gets; 0: what it was trained on; 224 is the cheap option for RAD-DINO
     text_dropout: float = 0.1           # share of samples without text
     shift: float = 1.0                  # of the training times
     # optimizer (Table 1, stage 2)
@@ -75,7 +77,7 @@ class TrainConfig:
 
 
 PAPER3 = dict(init="out/gen256", out="out/gen512", size=512, repa=0.0, steps=5000, lr=1e-4, warmup=0)
-PHANTOM = dict(data="datasets/phantom", vae="out/phantom/vae", max_latent_size=8, repa_inner=384, batch_size=32,
+PHANTOM = dict(data="datasets/phantom", vae="out/phantom/vae", max_latent_size=8, repa_inner=384, repa_encoder="", batch_size=32,
                optimizer="muon", lr=2e-3, warmup=100, decay="cosine", ema=0.998, save_every=250)
 PRESETS = {     # preset -> stage -> settings
     "paper": {2: {}, 3: PAPER3},
@@ -88,9 +90,9 @@ VECTORS = ("latent_in", "latent_out", "mlp.4")          # parameters that AdamW 
 class GenStep(nn.Module):
     """One micro-step: a batch -> summed squared error and summed alignment loss of its images."""
 
-    def __init__(self, unix, vae, encoder, projector, shift):
+    def __init__(self, unix, vae, encoder, projector, cfg):
         super().__init__()
-        self.unix, self.vae, self.encoder, self.projector, self.shift = unix, vae, encoder, projector, shift
+        self.unix, self.vae, self.encoder, self.projector, self.cfg = unix, vae, encoder, projector, cfg
         for frozen in (vae, encoder):
             if frozen is not None:
                 frozen.requires_grad_(False)
@@ -108,14 +110,14 @@ class GenStep(nn.Module):
         frozen = not any(p.requires_grad for p in self.unix.u_parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             _, cache = self.unix.prefill_text(batch.ids, batch.valid)
-        x_0, t = self.clean_latents(batch), flow.sample_t(batch.normal, self.shift)
+        x_0, t = self.clean_latents(batch), flow.sample_t(batch.normal, self.cfg.shift)
         x_t, target = flow.interpolate(x_0, batch.noise, t)
         tap = self.unix.cfg.repa_layer
         v, hiddens = self.unix.denoise(x_t, t, cache.drop(batch.dropped), (tap,) if self.projector else ())
         mse = flow.flow_loss(v, target).sum()
         if self.projector is None:
             return mse, torch.zeros_like(mse)
-        towards = repa.targets(self.encoder, batch.images.float() / 255, x_t.shape[2:])
+        towards = repa.targets(self.encoder, batch.images.float() / 255, x_t.shape[2:], self.cfg.repa_size)
         return mse, repa.repa_loss(self.projector(hiddens[tap]), towards).sum()
 
 
@@ -140,10 +142,12 @@ def initial(cfg):
 
 
 def repa_parts(cfg, model):
-    """REPA's frozen encoder and its trained projector, or (None, None). RAD-DINO is a ViT too; its loader is missing."""
+    """REPA's frozen encoder and its trained projector, or (None, None)."""
+    if not cfg.repa:
+        return None, None
+    encoder = weights.load_rad_dino(cfg.repa_encoder) if cfg.repa_encoder else model.vision
     torch.manual_seed(cfg.seed)
-    encoder = model.vision
-    return (encoder, repa.Projector(model.cfg.n_embd, cfg.repa_inner, encoder.cfg.n_embd)) if cfg.repa else (None, None)
+    return encoder, repa.Projector(model.cfg.n_embd, cfg.repa_inner, encoder.cfg.n_embd)
 
 
 @torch.no_grad()
@@ -178,7 +182,7 @@ def main(argv):
     encoder, projector = repa_parts(cfg, model)
     if resume and projector is not None:
         projector.load_state_dict(load_file(resume / "projector.safetensors"))
-    step_module = GenStep(model, vae, encoder, projector, cfg.shift).to(process.device).train()
+    step_module = GenStep(model, vae, encoder, projector, cfg).to(process.device).train()
     latent = (vae.cfg.embed_dim, cfg.size // vae.factor, cfg.size // vae.factor)
     train, val = (Samples(Packed(cfg.data, "gen", cfg.size, split), tokenizer, model.cfg.max_text, cfg.seed,
                           cfg.batch_size, latent, cfg.text_dropout) for split in ("train", "val"))

@@ -27,6 +27,7 @@ class ViTConfig:
     norm_eps: float = 1e-6
     class_token: bool = False       # DINOv2: one more token in front; we return the patches alone
     layer_scale: bool = False       # DINOv2: a learned gain on each residual branch
+    gelu: str = "none"              # exact, or "tanh": SigLIP in transformers
     mean: tuple = (0.555895,) * 3   # of the released UniX; Janus-Pro uses 0.5, 0.5
     std: tuple = (0.336385,) * 3
     pad: int = 141                  # grey of the bars around an image that is not square: the mean
@@ -49,7 +50,7 @@ RAD_DINO = ViTConfig(image_size=518, patch_size=14, n_layer=12, n_head=12, n_emb
 class ViTBlock(nn.Module):
     def __init__(self, cfg):
         super().__init__()
-        self.n_head = cfg.n_head
+        self.n_head, self.gelu = cfg.n_head, cfg.gelu
         self.norm1, self.norm2 = (nn.LayerNorm(cfg.n_embd, cfg.norm_eps) for _ in range(2))
         self.qkv, self.proj = nn.Linear(cfg.n_embd, 3 * cfg.n_embd), nn.Linear(cfg.n_embd, cfg.n_embd)
         self.fc1, self.fc2 = nn.Linear(cfg.n_embd, cfg.n_inner), nn.Linear(cfg.n_inner, cfg.n_embd)
@@ -61,11 +62,14 @@ class ViTBlock(nn.Module):
         q, k, v = self.qkv(self.norm1(x)).view(B, N, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)   # (B, H, N, C/H)
         y = attend(q, k, v, None).reshape(B, N, C)
         x = x + self.scale1 * self.proj(y)
-        return x + self.scale2 * self.fc2(F.gelu(self.fc1(self.norm2(x))))                        # exact GELU
+        return x + self.scale2 * self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate=self.gelu))
 
 
 class ViT(nn.Module):
-    """Normalised pixels (B, 3, S, S) -> patch features (B, N, C), row major, after the last LayerNorm."""
+    """Normalised pixels (B, 3, H, W) -> patch features (B, N, C), row major, after the last LayerNorm.
+
+    Made for squares of `image_size`; other multiples of the patch are read with resampled positions.
+    """
 
     def __init__(self, cfg):
         super().__init__()
@@ -78,14 +82,23 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(cfg.n_embd, cfg.norm_eps)
 
     def forward(self, pixels):
-        B, _, H, W = pixels.shape
-        assert (H, W) == (self.cfg.image_size,) * 2, f"the vision tower wants {self.cfg.image_size} px, got {H}x{W}"
+        (B, _, H, W), patch = pixels.shape, self.cfg.patch_size
+        assert H % patch == W % patch == 0, f"{H}x{W} pixels are no multiples of the patch, {patch} px"
         x = self.patch(pixels).flatten(2).transpose(1, 2)                                         # (B, N, C)
         x = x if self.cls is None else torch.cat([self.cls.expand(B, -1, -1), x], dim=1)
-        x = x + self.positions
+        x = x + self.table(H // patch, W // patch)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)[:, int(self.cfg.class_token):]
+
+    def table(self, h, w):
+        """Positions of a grid of h x w patches, (1, N, C): as learned, or resampled for another size (as DINOv2 does)."""
+        n = self.cfg.grid
+        if (h, w) == (n, n):
+            return self.positions
+        first, rest = self.positions.float().split([int(self.cfg.class_token), n * n], dim=1)
+        rest = F.interpolate(rest.transpose(1, 2).unflatten(2, (n, n)), size=(h, w), mode="bicubic")      # (1, C, h, w)
+        return torch.cat([first, rest.flatten(2).transpose(1, 2)], dim=1).to(self.positions.dtype)
 
 
 def preprocess(image, size, pad):
@@ -103,9 +116,10 @@ def preprocess(image, size, pad):
     return torch.from_numpy(canvas)
 
 
-def normalize(images, cfg):
-    """Grey images in [0, 1] (B, 1, H, W), resized to the tower's size if they have another -> pixels (B, 3, S, S)."""
-    if images.shape[-1] != cfg.image_size:
-        images = F.interpolate(images, size=(cfg.image_size,) * 2, mode="bicubic", antialias=True).clamp(0, 1)
+def normalize(images, cfg, size=0):
+    """Grey images in [0, 1] (B, 1, H, W), resized to `size`, by default the tower's, if they have another -> (B, 3, S, S)."""
+    size = size or cfg.image_size
+    if images.shape[-1] != size:
+        images = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
     mean, std = (torch.tensor(x, device=images.device, dtype=images.dtype).view(3, 1, 1) for x in (cfg.mean, cfg.std))
     return (images - mean) / std

@@ -1,101 +1,40 @@
-"""Weights by hand: the project's own checkpoints and the released UniX. A rename table documents a checkpoint.
+"""Weights by hand: our own checkpoints, Janus-Pro-1B, the released UniX, kl-f16, RAD-DINO and SigLIP.
 
-Loading is strict: every tensor of the file is used, or dropped on purpose by name, and every tensor of the model is
-filled; otherwise an error lists both sides. Files are safetensors (or a `.ckpt` read without unpickling objects).
+`layouts.py` holds one rename table a kind of checkpoint; read it to learn what is in them. Loading is strict: every tensor
+of the file is used, or dropped on purpose by name, and every tensor of the model is filled; otherwise an error lists both
+sides. Files are memory-mapped; only what is cast or joined is copied.
 
-    load(directory) -> (model, vae, tokenizer)      a checkpoint or run of ours
-    load_unix(path, config), load_vae(path, config), export_release(model, vae, tokenizer, directory)
+    load(directory) -> (model, vae, tokenizer)      ours, the release or Janus-Pro, told apart by their contents
+    load_unix, load_janus, load_vae, load_vit       one kind each; export_release writes the release's layout
     python weights.py out/phantom/gen128 demo       the averaged weights of a run in fp16, to pass on
+    python weights.py out/gen512 UniX --release     the same weights as the authors' code reads them
+
+docs/weights.md says where each checkpoint comes from.
 """
 import hashlib
 import json
-import pickle
 import re
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from checkpoint import newest, read_config, write
 from common import InputError, cli
+from layouts import DIFFUSERS, DINO, JANUS, JANUS_HF, LDM, SIGLIP, UNIX, few, read_tensors, translate
 from model import UniX, UniXConfig, position_table
 from tokenizer import Tokenizer
 from vae import VAE, VAEConfig
-from vision import ViTConfig
-
-# Our module names -> the release's; {} is a layer number. The same five lines a branch, `_moe_gen` marks generation.
-UNIX = {
-    "embed": "language_model.model.embed_tokens",
-    "lm_head": "language_model.lm_head",
-    "norm_u": "language_model.model.norm",
-    "norm_g": "language_model.model.norm_moe_gen",
-    "connector.0": "connector.layers.0",
-    "connector.2": "connector.layers.2",
-    "time_embed.0": "time_embedder.mlp.0",
-    "time_embed.2": "time_embedder.mlp.2",
-    "latent_in": "vae2llm",
-    "latent_out": "llm2vae",
-    "vision.patch": "vit_model.vision_tower.patch_embed.proj",
-    "vision.positions": "vit_model.vision_tower.pos_embed",
-    "vision.norm": "vit_model.vision_tower.norm",
-}
-for ours in ("norm1", "norm2"):
-    UNIX["vision.blocks.{}." + ours] = "vit_model.vision_tower.blocks.{}." + ours
-for ours, theirs in (("qkv", "attn.qkv"), ("proj", "attn.proj"), ("fc1", "mlp.fc1"), ("fc2", "mlp.fc2")):
-    UNIX["vision.blocks.{}." + ours] = "vit_model.vision_tower.blocks.{}." + theirs
-for branch, suffix in (("u", ""), ("g", "_moe_gen")):
-    ours, theirs = f"layers.{{}}.{branch}.", "language_model.model.layers.{}."
-    UNIX.update({f"{ours}heads.{x}": f"{theirs}self_attn.{x}_proj{suffix}" for x in "qkvo"})
-    UNIX.update({f"{ours}heads.{x}_norm": f"{theirs}self_attn.{x}_norm{suffix}" for x in "qk"})
-    UNIX.update({f"{ours}mlp.{x}": f"{theirs}mlp{suffix}.{x}_proj" for x in ("gate", "up", "down")})
-    UNIX[ours + "norm1"] = theirs + "input_layernorm" + suffix
-    UNIX[ours + "norm2"] = theirs + "post_attention_layernorm" + suffix
-
-# Dropped on purpose, kept as `unused.*` so that an export gives them back.
-UNIX_UNUSED = (
-    "vit_model.vision_tower.attn_pool.",    # SigLIP's pooling head: reports are written from the patches
-    "latent_pos_embed.pos_embed",           # a formula: model.position_table
-    "vit_pos_embed.pos_embed",              # present in the release, never read by its code
-)
-
-
-def read_tensors(path):
-    """All tensors of one safetensors file (memory-mapped) or of a `.ckpt` / `.pt` state dict."""
-    path = Path(path)
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return content.get("state_dict", content)
-    except FileNotFoundError:
-        raise InputError(f"there is no weights file at {path}.") from None
-    except pickle.UnpicklingError:
-        raise InputError(f"{path} asks to run code when it is read, or is no torch file; refused.") from None
-    except (SafetensorError, RuntimeError, EOFError) as error:
-        raise InputError(f"{path} is damaged or cut short ({error}).") from None
-
-
-def release_name(ours):
-    """Our parameter name -> the release's, by the table; a name without an entry raises."""
-    number = re.search(r"\.(\d+)\.", ours) if ours.startswith(("layers.", "vision.blocks.")) else None
-    template = ours.replace(number[0], ".{}.", 1) if number else ours
-    if template in UNIX:
-        return UNIX[template]
-    module, _, leaf = template.rpartition(".")
-    theirs = UNIX[module]
-    return (theirs.format(number[1]) if number else theirs) + "." + leaf
+from vision import ViT, ViTConfig
 
 
 def fill(module, tensors, source, dtype=None):
     """Put tensors {our name: tensor} into the module, strictly: same names, same shapes, floating point."""
     want = module.state_dict()
-    missing, unknown = sorted(want.keys() - tensors.keys()), sorted(tensors.keys() - want.keys())
+    missing, unknown = want.keys() - tensors.keys(), tensors.keys() - want.keys()
     if missing or unknown:
-        few = lambda names: ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        raise InputError(f"{source} does not fit: missing there: {few(missing) or 'nothing'}; "
-                         f"unknown to us: {few(unknown) or 'nothing'}.")
+        raise InputError(f"{source} does not fit: missing there: {few(missing)}; unknown to us: {few(unknown)}.")
     for name, tensor in tensors.items():
         if tensor.shape != want[name].shape:
             raise InputError(f"{source}: {name} has shape {tuple(tensor.shape)}, the configuration wants "
@@ -103,81 +42,152 @@ def fill(module, tensors, source, dtype=None):
         if not tensor.is_floating_point():
             raise InputError(f"{source}: {name} holds {tensor.dtype}, not floating-point numbers.")
     module.load_state_dict({k: v.to(dtype or v.dtype) for k, v in tensors.items()}, assign=True)
-    return module
+    return module.eval()
 
 
-def build(cfg, tensors, source, dtype):
-    """A UniX made around given tensors (no second copy in memory), its `unused.*` set aside."""
-    unused = {k.removeprefix("unused."): v for k, v in tensors.items() if k.startswith("unused.")}
+def build(cfg, source, path, dtype, layout=None):
+    """A UniX made around the tensors of a file (no second copy in memory), what it does not use set aside."""
     with torch.device("meta"):
         model = UniX(cfg)
-    fill(model, {k: v for k, v in tensors.items() if not k.startswith("unused.")}, source, dtype)
+    if layout:
+        source = translate({k: v.shape for k, v in model.state_dict().items()}, source, layout, keep=layout is UNIX)
+    unused = {k.removeprefix("unused."): v for k, v in source.items() if k.startswith("unused.")}
+    fill(model, {k: v for k, v in source.items() if not k.startswith("unused.")}, path, dtype)
     if cfg.generation:
         model.build_positions()
     model.unused = unused
-    return model.eval()
+    return model
 
 
-def sizes_of(tensors):
-    """UniXConfig of a release checkpoint, read off its tensors (heads = width / length of the q norm)."""
-    shape = lambda name: tensors[name].shape
-    count = lambda pattern: 1 + max(int(m[1]) for m in map(re.compile(pattern).match, tensors) if m)
-    layer, tower = "language_model.model.layers.", "vit_model.vision_tower."
-    vocab, width = shape("language_model.model.embed_tokens.weight")
-    patch, vit_width = shape(tower + "patch_embed.proj.weight")[-1], shape(tower + "norm.weight")[0]
-    vision = ViTConfig(image_size=int(shape(tower + "pos_embed")[1] ** 0.5) * patch, patch_size=patch, n_embd=vit_width,
-                       n_layer=count(rf"{re.escape(tower)}blocks\.(\d+)\."), n_head=max(1, vit_width // 64),
-                       n_inner=shape(tower + "blocks.0.mlp.fc1.weight")[0])
-    return UniXConfig(n_layer=count(rf"{re.escape(layer)}(\d+)\."), n_embd=width, vocab_size=vocab, vision=vision,
-                      n_head=width // shape(layer + "0.self_attn.q_norm.weight")[0],
-                      n_inner=shape(layer + "0.mlp.gate_proj.weight")[0], latent_channels=shape("vae2llm.weight")[1],
-                      max_latent_size=int(shape("latent_pos_embed.pos_embed")[0] ** 0.5),
-                      double_bos=True, connector_gelu="tanh", repa_layer=min(8, count(rf"{re.escape(layer)}(\d+)\.")))
+# ---- sizes: read off the tensors, held against config.json ----
+
+def stated(directory, *keys):
+    """The part of a directory's config.json under the first of these keys that is there ("" is the whole), or {}."""
+    path = Path(directory) / "config.json"
+    config = read_config(directory) if path.exists() else {}
+    return next((part for key in keys if (part := config if key == "" else config.get(key))), {})
+
+
+def agree(cfg, stated, path):
+    """A config.json that contradicts the tensors is an error."""
+    for ours, theirs in (("n_embd", "hidden_size"), ("n_inner", "intermediate_size"), ("n_layer", "num_hidden_layers"),
+                         ("n_head", "num_attention_heads"), ("vocab_size", "vocab_size"), ("image_size", "image_size"),
+                         ("patch_size", "patch_size"), ("max_latent_size", "max_latent_size")):
+        if theirs in stated and hasattr(cfg, ours) and stated[theirs] != getattr(cfg, ours):
+            raise InputError(f"{path}: config.json says {theirs} {stated[theirs]}, the tensors say {getattr(cfg, ours)}.")
+    return cfg
+
+
+def sizes(source, layout, path, vision=""):
+    """ViTConfig of the vision tower in a checkpoint, and functions that ask for a shape and count layers."""
+    shape = lambda ours: source[layout.theirs(ours)[0]].shape
+    count = lambda ours: next(i for i in range(10**4) if layout.theirs(ours.format(i))[0] not in source)
+    config = stated(path, "vision_config", "vit_config", *([] if vision else [""]))
+    n_embd, _, patch, _ = shape(vision + "patch.weight")
+    grid = int((shape(vision + "positions")[-2] - layout.vision.get("class_token", 0)) ** 0.5)
+    cfg = ViTConfig(image_size=grid * patch, patch_size=patch, n_layer=count(vision + "blocks.{}.norm1.weight"), n_embd=n_embd,
+                    n_head=config.get("num_attention_heads", max(1, n_embd // 64)),
+                    n_inner=shape(vision + "blocks.0.fc1.weight")[0], **layout.vision)
+    return agree(cfg, config, path), shape, count
+
+
+def load_foreign(path, layout, config, dtype, source=None):
+    """A UniX from the checkpoint of others: a directory, or one file with or without our configuration."""
+    source = source or read_tensors(path)
+    if layout is JANUS_HF and "lm_head.weight" not in source:
+        print("the language head is tied to the embedding there; from here on they are two")
+        source = {**source, "lm_head.weight": source["model.language_model.embed_tokens.weight"].clone()}
+    try:
+        if config is None:
+            vision, shape, count = sizes(source, layout, path, "vision.")
+            text, (vocab, width) = stated(path, "language_config", "llm_config", "text_config"), shape("embed.weight")
+            more, n_layer = {}, count("layers.{}.u.norm1.weight")
+            if layout is UNIX:
+                more = dict(n_head=width // shape("layers.0.u.heads.q_norm.weight")[0],
+                            latent_channels=shape("latent_in.weight")[1],
+                            max_latent_size=int(source["latent_pos_embed.pos_embed"].shape[0] ** 0.5))
+            config = UniXConfig(**{"n_head": text.get("num_attention_heads", 16), **layout.model, **more}, n_layer=n_layer,
+                                n_embd=width, n_inner=shape("layers.0.u.mlp.gate.weight")[0], vocab_size=vocab, vision=vision,
+                                norm_eps=text.get("rms_norm_eps", 1e-6), repa_layer=min(8, n_layer), generation=layout is UNIX)
+            agree(agree(config, text, path), stated(path, ""), path)
+    except (KeyError, IndexError, AssertionError) as error:
+        raise InputError(f"{path} is not {layout.title}: its sizes cannot be read ({error}).") from None
+    return build(config, source, path, dtype, layout)
 
 
 def load_unix(path, config=None, dtype=torch.float32):
-    """The released UniX: a directory with model.safetensors, or one safetensors file. Without a config, sizes are
-    read off the tensors and the release's choices are set (tanh connector, two BOS before a prompt)."""
-    path = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+    """The released UniX, a directory or one safetensors file. Without a config, sizes are read off the tensors and the
+    release's choices are set (tanh connector, two BOS before a prompt)."""
     source = read_tensors(path)
-    if "language_model.model.layers.0.self_attn.q_norm_moe_gen.weight" not in source:
-        raise InputError(f"{path} is not a released UniX: it has no generation branch (…_moe_gen).")
-    try:
-        cfg = config or sizes_of(source)
-    except KeyError as error:
-        raise InputError(f"{path} lacks the tensor {error}, so its sizes cannot be read.") from None
-    with torch.device("meta"):
-        theirs = {release_name(name): name for name in UniX(cfg).state_dict()}
-    tensors = {theirs.get(k, "unused." + k if k.startswith(UNIX_UNUSED) else k): v for k, v in source.items()}
-    table = source.get("latent_pos_embed.pos_embed")
-    formula = position_table(cfg.max_latent_size, cfg.n_embd)
+    if UNIX.theirs("norm_g.weight")[0] not in source:
+        raise InputError(f"{path} is not a released UniX: it has no generation branch (..._moe_gen).")
+    model = load_foreign(path, UNIX, config, dtype, source)
+    table, formula = source.get("latent_pos_embed.pos_embed"), position_table(model.cfg.max_latent_size, model.cfg.n_embd)
     if table is not None and (table.shape != formula.shape or (table.float() - formula).abs().max() > 0.01):
-        raise InputError(f"{path}: latent_pos_embed.pos_embed is not the sine-cosine table of size {cfg.max_latent_size}.")
-    return build(cfg, tensors, path, dtype)
+        raise InputError(f"{path}: latent_pos_embed.pos_embed is not the sine-cosine table of size {model.cfg.max_latent_size}.")
+    return model
+
+
+def load_janus(path, config=None, dtype=torch.float32, generation=False):
+    """Janus-Pro, as its authors or as Hugging Face keep it: the understanding set, vision tower and connector of a UniX,
+    QKV biases at 0 and QK-norm gains at 1; on request a generation set copied from it."""
+    source = read_tensors(path)
+    layout = JANUS if JANUS.theirs("connector.0.weight")[0] in source else JANUS_HF
+    model = load_foreign(path, layout, config, dtype, source)
+    if generation:
+        model.copy_u_to_g()
+    return model
+
+
+def load_rad_dino(path, dtype=torch.float32):
+    """RAD-DINO, or another Dinov2Model of Hugging Face -> vision.ViT."""
+    return load_vit(path, DINO, dtype)
+
+
+def load_siglip(path, dtype=torch.float32):
+    """The vision half of a SigLIP of Hugging Face, as SiglipVisionModel or SiglipModel -> vision.ViT."""
+    return load_vit(path, SIGLIP, dtype)
+
+
+def load_vit(path, layout, dtype):
+    source = {k.removeprefix("vision_model."): v for k, v in read_tensors(path).items()}
+    try:
+        cfg = sizes(source, layout, path)[0]
+    except (KeyError, IndexError, AssertionError) as error:
+        raise InputError(f"{path} is not {layout.title}: its sizes cannot be read ({error}).") from None
+    with torch.device("meta"):
+        vit = ViT(cfg)
+    return fill(vit, translate({k: v.shape for k, v in vit.state_dict().items()}, source, layout), path, dtype)
 
 
 def load_vae(path, config=None, dtype=torch.float32):
-    """A kl-f16 autoencoder: a safetensors file or a `.ckpt`. Without a config, sizes are read off the tensors (32 groups
-    a norm, kl-f16's scale and shift). `loss.*` (LPIPS and discriminator of its training) is dropped by name."""
-    path = Path(path)
-    tensors = {k: v for k, v in read_tensors(path).items() if not k.startswith("loss.")}
+    """A KL autoencoder: kl-f16's `.ckpt`, a safetensors file of ours, or diffusers' AutoencoderKL; file or directory.
+    Without a config, sizes are read off the tensors (32 groups a norm, kl-f16's scale and shift)."""
+    source = read_tensors(path)
+    layout = DIFFUSERS if any("_blocks." in name for name in source) else LDM
     try:
-        cfg = config or vae_sizes(tensors)
+        if layout is DIFFUSERS:
+            last = max(int(name.split(".")[2]) for name in source if name.startswith("encoder.down_blocks."))
+            turn = lambda m: f"decoder.up_blocks.{last - int(m[1])}."
+            source = {re.sub(r"^decoder\.up_blocks\.(\d+)\.", turn, name): v for name, v in source.items()}
+        cfg = config or vae_sizes(source, layout)
     except (KeyError, ValueError) as error:
         raise InputError(f"{path} is no kl-f16 autoencoder: its sizes cannot be read ({error}).") from None
-    return fill(VAE(cfg), tensors, path, dtype or torch.float32).eval()
+    with torch.device("meta"):
+        vae = VAE(cfg)
+    return fill(vae, translate({k: v.shape for k, v in vae.state_dict().items()}, source, layout), path, dtype)
 
 
-def vae_sizes(tensors):
+def vae_sizes(source, layout):
     """VAEConfig read off the tensors: widths of the levels, residual blocks, latent channels."""
-    levels = 1 + max(int(k.split(".")[2]) for k in tensors if k.startswith("encoder.down."))
-    blocks = 1 + max(int(k.split(".")[4]) for k in tensors if k.startswith("encoder.down.0.block."))
-    ch = tensors["encoder.conv_in.weight"].shape[0]
-    widths = [tensors[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)]
-    return VAEConfig(ch=ch, ch_mult=tuple(w // ch for w in widths), n_res=blocks,
-                     z_channels=tensors["decoder.conv_in.weight"].shape[1],
-                     embed_dim=tensors["post_quant_conv.weight"].shape[1],
-                     in_channels=tensors["encoder.conv_in.weight"].shape[1])
+    name = lambda ours: layout.theirs(ours)[0]
+    shape = lambda ours: source[name(ours)].shape
+    levels = next(i for i in range(99) if name(f"encoder.down.{i}.block.0.conv1.weight") not in source)
+    blocks = next(i for i in range(99) if name(f"encoder.down.0.block.{i}.conv1.weight") not in source)
+    ch, channels = shape("encoder.conv_in.weight")[:2]
+    widths = [shape(f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(levels)]
+    return VAEConfig(ch=ch, ch_mult=tuple(w // ch for w in widths), n_res=blocks, in_channels=channels,
+                     z_channels=shape("decoder.conv_in.weight")[1], embed_dim=shape("post_quant_conv.weight")[1])
 
 
 def vae_hash(vae):
@@ -200,14 +210,22 @@ def describe(model=None, vae=None):
 
 
 def load(directory, ema=True, dtype=torch.float32):
-    """-> (model, vae, tokenizer) of a checkpoint directory or run of ours, or of a release; vae None if not there.
+    """-> (model, vae, tokenizer) of a checkpoint or run of ours, of the released UniX or of Janus-Pro; vae None if not there.
 
     ema: use the averaged weights of a training run when they were kept.
     """
     directory = newest(directory)
     config = read_config(directory)
     if config.get("format") != "open-unix":
-        raise InputError(f"{directory}/config.json is not of a checkpoint that we know; released weights: load_unix.")
+        names = read_tensors(directory).keys()
+        loaders = [(UNIX.theirs("norm_g.weight")[0], load_unix), (JANUS.theirs("connector.0.weight")[0], load_janus),
+                   (JANUS_HF.theirs("connector.0.weight")[0], load_janus)]
+        loader = next((loader for name, loader in loaders if name in names), None)
+        if loader is None:
+            raise InputError(f"{directory} is no checkpoint that we know: not ours, not the released UniX, not Janus-Pro.")
+        model = loader(directory, dtype=dtype)
+        vae = load_vae(directory / "vae", dtype=dtype) if (directory / "vae").exists() else None
+        return model, vae, load_tokenizer(directory, model.cfg)
     if "model" not in config:
         raise InputError(f"{directory} holds no model, only {', '.join(k for k in ('vae',) if k in config)}.")
     tensors = read_tensors(directory / "model.safetensors")
@@ -220,7 +238,23 @@ def load(directory, ema=True, dtype=torch.float32):
         raise InputError(f"{directory}/config.json describes no model of ours: {error}.") from None
     model = build(cfg, tensors, directory / "model.safetensors", dtype)
     vae = vae_cfg and load_vae(directory / "vae.safetensors", vae_cfg, dtype)
-    return model, vae, Tokenizer(directory / "tokenizer.json", cfg.bos, cfg.eos, cfg.soi, cfg.eoi, cfg.double_bos)
+    return model, vae, load_tokenizer(directory, cfg)
+
+
+def load_tokenizer(directory, cfg):
+    """The tokenizer of a checkpoint; it must know the special tokens that the model addresses by number."""
+    path = Path(directory) / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer(path, cfg.bos, cfg.eos, cfg.soi, cfg.eoi, cfg.double_bos)
+    except OSError:
+        raise InputError(f"{directory} lacks tokenizer.json; copy it from where the weights came from.") from None
+    except Exception as error:          # what the library raises for a damaged file is a plain Exception
+        raise InputError(f"{path} is no tokenizer: {error}.") from None
+    absent = [i for i in (cfg.bos, cfg.eos, cfg.soi, cfg.eoi) if tokenizer.bpe.id_to_token(i) is None]
+    if absent:
+        raise InputError(f"{path} has no token of number {', '.join(map(str, absent))}, which the model needs; "
+                         "it belongs to other weights.")
+    return tokenizer
 
 
 def load_vae_run(directory, dtype=torch.float32):
@@ -233,32 +267,39 @@ def load_vae_run(directory, dtype=torch.float32):
 
 
 def export_release(model, vae, tokenizer, directory):
-    """Write the release's layout: model.safetensors, config.json, tokenizer.json and, when it is a kl-f16, the VAE.
+    """Write the release's layout: model.safetensors, config.json, tokenizer.json and, when it is a kl-f16, vae/.
 
     What was dropped on loading is given back; what was never there is written from its formula (position tables) or as
     zeros (pooling head), and said. The layout has no place for a VAE of other norm groups, scale or shift: refused.
     """
-    directory = Path(directory)
-    kl_f16 = VAEConfig()
+    directory, kl_f16 = Path(directory), VAEConfig()
+    if not model.cfg.generation:
+        raise InputError("this model has no generation branch, and the release's layout wants one (train_gen.py makes it).")
     if vae is not None and [getattr(vae.cfg, k) for k in ("norm_groups", "scale", "shift")] != \
             [getattr(kl_f16, k) for k in ("norm_groups", "scale", "shift")]:
         raise InputError("this VAE is no kl-f16 (norm groups, scale or shift differ); the release's layout cannot say so.")
     if directory.exists() and any(directory.iterdir()):
         raise InputError(f"{directory} is not empty; export to a new directory.")
-    tensors = {release_name(k): v for k, v in model.state_dict().items()}
     if not model.unused:
         print("unused tensors were never loaded: position tables are written from their formula, the pooling head as zeros")
-    tensors.update(model.unused or unused_from_nothing(model.cfg))
+    tensors = {UNIX.theirs(k)[0]: v for k, v in model.state_dict().items()} | (model.unused or unused_from_nothing(model.cfg))
     temporary, cfg = directory.with_name(f".tmp-{directory.name}"), model.cfg
-    temporary.mkdir(parents=True)
+    (temporary / "vae").mkdir(parents=True)
     save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / "model.safetensors")
-    sizes = dict(hidden_size=cfg.n_embd, intermediate_size=cfg.n_inner, num_hidden_layers=cfg.n_layer,
-                 num_attention_heads=cfg.n_head, num_key_value_heads=cfg.n_head, vocab_size=cfg.vocab_size)
-    (temporary / "config.json").write_text(json.dumps({"language_config": sizes}, indent=1))
+    text = dict(hidden_size=cfg.n_embd, intermediate_size=cfg.n_inner, num_hidden_layers=cfg.n_layer,
+                num_attention_heads=cfg.n_head, num_key_value_heads=cfg.n_head, vocab_size=cfg.vocab_size,
+                rms_norm_eps=cfg.norm_eps, rope_theta=cfg.rope_theta)
+    (temporary / "config.json").write_text(json.dumps({"language_config": text}, indent=1))
     (temporary / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
-    if vae is not None:
-        (temporary / "vae").mkdir()
+    if vae is None:
+        (temporary / "vae").rmdir()
+    else:
         torch.save({"state_dict": vae.state_dict()}, temporary / "vae" / "kl-f16d16.ckpt")
+        sizes = dict(double_z=True, z_channels=vae.cfg.z_channels, resolution=256, in_channels=vae.cfg.in_channels,
+                     out_ch=vae.cfg.in_channels, ch=vae.cfg.ch, ch_mult=list(vae.cfg.ch_mult), num_res_blocks=vae.cfg.n_res,
+                     attn_resolutions=[256 // vae.factor], dropout=0.0)
+        about = {"target": "ldm.models.autoencoder.AutoencoderKL", "params": {"embed_dim": vae.cfg.embed_dim, "ddconfig": sizes}}
+        (temporary / "vae" / "config.yaml").write_text(json.dumps({"model": about}, indent=1))      # JSON is YAML
     if directory.exists():
         directory.rmdir()
     temporary.rename(directory)
@@ -287,9 +328,12 @@ def unused_from_nothing(cfg):
 
 
 def main(argv):
-    if len(argv) != 2 or argv[0].startswith("-"):
-        raise InputError("say what to shrink and where to: `python weights.py out/phantom/gen128 demo`.")
-    shrink(*argv)
+    if len(argv) < 2 or argv[0].startswith("-") or argv[2:] not in ([], ["--release"]):
+        raise InputError("say what to pass on and where to: `python weights.py out/phantom/gen128 demo`, or with --release.")
+    if argv[2:]:
+        export_release(*load(argv[0]), argv[1])
+    else:
+        shrink(*argv)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import flow
+import layouts
 import weights
 from conftest import GOLDEN, close, needs_golden
 from model import UniXConfig
@@ -139,7 +140,7 @@ def test_trajectory(model, golden, h, w):
 
 def golden_gradients(model, golden, prefix):
     """Compare every stored gradient; names are the release's."""
-    ours = {weights.release_name(name): p.grad for name, p in model.named_parameters()}
+    ours = {layouts.UNIX.theirs(name)[0]: p.grad for name, p in model.named_parameters()}
     names = [k for k in golden if k.startswith(prefix + ".")]
     assert names
     for name in names:
@@ -305,9 +306,9 @@ def test_every_full_size_name(tmp_path):
     from model import UniX
     shapes = json.loads((GOLDEN / "key_shapes_full.json").read_text())["unix"]
     with torch.device("meta"):
-        ours = {weights.release_name(k): list(v.shape) for k, v in UniX(UniXConfig()).state_dict().items()}
+        ours = {layouts.UNIX.theirs(k)[0]: list(v.shape) for k, v in UniX(UniXConfig()).state_dict().items()}
     left = {k: v for k, v in shapes.items() if k not in ours}
-    assert all(k.startswith(weights.UNIX_UNUSED) for k in left)
+    assert all(k.startswith(tuple(layouts.UNIX.dropped)) for k in left)
     assert ours == {k: v for k, v in shapes.items() if k in ours}
     full = UniXConfig()
     with torch.device("meta"):

@@ -298,8 +298,8 @@ def test_refusals(tiny):
         tiny_config(n_head=5)
     with pytest.raises(AssertionError, match="position table"):
         tiny.velocity(draw(1, 16, 9, 2), torch.tensor([0.5]))
-    with pytest.raises(AssertionError, match="32 px"):
-        tiny.prefill_image(draw(1, 3, 48, 48))
+    with pytest.raises(AssertionError, match="multiples"):
+        tiny.prefill_image(draw(1, 3, 40, 40))
 
 
 def test_configuration_survives_json():

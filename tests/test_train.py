@@ -25,7 +25,7 @@ from vae import VAE, VAEConfig
 COMMON = "--device cpu --dtype float32 --warmup 0 --log-every 1 --eval-every 1000 --save-every 1000 --ema 0.9".split()
 UND = ("--init= --n-layer 2 --n-head 2 --n-embd 32 --n-inner 64 --vit-layer 1 --vit-head 2 --vit-embd 32 --image-size 64 "
        "--repa-layer 1 --max-text 256 --batch-size 4 --micro-batch 4 --lr 3e-3").split()
-GEN = "--size 32 --max-latent-size 8 --repa-inner 32 --batch-size 4 --micro-batch 4 --lr 3e-3".split()
+GEN = "--size 32 --max-latent-size 8 --repa-inner 32 --repa-encoder= --batch-size 4 --micro-batch 4 --lr 3e-3".split()
 
 
 def und(data, out, *more):
@@ -89,6 +89,23 @@ def stage3(phantom, stage2, tmp_path_factory):
 
 
 # ---- the chain ----
+
+def test_rad_dino_is_the_target_of_repa(phantom, stage1, vae_run, tmp_path):
+    """An encoder of its own, from a Hugging Face directory, at its own size and at --repa-size."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    transformers.Dinov2Model(transformers.Dinov2Config(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=70,
+                                                       patch_size=14, mlp_ratio=2)).save_pretrained(tmp_path / "dino")
+    losses = []
+    for more in ([], ["--repa-size", 28]):
+        out = tmp_path / f"gen{len(more)}"
+        train_gen.main(gen(phantom, out, stage1, "--vae", vae_run, "--steps", 2, "--repa-encoder", tmp_path / "dino", *more))
+        losses.append(column(out, "repa"))
+        assert tensors(out, "projector")["mlp.4.weight"].shape[0] == 48
+        assert not any("encoder.layer" in name for name in tensors(out))
+    assert losses[0] != losses[1] and all(-1 <= loss <= 1 and loss != 0 for run in losses for loss in run)
+
+
 
 def test_stage_1_learns(stage1):
     losses = column(stage1, "loss")

@@ -54,8 +54,8 @@ def test_presets_and_refusals():
         ViTConfig(image_size=100)
     with pytest.raises(AssertionError, match="heads"):
         ViTConfig(n_head=7)
-    with pytest.raises(AssertionError, match="12 px"):
-        ViT(ViTConfig(**TINY))(torch.zeros(1, 3, 16, 16))
+    with pytest.raises(AssertionError, match="multiples"):
+        ViT(ViTConfig(**TINY))(torch.zeros(1, 3, 12, 15))
 
 
 def picture(h, w, seed=0):

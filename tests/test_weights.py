@@ -9,6 +9,13 @@ from common import InputError
 from conftest import close, tiny_vae
 
 
+def some_tokenizer(size):
+    """The JSON of a tokenizer with `size` tokens: bytes, then <256>, <257>, ..."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {alphabet[i] if i < len(alphabet) else f"<{i}>": i for i in range(size)}
+    return tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [])).to_str()
+
+
 def run_of(tmp_path, tiny, vae, tokenizer):
     ema = {name: p.detach() + 0.25 for name, p in tiny.named_parameters() if name.startswith("lm_head")}
     checkpoint.save(tmp_path / "run", 7, config={**weights.describe(tiny, vae), "stage": 3, "settings": {"lr": 1.0}},
@@ -18,7 +25,7 @@ def run_of(tmp_path, tiny, vae, tokenizer):
 
 def test_shrink_keeps_the_average_in_half(tmp_path, tiny):
     before = tiny_vae()
-    run = run_of(tmp_path, tiny, before, tokenizers.Tokenizer(tokenizers.models.BPE()).to_str())
+    run = run_of(tmp_path, tiny, before, some_tokenizer(64))
     weights.shrink(run, tmp_path / "small")
     model, vae, _ = weights.load(tmp_path / "small")
     for name, p in tiny.named_parameters():

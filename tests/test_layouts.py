@@ -1,0 +1,295 @@
+"""Checkpoints of others: written by transformers and diffusers at tiny sizes with random weights, loaded by ours, compared
+in fp32 to 1e-5; the reference Janus; sharded and pickled files; and what is refused, each with one sentence."""
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import layouts
+import weights
+from attention import Cache
+from common import InputError
+from conftest import GOLDEN, ROOT, close, needs_golden
+from model import UniX, UniXConfig
+from test_weights import some_tokenizer
+from vae import VAE, VAEConfig
+from vision import ViTConfig
+
+transformers = pytest.importorskip("transformers")
+diffusers = pytest.importorskip("diffusers")
+
+TEXT = dict(model_type="llama", hidden_size=64, intermediate_size=176, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=4, vocab_size=300, rms_norm_eps=1e-6, tie_word_embeddings=False)
+TOWER = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=64, patch_size=16)
+
+
+def scramble(module):
+    """Random values everywhere: fresh models have zeros and ones where a swapped name would not show."""
+    generator = torch.Generator().manual_seed(0)
+    for p in module.parameters():
+        p.data = torch.randn(p.shape, generator=generator) * (0.3 if p.ndim < 2 else p[0].numel() ** -0.5)
+    return module.eval()
+
+
+@pytest.fixture(scope="module")
+def janus_port(tmp_path_factory):
+    config = transformers.JanusConfig(
+        text_config=TEXT, vision_config=dict(**TOWER, projection_dim=64, mlp_ratio=4.0, num_image_tokens=16, depth=2),
+        vq_config=dict(embed_dim=8, num_embeddings=32, base_channels=32, channel_multiplier=[1, 1], num_res_blocks=1,
+                       projection_dim=64, latent_channels=8, image_token_embed_dim=64, num_patches=4),
+        tie_word_embeddings=False)
+    model = scramble(transformers.JanusForConditionalGeneration(config))
+    directory = tmp_path_factory.mktemp("janus")
+    model.save_pretrained(directory)
+    (directory / "tokenizer.json").write_text(some_tokenizer(100_581), encoding="utf-8")
+    return model, directory
+
+
+def without_qk_norm(model):
+    """Janus has no QK norm; with it (gain 1) a UniX differs from Janus until stage 1 heals that."""
+    for layer in model.layers:
+        layer.u.heads.q_norm = layer.u.heads.k_norm = torch.nn.Identity()
+    return model
+
+
+def text_logits(model, embeds):
+    """Embeddings (B, T, C) as one causal block from position 0 -> hidden states, logits."""
+    hidden, *_ = model.block(embeds, None, Cache.empty(len(embeds), embeds.device), torch.arange(embeds.size(1))[None], True)
+    return hidden, model.logits(hidden)
+
+
+@torch.no_grad()
+def test_janus_port(janus_port):
+    theirs, directory = janus_port
+    ours = without_qk_norm(weights.load_janus(directory))
+    pixels, ids = torch.randn(2, 3, 64, 64), torch.randint(0, 300, (2, 9))
+    close(ours.vision(pixels), theirs.model.vision_model(pixels).last_hidden_state)
+    close(ours.encode_image(pixels), theirs.model.aligner(theirs.model.vision_model(pixels).last_hidden_state))
+    close(text_logits(ours, ours.embed(ids))[1], theirs(input_ids=ids).logits)
+
+
+@torch.no_grad()
+def test_llama_under_its_own_name(janus_port, tmp_path):
+    """The language half as `LlamaForCausalLM`, in the layout that DeepSeek's Janus uses around it."""
+    llama = scramble(transformers.LlamaForCausalLM(transformers.LlamaConfig(**TEXT)))
+    janus = load_file(GOLDEN / "janus_tiny.safetensors") if GOLDEN.exists() else pytest.skip("no golden tensors")
+    rest = {k: v.float() for k, v in janus.items() if not k.startswith("language_model.")}
+    save_file({**rest, **{"language_model." + k: v.contiguous() for k, v in llama.state_dict().items()}},
+              tmp_path / "model.safetensors")
+    vision = ViTConfig(image_size=64, n_layer=2, n_head=4, n_embd=48, n_inner=192)
+    cfg = UniXConfig(n_layer=2, n_head=4, n_embd=64, n_inner=176, vocab_size=300, vision=vision, generation=False, repa_layer=1)
+    ours, ids = without_qk_norm(weights.load_janus(tmp_path, cfg)), torch.randint(0, 300, (2, 11))
+    close(text_logits(ours, ours.embed(ids))[1], llama(ids).logits)
+
+
+@needs_golden
+@torch.no_grad()
+def test_reference_janus():
+    ref = load_file(GOLDEN / "janus_tiny_io.safetensors")
+    vision = ViTConfig(image_size=64, n_layer=2, n_head=4, n_embd=48, n_inner=192)
+    cfg = UniXConfig(n_layer=2, n_head=4, n_embd=64, n_inner=176, vocab_size=256, vision=vision, generation=False, repa_layer=1)
+    model = weights.load_janus(GOLDEN / "janus_tiny.safetensors", cfg)
+    assert all((layer.u.heads.q.bias == 0).all() and (layer.u.heads.k_norm.weight == 1).all() for layer in model.layers)
+    model = without_qk_norm(model)
+    close(model.vision(ref["image"][None])[0], ref["vision_out"])
+    close(model.encode_image(ref["image"][None])[0], ref["aligner_out"])
+    text = model.embed(ref["text_ids"])
+    embeds = torch.cat([text[:3], model.encode_image(ref["image"][None])[0], text[3:]])
+    close(embeds, ref["inputs_embeds"])
+    hidden, logits = text_logits(model, embeds[None])
+    close(hidden[0], ref["final_hidden"])
+    close(logits[0], ref["logits"])
+
+
+def test_janus_sizes_pixels_and_generation(janus_port):
+    model, vae, tokenizer = weights.load(janus_port[1])
+    assert vae is None and model.cfg.generation is False and tokenizer.double_bos is False
+    assert (model.cfg.vision.mean[0], model.cfg.vision.pad, model.cfg.connector_gelu) == (0.5, 127, "none")
+    assert (model.cfg.n_head, model.cfg.vision.n_head, model.cfg.vision.image_size, model.unused) == (4, 4, 64, {})
+    copied = weights.load_janus(janus_port[1], generation=True)
+    assert all(torch.equal(a, b) for layer in copied.layers for a, b in zip(layer.u.parameters(), layer.g.parameters()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", ["", "vision_model."])
+def test_siglip(tmp_path, prefix):
+    config = transformers.SiglipVisionConfig(**TOWER, intermediate_size=192)
+    theirs = scramble(transformers.SiglipVisionModel(config))
+    theirs.save_pretrained(tmp_path)
+    if prefix:          # as in a whole SiglipModel, text half included
+        tensors = {prefix + k: v for k, v in load_file(tmp_path / "model.safetensors").items()}
+        save_file({**tensors, "text_model.x": torch.ones(3), "logit_scale": torch.ones(1)}, tmp_path / "model.safetensors")
+    ours, pixels = weights.load_siglip(tmp_path), torch.randn(2, 3, 64, 64)
+    close(ours(pixels), theirs(pixels).last_hidden_state)
+
+
+@torch.no_grad()
+def test_rad_dino(tmp_path):
+    config = transformers.Dinov2Config(**{**TOWER, "image_size": 70, "patch_size": 14}, mlp_ratio=4)
+    theirs = scramble(transformers.Dinov2Model(config))
+    theirs.save_pretrained(tmp_path)
+    ours = weights.load_rad_dino(tmp_path)
+    assert ours.cfg.grid == 5 and ours.cfg.mean == layouts.RAD_DINO.mean
+    for h, w in ((70, 70), (98, 98), (42, 84)):         # as trained, larger, not square: positions are resampled
+        pixels = torch.randn(2, 3, h, w)
+        close(ours(pixels), theirs(pixels).last_hidden_state[:, 1:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("levels", [2, 3])
+def test_diffusers_vae(tmp_path, levels):
+    plain = levels - 1
+    theirs = scramble(diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * plain + ("AttnDownEncoderBlock2D",),
+        up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * plain,
+        block_out_channels=(32,) * plain + (64,), layers_per_block=2, latent_channels=4, norm_num_groups=32))
+    theirs.save_pretrained(tmp_path)
+    ours = weights.load_vae(tmp_path)
+    images, latents = torch.randn(2, 3, 32, 32), torch.randn(2, 4, 8, 8)
+    mean, logvar = ours.moments(images)
+    close(mean, theirs.encode(images).latent_dist.mean)
+    close(logvar, theirs.encode(images).latent_dist.logvar)
+    close(ours.decoder(ours.post_quant_conv(latents)), theirs.decode(latents).sample)
+
+
+# ---- the release ----
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    """A tiny UniX with the special ids of the real one, and a tiny kl-f16, exported: model, vae, directory."""
+    torch.manual_seed(0)
+    vision = ViTConfig(image_size=32, n_layer=2, n_head=1, n_embd=64, n_inner=256)
+    model = UniX(UniXConfig(n_layer=2, n_head=4, n_embd=64, n_inner=176, vocab_size=100_600, vision=vision, repa_layer=2,
+                            max_latent_size=4, double_bos=True, connector_gelu="tanh"))
+    vae = VAE(VAEConfig(ch=32, ch_mult=(1, 1, 1, 1, 2), n_res=1))
+    directory = tmp_path_factory.mktemp("release") / "UniX"
+
+    class Text:
+        json = some_tokenizer(100_600)
+    weights.export_release(scramble(model), scramble(vae), Text, directory)
+    return model, vae, directory
+
+
+def test_release_is_recognised(release):
+    before, vae_before, directory = release
+    assert sorted(str(p.relative_to(directory)) for p in directory.rglob("*")) == [
+        "config.json", "model.safetensors", "tokenizer.json", "vae", "vae/config.yaml", "vae/kl-f16d16.ckpt"]
+    model, vae, tokenizer = weights.load(directory)
+    assert model.cfg == before.cfg and vae.cfg == vae_before.cfg and tokenizer.double_bos
+    for a, b in ((before, model), (vae_before, vae)):
+        assert all(torch.equal(x, b.state_dict()[name]) for name, x in a.state_dict().items())
+
+
+def test_release_draws_and_reads_as_the_release_does(release, tmp_path):
+    """Without a word about it: 49 Euler steps at shift 3, guidance 2, the largest size; an option still wins."""
+    settings = {}
+    for name, options in (("bare", []), ("asked", ["--steps", "2"])):
+        run = subprocess.run([sys.executable, "sample.py", "--checkpoint", str(release[2]), "--report", "abc", *options,
+                              "--out", str(tmp_path / f"{name}.png")], cwd=ROOT, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        text = Image.open(tmp_path / f"{name}.png").text
+        settings[name] = [text[k] for k in ("steps", "solver", "shift", "cfg", "renorm", "size")]
+    assert settings == {"bare": ["49", "euler", "3.0", "2.0", "global", "64"], "asked": ["2", "euler", "3.0", "2.0", "global", "64"]}
+    run = subprocess.run([sys.executable, "sample.py", "--checkpoint", str(release[2]), "--image", str(tmp_path / "bare.png"),
+                          "--max-tokens", "3"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0 and run.stdout.strip(), run.stderr
+
+
+def test_export_wants_a_generation_branch(janus_port, tmp_path):
+    with pytest.raises(InputError, match="no generation branch"):
+        weights.export_release(*weights.load(janus_port[1]), tmp_path / "UniX")
+
+
+@needs_golden
+def test_every_full_size_name_of_kl_f16():
+    shapes = json.loads((GOLDEN / "key_shapes_full.json").read_text())["vae_kl_f16"]
+    with torch.device("meta"):
+        ours = {layouts.LDM.theirs(k)[0]: list(v.shape) for k, v in VAE(VAEConfig()).state_dict().items()}
+    assert ours == {k: v for k, v in shapes.items() if not k.startswith("loss.")}
+
+
+# ---- files: shards, pickles ----
+
+def shards(directory, suffix="safetensors"):
+    """Break <directory>/model.safetensors into two files and an index."""
+    tensors = load_file(directory / "model.safetensors")
+    names, places = sorted(tensors), {}
+    for i, part in enumerate((names[::2], names[1::2])):
+        file = f"model-{i + 1:05d}-of-00002.{suffix}"
+        content = {k: tensors[k].clone() for k in part}
+        save_file(content, directory / file) if suffix == "safetensors" else torch.save(content, directory / file)
+        places.update(dict.fromkeys(part, file))
+    (directory / "model.safetensors").unlink()
+    index = "model.safetensors.index.json" if suffix == "safetensors" else "pytorch_model.bin.index.json"
+    (directory / index).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return directory / index
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin", "one bin"])
+def test_shards_and_pickles(janus_port, tmp_path, form):
+    directory = shutil.copytree(janus_port[1], tmp_path / "copy")
+    if form == "one bin":
+        torch.save(load_file(directory / "model.safetensors"), directory / "pytorch_model.bin")
+        (directory / "model.safetensors").unlink()
+    else:
+        shards(directory, form)
+    before, after = weights.load_janus(janus_port[1]).state_dict(), weights.load_janus(directory).state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+
+
+def edit(directory, **changes):
+    """Change tensors of model.safetensors: a new value, or None to take it away."""
+    tensors = {**load_file(directory / "model.safetensors"), **changes}
+    save_file({k: v for k, v in tensors.items() if v is not None}, directory / "model.safetensors")
+
+
+class Code:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+NORM = "model.language_model.norm.weight"
+CORRUPTIONS = {
+    "missing shard": (lambda d: (shards(d), (d / "model-00002-of-00002.safetensors").unlink()), "00002-of-00002.*not there"),
+    "index names another file": (lambda d: (index := shards(d), index.write_text(index.read_text().replace("00002-of", "00003-of"))),
+                                 "00003-of-00002.*not there"),
+    "index lacks a tensor": (lambda d: (index := shards(d), index.write_text(json.dumps({"weight_map": {
+        k: v for k, v in json.loads(index.read_text())["weight_map"].items() if k != NORM}}))), f"differ in {NORM}"),
+    "index is no JSON": (lambda d: shards(d).write_text("{"), "damaged"),
+    "truncated": (lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-100]), "damaged"),
+    "renamed": (lambda d: edit(d, **{NORM: None, "model.language_model.norm.wait": torch.ones(64)}),
+                "missing there: norm_u.weight; unknown to us: model.language_model.norm.wait"),
+    "wrong shape": (lambda d: edit(d, **{NORM: torch.ones(63)}), r"norm_u.weight has shape \(63,\)"),
+    "integers": (lambda d: edit(d, **{NORM: torch.ones(64, dtype=torch.int32)}), "norm_u.weight holds torch.int32"),
+    "config.json contradicts": (lambda d: (d / "config.json").write_text((d / "config.json").read_text().replace(
+        '"intermediate_size": 176', '"intermediate_size": 177')), "config.json says intermediate_size 177, the tensors say 176"),
+    "carries code": (lambda d: (torch.save({"x": Code()}, d / "pytorch_model.bin"), (d / "model.safetensors").unlink()),
+                     "asks to run code"),
+    "no special ids": (lambda d: (d / "tokenizer.json").write_text(some_tokenizer(200)), "no token of number 100000, 100001"),
+    "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), "lacks tokenizer.json"),
+    "tokenizer damaged": (lambda d: (d / "tokenizer.json").write_text("{}"), "is no tokenizer"),
+    "something else": (lambda d: save_file({"x": torch.ones(1)}, d / "model.safetensors"), "no checkpoint that we know"),
+    "no weights": (lambda d: (d / "model.safetensors").unlink(), "holds no weights"),
+}
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_corruptions(janus_port, tmp_path, name):
+    directory = shutil.copytree(janus_port[1], tmp_path / "copy")
+    change, sentence = CORRUPTIONS[name]
+    change(directory)
+    with pytest.raises(InputError, match=sentence):
+        weights.load(directory)
+
+
+def test_a_corruption_at_the_command_line(janus_port, tmp_path):
+    directory = shutil.copytree(janus_port[1], tmp_path / "copy")
+    edit(directory, **{NORM: None})
+    run = subprocess.run([sys.executable, "sample.py", "--checkpoint", str(directory), "--report", "x", "--out",
+                          str(tmp_path / "x.png")], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 2 and run.stderr.count("\n") == 1 and "norm_u.weight" in run.stderr
