@@ -377,7 +377,7 @@ def main(argv):
     marker = out / "phantom.json"                  # written last: it is there when all the rest is
     if not cfg.overwrite and marker.exists() and json.loads(marker.read_text()) == settings:
         return print(f"{out} is there already, with these settings")
-    if not cfg.overwrite and any(out.glob("*/dataset.json")):
+    if not cfg.overwrite and any(json.loads(path.read_text())["settings"] != settings for path in out.glob("*/dataset.json")):
         raise common.InputError(f"{out} holds a data set of other settings: choose another --out, or --overwrite it.")
     marker.unlink(missing_ok=True)
     for directory, _, _ in sets:

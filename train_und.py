@@ -22,7 +22,6 @@ import weights
 from common import InputError, print0
 from data import Packed, Samples, loader
 from model import UniX, UniXConfig
-from tokenizer import Tokenizer
 from vision import ViTConfig, normalize
 
 
@@ -100,10 +99,7 @@ def initial(cfg):
     if cfg.init:
         model, _, tokenizer = weights.load(cfg.init)
         return model, tokenizer
-    path = Path(cfg.data) / "tokenizer.json"
-    if not path.exists():
-        raise InputError(f"there is no tokenizer at {path}; prepare_phantom.py writes it.")
-    tokenizer = Tokenizer.with_named_ids(path)
+    tokenizer = weights.load_tokenizer(cfg.data)
     try:
         vision = ViTConfig(image_size=cfg.image_size, patch_size=16, n_layer=cfg.vit_layer, n_head=cfg.vit_head,
                            n_embd=cfg.vit_embd, n_inner=4 * cfg.vit_embd, mean=(0.5,) * 3, std=(0.25,) * 3, pad=0)

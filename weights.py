@@ -241,16 +241,20 @@ def load(directory, ema=True, dtype=torch.float32):
     return model, vae, load_tokenizer(directory, cfg)
 
 
-def load_tokenizer(directory, cfg):
-    """The tokenizer of a checkpoint; it must know the special tokens that the model addresses by number."""
+def load_tokenizer(directory, cfg=None):
+    """The tokenizer of a checkpoint; it must know the special tokens that the model's configuration addresses by number.
+    Without one it is that of a data set of our own, where they have names."""
     path = Path(directory) / "tokenizer.json"
+    if not path.exists():
+        raise InputError(f"{directory} lacks tokenizer.json; " + ("copy it from where the weights came from." if cfg else
+                                                                  "prepare_phantom.py writes it."))
     try:
-        tokenizer = Tokenizer(path, cfg.bos, cfg.eos, cfg.soi, cfg.eoi, cfg.double_bos)
-    except OSError:
-        raise InputError(f"{directory} lacks tokenizer.json; copy it from where the weights came from.") from None
+        tokenizer = Tokenizer.with_named_ids(path) if cfg is None else \
+            Tokenizer(path, cfg.bos, cfg.eos, cfg.soi, cfg.eoi, cfg.double_bos)
     except Exception as error:          # what the library raises for a damaged file is a plain Exception
         raise InputError(f"{path} is no tokenizer: {error}.") from None
-    absent = [i for i in (cfg.bos, cfg.eos, cfg.soi, cfg.eoi) if tokenizer.bpe.id_to_token(i) is None]
+    ids = tokenizer.bos, tokenizer.eos, tokenizer.soi, tokenizer.eoi
+    absent = [i for i in ids if i is None or tokenizer.bpe.id_to_token(i) is None]
     if absent:
         raise InputError(f"{path} has no token of number {', '.join(map(str, absent))}, which the model needs; "
                          "it belongs to other weights.")

@@ -212,6 +212,10 @@ def test_data_set(tmp_path, capsys):
     assert "already" in capsys.readouterr().out and digest(tmp_path / "a") == before
     with pytest.raises(common.InputError, match="overwrite"):
         pack_all(tmp_path / "a", "--seed", "1")
+    # a run that was killed between two sets goes on with the same command
+    (tmp_path / "a" / "phantom.json").unlink(), (tmp_path / "a" / "gen-64" / "dataset.json").unlink()
+    pack_all(tmp_path / "a")
+    assert digest(tmp_path / "a") == before
     pack_all(tmp_path / "a", "--seed", "1", "--overwrite")
     assert digest(tmp_path / "a") != before
 
