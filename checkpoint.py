@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 
 from common import InputError
 
-FREE = ("steps", "out", "overwrite", "save_every", "eval_every", "log_every", "device", "threads", "workers")
+FREE = ("steps", "out", "overwrite", "save_every", "eval_every", "log_every", "keep", "keep_every", "max_skipped", "device",
+        "threads", "workers")
 
 
 def write(directory, *, config, tensors, tokenizer=None, state=None):
@@ -55,11 +56,12 @@ def write(directory, *, config, tensors, tokenizer=None, state=None):
                          "Free some space and start the same command.") from error
 
 
-def save(run, step, *, config, keep=2, **parts):
-    """Write checkpoint `step` of the run directory and remove all but the newest `keep`."""
+def save(run, step, keep=2, keep_every=0, *, config, **parts):
+    """Write checkpoint `step` of the run directory; of the older ones stay the newest `keep`, and every `keep_every`th step."""
     write(Path(run) / f"{step:08d}", config={**config, "step": step}, **parts)
     for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+        if not keep_every or int(old.name) % keep_every:
+            shutil.rmtree(old)
 
 
 def flush(path):

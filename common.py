@@ -1,4 +1,4 @@
-"""The boring parts of a run: command line from a dataclass, processes, randomness, log.
+"""The boring parts of a run: command line from a dataclass, processes, randomness.
 
 Nothing here knows the model. Every script ends with `common.cli(main)`, so that bad input ends in one sentence.
 """
@@ -193,23 +193,6 @@ def generator(*key):
     """A CPU generator that depends on the whole numbers in `key`, e.g. (seed, step, index), and on nothing else."""
     seed = np.random.SeedSequence([len(key), *(k % 2**64 for k in key)]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(seed))
-
-
-class Log:
-    """log.jsonl: one JSON object a line. On resuming at `step`, lines of later steps are cut off."""
-
-    def __init__(self, path, step):
-        self.path = Path(path)
-        if self.path.exists():
-            whole = self.path.read_text().rpartition("\n")[0]     # a kill may have torn the last line
-            kept = [s for s in whole.splitlines() if json.loads(s)["step"] <= step]
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(s + "\n" for s in kept))
-            temporary.rename(self.path)
-
-    def write(self, **fields):
-        with open(self.path, "a") as file:
-            file.write(json.dumps(fields) + "\n")
 
 
 def print0(*words):

@@ -74,6 +74,12 @@ def step_all(optimizers, lr):
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
+    forget(optimizers)
+
+
+def forget(optimizers):
+    """Drop the gradients."""
+    for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
 
 
@@ -103,13 +109,13 @@ class EMA:
             self.shadow[name].copy_(kept)
 
 
-def state(optimizers, ema):
-    """What a run needs, besides the weights and the average, to go on."""
-    return {"optimizers": [optimizer.state_dict() for optimizer in optimizers], "ema_steps": ema.steps}
+def state(optimizers, ema, skips=0):
+    """What a run needs, besides the weights and the average, to go on; skips: steps in a row that were skipped."""
+    return {"optimizers": [optimizer.state_dict() for optimizer in optimizers], "ema_steps": ema.steps, "skips": skips}
 
 
 def resume(directory, optimizers, ema):
-    """Put the optimizers and the average of a checkpoint back -> the step it was written at."""
+    """Put the optimizers and the average of a checkpoint back -> the step it was written at, steps skipped in a row."""
     saved = torch.load(Path(directory) / "state.pt", weights_only=True, map_location="cpu")
     for optimizer, kept in zip(optimizers, saved["optimizers"], strict=True):
         optimizer.load_state_dict(kept)
@@ -119,4 +125,4 @@ def resume(directory, optimizers, ema):
     for name, tensor in average.items():
         ema.shadow[name].copy_(tensor)
     print0(f"resuming {directory}")
-    return json.loads((Path(directory) / "config.json").read_text())["step"]
+    return json.loads((Path(directory) / "config.json").read_text())["step"], saved["skips"]

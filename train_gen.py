@@ -25,6 +25,7 @@ import common
 import flow
 import optim
 import repa
+import runs
 import weights
 from common import InputError, print0
 from data import Packed, Samples, loader
@@ -43,6 +44,9 @@ class TrainConfig:
     save_every: int = 500               # steps between checkpoints
     eval_every: int = 500               # steps between validation losses
     log_every: int = 10                 # steps between lines of log.jsonl
+    keep: int = 2                       # newest checkpoints to keep
+    keep_every: int = 0                 # and all those whose step is a multiple of this; 0: none
+    max_skipped: int = 20               # steps in a row without a finite gradient until the run gives up
     # model
     size: int = 256                     # pixels a side
     max_latent_size: int = 32           # rows of the position table of a new generation set
@@ -190,11 +194,12 @@ def main(argv):
     print0("latents: " + ("stored" if all(stored) else "encoded as we go (train_vae.py --encode stores them)"))
     optimizers = optim.optimizers(step_module, cfg, VECTORS)
     ema = optim.EMA(model, cfg.ema)
-    step = optim.resume(resume, optimizers, ema) if resume else 0
+    step, skips = optim.resume(resume, optimizers, ema) if resume else (0, 0)
+    skipped, stop = runs.Skipped(cfg.max_skipped, skips), runs.Stop()
     wrapped = DistributedDataParallel(step_module) if process.world > 1 else step_module
     if process.master:
         checkpoint.tidy(cfg.out, anew=resume is None)
-        log = common.Log(Path(cfg.out) / "log.jsonl", step)
+        log = runs.Log(Path(cfg.out) / "log.jsonl", step)
 
     def save():
         if process.master:
@@ -202,35 +207,38 @@ def main(argv):
             if projector is not None:
                 tensors["projector"] = projector.state_dict()
             config = {**weights.describe(model, vae), "stage": cfg.stage, "settings": asdict(cfg)}
-            checkpoint.save(cfg.out, step, config=config, tokenizer=tokenizer.json, tensors=tensors,
-                            state=optim.state(optimizers, ema))
+            checkpoint.save(cfg.out, step, cfg.keep, cfg.keep_every, config=config, tokenizer=tokenizer.json,
+                            tensors=tensors, state=optim.state(optimizers, ema, skipped.in_a_row))
 
     # the loop: `micro` forward and backward passes make one step
     micro = cfg.batch_size // (cfg.micro_batch * process.world)
     batches = iter(loader(train, process, cfg.micro_batch, step, cfg.steps, cfg.workers))
     bar = tqdm(total=cfg.steps, initial=step, desc=f"stage {cfg.stage}", unit="step", disable=not process.master)
     began, seen = time.time(), 0
-    while step < cfg.steps:
+    while step < cfg.steps and not stop.now:
         lr = optim.lr_at(step, cfg.lr, cfg.warmup, cfg.steps, cfg.decay)
-        totals = torch.zeros(2, device=process.device)
-        for i in range(micro):
+        losses, parts = [], [next(batches) for _ in range(micro)]
+        for i, batch in enumerate(parts):
             if process.world > 1:
                 wrapped.require_backward_grad_sync = i == micro - 1
             with common.autocast(process.device, cfg.dtype):
-                mse, align = wrapped(next(batches).to(process.device))
+                mse, align = wrapped(batch.to(process.device))
             ((mse + cfg.repa * align) * process.world / cfg.batch_size).backward()     # DDP averages over processes
-            totals += torch.stack([mse, align]).detach()
-        norm = nn.utils.clip_grad_norm_(step_module.parameters(), cfg.clip)
-        optim.step_all(optimizers, lr)
-        ema.update()
+            losses.append(torch.stack([mse, align]).detach())
+        norm = float(nn.utils.clip_grad_norm_(step_module.parameters(), cfg.clip))
         step, seen = step + 1, seen + cfg.batch_size
+        if ids := skipped.bad(norm, losses, [batch.index for batch in parts], train.data.rows):
+            optim.forget(optimizers)
+        else:
+            optim.step_all(optimizers, lr)
+            ema.update()
         bar.update()
 
-        if step % cfg.log_every == 0 or step == cfg.steps:
-            mse, align = (common.all_sum(totals) / cfg.batch_size).tolist()            # CPU-GPU sync point
+        if step % cfg.log_every == 0 or step == cfg.steps or ids:
+            mse, align = (common.all_sum(sum(losses)) / cfg.batch_size).tolist()
             bar.set_postfix(mse=f"{mse:.4f}", repa=f"{align:.3f}", img_s=f"{seen / (time.time() - began):.0f}")
             if process.master:
-                log.write(step=step, mse=mse, repa=align, lr=lr, norm=float(norm), img_s=seen / (time.time() - began))
+                log.write(step=step, mse=mse, repa=align, lr=lr, norm=norm, img_s=seen / (time.time() - began), **ids)
         if step % cfg.eval_every == 0 or step == cfg.steps:
             ema.swap()
             val_mse = validate(step_module, val, process, cfg)
@@ -238,10 +246,10 @@ def main(argv):
             if process.master:
                 log.write(step=step, val_mse=val_mse)
                 bar.write(f"step {step}: validation error {val_mse:.4f}")
-        if step % cfg.save_every == 0 or step == cfg.steps:
+        if stop.agree(process.device) or step % cfg.save_every == 0 or step == cfg.steps:
             save()
-    bar.close()
-    print0(f"stage {cfg.stage} is in {cfg.out}")
+    bar.close(), stop.release()
+    print0(f"stage {cfg.stage} is in {cfg.out}: {step} of {cfg.steps} steps")
 
 
 if __name__ == "__main__":

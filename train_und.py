@@ -18,6 +18,7 @@ from tqdm import tqdm
 import checkpoint
 import common
 import optim
+import runs
 import weights
 from common import InputError, print0
 from data import Packed, Samples, loader
@@ -36,6 +37,9 @@ class TrainConfig:
     save_every: int = 500               # steps between checkpoints
     eval_every: int = 250               # steps between validation losses
     log_every: int = 10                 # steps between lines of log.jsonl
+    keep: int = 2                       # newest checkpoints to keep
+    keep_every: int = 0                 # and all those whose step is a multiple of this; 0: none
+    max_skipped: int = 20               # steps in a row without a finite gradient until the run gives up
     # model, when it starts from nothing
     n_layer: int = 24                   # decoder layers
     n_head: int = 16                    # attention heads
@@ -141,47 +145,52 @@ def main(argv):
     step_module = UndStep(model.to(process.device).train())
     optimizers = optim.optimizers(step_module, cfg, VECTORS)
     ema = optim.EMA(model, cfg.ema)
-    step = optim.resume(resume, optimizers, ema) if resume else 0
+    step, skips = optim.resume(resume, optimizers, ema) if resume else (0, 0)
+    skipped, stop = runs.Skipped(cfg.max_skipped, skips), runs.Stop()
     wrapped = DistributedDataParallel(step_module) if process.world > 1 else step_module
     if process.master:
         checkpoint.tidy(cfg.out, anew=resume is None)
-        log = common.Log(Path(cfg.out) / "log.jsonl", step)
+        log = runs.Log(Path(cfg.out) / "log.jsonl", step)
 
     def save():
         if process.master:
             config = {**weights.describe(model), "stage": 1, "settings": asdict(cfg)}
-            checkpoint.save(cfg.out, step, config=config, tokenizer=tokenizer.json, state=optim.state(optimizers, ema),
-                            tensors={"model": weights.model_tensors(model), "ema": ema.shadow})
+            checkpoint.save(cfg.out, step, cfg.keep, cfg.keep_every, config=config, tokenizer=tokenizer.json,
+                            tensors={"model": weights.model_tensors(model), "ema": ema.shadow},
+                            state=optim.state(optimizers, ema, skipped.in_a_row))
 
     # the loop: `micro` forward and backward passes make one step
     micro = cfg.batch_size // (cfg.micro_batch * process.world)
     batches = iter(loader(train, process, cfg.micro_batch, step, cfg.steps, cfg.workers))
     bar = tqdm(total=cfg.steps, initial=step, desc="stage 1", unit="step", disable=not process.master)
     began, seen = time.time(), 0
-    while step < cfg.steps:
+    while step < cfg.steps and not stop.now:
         lr = optim.lr_at(step, cfg.lr, cfg.warmup, cfg.steps, cfg.decay)
         parts = [next(batches) for _ in range(micro)]
         # the sum over tokens is divided by the report tokens of the whole step, on all processes and micro-steps
         tokens = common.all_sum(torch.tensor([sum(int((b.labels != -100).sum()) for b in parts)], device=process.device))
-        total = torch.zeros((), device=process.device)
+        losses = []
         for i, batch in enumerate(parts):
             if process.world > 1:
                 wrapped.require_backward_grad_sync = i == micro - 1
             with common.autocast(process.device, cfg.dtype):
                 loss, _ = wrapped(batch.to(process.device))
             (loss * process.world / tokens).sum().backward()       # DDP averages over processes
-            total += loss.detach()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
-        optim.step_all(optimizers, lr)
-        ema.update()
+            losses.append(loss.detach())
+        norm = float(nn.utils.clip_grad_norm_(model.parameters(), cfg.clip))
         step, seen = step + 1, seen + cfg.batch_size
+        if ids := skipped.bad(norm, losses, [batch.index for batch in parts], train.data.rows):
+            optim.forget(optimizers)
+        else:
+            optim.step_all(optimizers, lr)
+            ema.update()
         bar.update()
 
-        if step % cfg.log_every == 0 or step == cfg.steps:
-            loss = float(common.all_sum(total)) / int(tokens)              # CPU-GPU sync point
+        if step % cfg.log_every == 0 or step == cfg.steps or ids:
+            loss = float(common.all_sum(sum(losses))) / int(tokens)
             bar.set_postfix(loss=f"{loss:.4f}", img_s=f"{seen / (time.time() - began):.0f}")
             if process.master:
-                log.write(step=step, loss=loss, lr=lr, norm=float(norm), img_s=seen / (time.time() - began))
+                log.write(step=step, loss=loss, lr=lr, norm=norm, img_s=seen / (time.time() - began), **ids)
         if step % cfg.eval_every == 0 or step == cfg.steps:
             ema.swap()
             val_loss = validate(step_module, val, process, cfg)
@@ -189,10 +198,10 @@ def main(argv):
             if process.master:
                 log.write(step=step, val_loss=val_loss)
                 bar.write(f"step {step}: validation loss {val_loss:.4f}")
-        if step % cfg.save_every == 0 or step == cfg.steps:
+        if stop.agree(process.device) or step % cfg.save_every == 0 or step == cfg.steps:
             save()
-    bar.close()
-    print0(f"stage 1 is in {cfg.out}")
+    bar.close(), stop.release()
+    print0(f"stage 1 is in {cfg.out}: {step} of {cfg.steps} steps")
 
 
 if __name__ == "__main__":

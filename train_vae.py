@@ -25,6 +25,7 @@ import checkpoint
 import common
 import data
 import optim
+import runs
 import weights
 from common import InputError, print0
 from vae import VAE, VAEConfig
@@ -189,7 +190,7 @@ def main(argv):
     net = nn.parallel.DistributedDataParallel(net) if process.world > 1 else net
     if process.master:
         checkpoint.tidy(cfg.out, anew=resumed is None)
-        log = common.Log(Path(cfg.out) / "log.jsonl", start)
+        log = runs.Log(Path(cfg.out) / "log.jsonl", start)
     print0(f"{sum(p.numel() for p in vae.parameters()):,} parameters, {len(sets[0])} images")
 
     def save(step):

@@ -201,22 +201,3 @@ def test_neighbouring_keys_are_independent():
     x = torch.stack([torch.randn((), generator=common.generator(0, s, i)) for s in range(40) for i in range(100)])
     assert abs(x.mean()) < 0.06 and abs(x.std() - 1) < 0.05
     assert abs((x[1:] * x[:-1]).mean()) < 0.06 and abs((x[100:] * x[:-100]).mean()) < 0.06
-
-
-def test_log_is_cut_on_resume(tmp_path):
-    path = tmp_path / "log.jsonl"
-    log = common.Log(path, 0)
-    for step in range(1, 6):
-        log.write(step=step, loss=1 / step)
-    log.write(step=5, val_loss=0.5)
-    common.Log(path, 3).write(step=4, loss=7)
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2, 3, 4] and rows[-1]["loss"] == 7
-
-
-def test_log_with_a_torn_last_line(tmp_path):
-    """A kill in the middle of a write leaves half a line; resuming must not fail over it."""
-    path = tmp_path / "log.jsonl"
-    path.write_text('{"step": 1, "loss": 2}\n{"step": 2, "lo')
-    common.Log(path, 1).write(step=2, loss=1)
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]

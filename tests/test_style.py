@@ -33,11 +33,11 @@ def test_a_file_fits_a_sitting(name):
 
 PARTS = {"cpu", "attention", "vision", "tokenizer", "common"}   # common: the error type and boring things, no model
 NETWORK = {"model", "vae", "flow", "repa"}
-ASSEMBLY = {"data", "pack", "images", "layouts", "weights", "checkpoint", "optim"}
+ASSEMBLY = {"data", "pack", "images", "layouts", "runs", "weights", "checkpoint", "optim"}
 MAY = {     # who may import which of our files; a script may use everything below it
     "cpu": set(), "common": {"cpu"}, "attention": set(), "tokenizer": set(), "vae": set(), "flow": set(),
     "vision": {"attention"}, "model": {"attention", "vision"}, "repa": {"vision"},
-    "images": {"common"}, "optim": {"common"}, "data": {"common", "tokenizer"}, "pack": {"data"}, "checkpoint": {"common"},
+    "images": {"common"}, "optim": {"common"}, "runs": {"common"}, "data": {"common", "tokenizer"}, "pack": {"data"}, "checkpoint": {"common"},
     "layouts": {"common", "vision"},
     "weights": {"common", "checkpoint", "layouts", "tokenizer", "attention", "vision"} | NETWORK,
 }
