@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from common import InputError
 
 FREE = ("steps", "out", "overwrite", "save_every", "eval_every", "log_every", "keep", "keep_every", "max_skipped", "device",
-        "threads", "workers")
+        "threads", "workers", "shard", "recompute")
 
 
 def write(directory, *, config, tensors, tokenizer=None, state=None):

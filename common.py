@@ -1,6 +1,6 @@
 """The boring parts of a run: command line from a dataclass, processes, randomness.
 
-Nothing here knows the model. Every script ends with `common.cli(main)`, so that bad input ends in one sentence.
+Nothing here knows the model. Every script ends with `common.cli(main)`: bad input ends in one sentence.
 """
 import dataclasses
 import difflib
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 import cpu
 
@@ -40,25 +41,6 @@ def cli(main):
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def checked(inputs, check, failures):
-    """(name, input) pairs -> the (name, check(name, input)) of those that pass; the others' sentences go to `failures`."""
-    good = []
-    for name, item in inputs:
-        try:
-            good.append((name, check(name, item)))
-        except InputError as error:
-            failures.append(str(error))
-    return good
-
-
-def text_lines(path):
-    """The lines of a UTF-8 text file that are not blank."""
-    try:
-        return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError):
-        raise InputError(f"{path} is missing or not a text file in UTF-8.") from None
 
 
 def override(cfg, argv, doc="", presets=None):
@@ -151,11 +133,14 @@ class Process:
         return self.rank == 0
 
 
-def setup(device="auto", threads=0):
+def setup(device="auto", threads=0, deterministic=False):
     """Join the other processes if torchrun started us (RANK is set), choose the device -> Process."""
     if threads:
         torch.set_num_threads(threads)
     cpu.keep_memory()
+    if deterministic:                   # on a CPU the same number of threads is enough
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.use_deterministic_algorithms(True)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"--device {device}: no CUDA device here; use --device cpu.")
     if device not in ("auto", "cpu") and not device.startswith("cuda"):
@@ -168,6 +153,13 @@ def setup(device="auto", threads=0):
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     return Process(dist.get_rank(), dist.get_world_size(), torch.device(device))
+
+
+def wrap(step_module, process, compiled):
+    """The step module as the loop calls it: compiled if asked, in DDP if there are others."""
+    if compiled:
+        step_module.compile()
+    return step_module if process.world == 1 else DistributedDataParallel(step_module, gradient_as_bucket_view=True)
 
 
 def all_sum(tensor):

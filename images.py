@@ -1,4 +1,4 @@
-"""Image files in and out: any image file -> 8-bit grey, pictures -> PNG with their settings, captioned grids."""
+"""Files in and out: any image file -> 8-bit grey, lists of reports, pictures -> PNG with their settings, captioned grids."""
 import json
 import math
 import textwrap
@@ -83,3 +83,22 @@ def save_png(image, path, /, **about):
         temporary.rename(path)
     finally:
         temporary.unlink(missing_ok=True)       # there only if something failed
+
+
+def checked(inputs, check, failures):
+    """(name, input) pairs -> the (name, check(name, input)) of those that pass; the others' sentences go to `failures`."""
+    good = []
+    for name, item in inputs:
+        try:
+            good.append((name, check(name, item)))
+        except InputError as error:
+            failures.append(str(error))
+    return good
+
+
+def text_lines(path):
+    """The lines of a UTF-8 text file that are not blank."""
+    try:
+        return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{path} is missing or not a text file in UTF-8.") from None

@@ -22,6 +22,7 @@ from functools import partial
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from attention import Cache, Heads, RMSNorm, attend, rope, visible
 from vision import ViT, ViTConfig
@@ -141,6 +142,7 @@ class UniX(nn.Module):
         self.norm_u = RMSNorm(C, cfg.norm_eps)
         self.lm_head = nn.Linear(C, cfg.vocab_size, bias=False)
         self.unused = {}                # tensors of a foreign checkpoint that we keep only to give them back
+        self.recompute = False          # training forgets what a layer computes and computes it again going backward
         self.apply(init_weights)
         self.scale_residuals([layer.u for layer in self.layers])
         if cfg.generation:
@@ -180,7 +182,8 @@ class UniX(nn.Module):
         bias = visible(cache.valid, u.size(1) + (0 if g is None else g.size(1)), causal)
         new, hiddens = [], {}
         for i, layer in enumerate(self.layers):
-            u, g, kv = layer(u, g, angles, partial(cache.read, i), bias, grad_u)
+            run = partial(checkpoint, layer, use_reentrant=False) if self.recompute and torch.is_grad_enabled() else layer
+            u, g, kv = run(u, g, angles, partial(cache.read, i), bias, grad_u)
             new.append(kv)
             if i + 1 in taps:
                 hiddens[i + 1] = g
@@ -221,9 +224,15 @@ class UniX(nn.Module):
     def logits(self, hidden):
         return self.lm_head(hidden)
 
-    def report_loss(self, hidden, labels):
-        """Cross-entropy per report token (Eq. 1): hidden (M, C) at the tokens before labels (M,) -> (M,), in fp32."""
-        return F.cross_entropy(self.logits(hidden).float(), labels, reduction="none")
+    def report_loss(self, hidden, labels, chunk=1024):
+        """Cross-entropy per report token (Eq. 1): hidden (M, C) at the tokens before labels (M,) -> (M,), in fp32.
+
+        In chunks, whose logits are computed again going backward: M x 102,400 of them would be most of the memory.
+        """
+        loss = lambda h, l: F.cross_entropy(self.logits(h).float(), l, reduction="none")
+        if len(labels) <= chunk:
+            return loss(hidden, labels)
+        return torch.cat([checkpoint(loss, h, l, use_reentrant=False) for h, l in zip(hidden.split(chunk), labels.split(chunk))])
 
     def denoise(self, x_t, t, cache=None, taps=()):
         """Noisy block: SOI and EOI in the u stream, h*w latents in the g stream, full attention, ONE position.

@@ -1,9 +1,11 @@
 """How weights move: learning rate, AdamW (the paper's) and Muon (the laptop's), the average of the weights, resuming."""
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from common import InputError, print0
@@ -50,10 +52,11 @@ def orthogonal(m):
     return (x.mT if m.shape[0] > m.shape[1] else x).to(m.dtype)
 
 
-def optimizers(module, cfg, vectors=()):
+def optimizers(module, cfg, vectors=(), shard=False):
     """[AdamW] over what is not frozen; with cfg.optimizer "muon", [AdamW, Muon]: Muon for the matrices.
 
     vectors: parts of names of matrices that stay with AdamW, as embeddings do: their rows are no directions to mix.
+    shard: AdamW's state is spread over the processes.
     """
     trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
     count = lambda ps: sum(p.numel() for p in ps)
@@ -63,8 +66,12 @@ def optimizers(module, cfg, vectors=()):
     if cfg.optimizer not in ("adamw", "muon"):
         raise InputError(f"--optimizer {cfg.optimizer} is none of adamw, muon.")
     muon = [n for n, p in trained.items() if cfg.optimizer == "muon" and p.ndim > 1 and not any(v in n for v in vectors)]
-    adamw = torch.optim.AdamW([p for n, p in trained.items() if n not in muon], lr=cfg.lr, betas=(0.9, 0.95), eps=1e-15,
-                              weight_decay=cfg.weight_decay, fused=True)
+    make = torch.optim.AdamW
+    if shard and dist.is_initialized():
+        from torch.distributed.optim import ZeroRedundancyOptimizer      # two seconds to import
+        make = partial(ZeroRedundancyOptimizer, optimizer_class=make)
+    adamw = make([p for n, p in trained.items() if n not in muon], lr=cfg.lr, betas=(0.9, 0.95), eps=1e-15,
+                 weight_decay=cfg.weight_decay, fused=True)
     return [adamw] + ([Muon([trained[n] for n in muon], cfg.lr)] if muon else [])
 
 
@@ -110,7 +117,15 @@ class EMA:
 
 
 def state(optimizers, ema, skips=0):
-    """What a run needs, besides the weights and the average, to go on; skips: steps in a row that were skipped."""
+    """What a run needs, besides the weights and the average, to go on; skips: steps in a row that were skipped.
+
+    All processes call it, since a sharded state is gathered on the first, which alone gets an answer.
+    """
+    for optimizer in optimizers:
+        if not isinstance(optimizer, (torch.optim.AdamW, Muon)):
+            optimizer.consolidate_state_dict(to=0)
+    if dist.is_initialized() and dist.get_rank():
+        return None
     return {"optimizers": [optimizer.state_dict() for optimizer in optimizers], "ema_steps": ema.steps, "skips": skips}
 
 

@@ -23,7 +23,7 @@ import weights
 from attention import DecodeCache
 from common import InputError, generator
 from cpu import decoding
-from images import NOTICE, captioned, image_files, read_image, save_png
+from images import NOTICE, captioned, checked, image_files, read_image, save_png, text_lines
 from tokenizer import pad
 from vision import normalize, preprocess
 
@@ -160,7 +160,7 @@ def draw(cfg, model, vae, tokenizer, reports, failures):
                              f"{name} is empty; write what the picture should show.")
         return text
 
-    reports = common.checked([(f"report {i + 1}", text) for i, text in enumerate(reports)], check, failures)
+    reports = checked([(f"report {i + 1}", text) for i, text in enumerate(reports)], check, failures)
     names = ("num", "seed", "steps", "solver", "shift", "cfg", "cfg_interval", "renorm", "size", "batch")
     settings, reports = {name: getattr(cfg, name) for name in names}, [text for _, text in reports]
     if not reports:
@@ -184,7 +184,7 @@ def read(cfg, model, tokenizer, files, failures):
     vision = model.cfg.vision
     if len(tokenizer.prompt(cfg.prompt)) > model.cfg.max_text:
         raise InputError(f"--prompt is longer than the {model.cfg.max_text} tokens that this checkpoint reads; shorten it.")
-    good = common.checked(files, lambda _, path: preprocess(read_image(path), vision.image_size, vision.pad), failures)
+    good = checked(files, lambda _, path: preprocess(read_image(path), vision.image_size, vision.pad), failures)
     if not good:
         return 0
     reports = generate_reports(model, tokenizer, torch.stack([image for _, image in good]), cfg.prompt, cfg.temperature,
@@ -198,7 +198,7 @@ def read(cfg, model, tokenizer, files, failures):
 def main(argv):
     cfg = common.override(SampleConfig(), argv, __doc__, PRESETS)
     reports, failures, out = list(cfg.report), [], Path(cfg.out)
-    reports += common.text_lines(cfg.reports) if cfg.reports else []
+    reports += text_lines(cfg.reports) if cfg.reports else []
     files = image_files(cfg.image, failures)
     if not reports and not cfg.image:
         raise InputError('nothing to do: give --report "Large left pleural effusion." or --image chest.png (see --help).')

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 from safetensors.torch import load_file
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import checkpoint
@@ -74,6 +73,10 @@ class TrainConfig:
     dtype: str = "bfloat16"             # of matrix products; parameters stay float32
     threads: int = 0                    # CPU threads; 0 leaves it to torch
     workers: int = 0                    # processes that read data
+    shard: bool = False                 # spread the optimizer's state over the processes (ZeRO 1)
+    recompute: bool = False             # forget what layers compute and compute it again going backward: less memory
+    compile: bool = False               # torch.compile the step: slow to start, then faster
+    deterministic: bool = False         # the same bits in every run, on CUDA too; slower
 
     def __post_init__(self):
         assert self.stage in (2, 3), f"--stage {self.stage}: this script trains stages 2 and 3; train_und.py is stage 1."
@@ -177,12 +180,13 @@ def settings(argv):
 
 def main(argv):
     cfg = settings(argv)
-    process = common.setup(cfg.device, cfg.threads)
+    process = common.setup(cfg.device, cfg.threads, cfg.deterministic)
     resume = checkpoint.start(cfg.out, cfg, cfg.overwrite)
 
     # networks: the run's own checkpoint, else given weights; freeze, then optimizer, then DDP
     model, vae, tokenizer = weights.load(resume, ema=False) if resume else initial(cfg)
     model.freeze("u")
+    model.recompute = cfg.recompute
     encoder, projector = repa_parts(cfg, model)
     if resume and projector is not None:
         projector.load_state_dict(load_file(resume / "projector.safetensors"))
@@ -192,23 +196,24 @@ def main(argv):
                           cfg.batch_size, latent, cfg.text_dropout) for split in ("train", "val"))
     stored = [samples.data.open_latents(weights.vae_hash(vae)) for samples in (train, val)]
     print0("latents: " + ("stored" if all(stored) else "encoded as we go (train_vae.py --encode stores them)"))
-    optimizers = optim.optimizers(step_module, cfg, VECTORS)
+    optimizers = optim.optimizers(step_module, cfg, VECTORS, cfg.shard)
     ema = optim.EMA(model, cfg.ema)
     step, skips = optim.resume(resume, optimizers, ema) if resume else (0, 0)
     skipped, stop = runs.Skipped(cfg.max_skipped, skips), runs.Stop()
-    wrapped = DistributedDataParallel(step_module) if process.world > 1 else step_module
+    wrapped = common.wrap(step_module, process, cfg.compile)
     if process.master:
         checkpoint.tidy(cfg.out, anew=resume is None)
         log = runs.Log(Path(cfg.out) / "log.jsonl", step)
 
     def save():
+        state = optim.state(optimizers, ema, skipped.in_a_row)         # all processes: gathers the shards
         if process.master:
             tensors = {"model": weights.model_tensors(model), "ema": ema.shadow, "vae": vae.state_dict()}
             if projector is not None:
                 tensors["projector"] = projector.state_dict()
             config = {**weights.describe(model, vae), "stage": cfg.stage, "settings": asdict(cfg)}
             checkpoint.save(cfg.out, step, cfg.keep, cfg.keep_every, config=config, tokenizer=tokenizer.json,
-                            tensors=tensors, state=optim.state(optimizers, ema, skipped.in_a_row))
+                            tensors=tensors, state=state)
 
     # the loop: `micro` forward and backward passes make one step
     micro = cfg.batch_size // (cfg.micro_batch * process.world)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import checkpoint
@@ -68,6 +67,10 @@ class TrainConfig:
     dtype: str = "bfloat16"             # of matrix products; parameters stay float32
     threads: int = 0                    # CPU threads; 0 leaves it to torch
     workers: int = 0                    # processes that read data
+    shard: bool = False                 # spread the optimizer's state over the processes (ZeRO 1)
+    recompute: bool = False             # forget what layers compute and compute it again going backward: less memory
+    compile: bool = False               # torch.compile the step: slow to start, then faster
+    deterministic: bool = False         # the same bits in every run, on CUDA too; slower
 
     def __post_init__(self):
         assert self.batch_size > 0 and self.micro_batch > 0 and self.steps > 0, "batch sizes and steps must be positive."
@@ -132,7 +135,7 @@ def validate(step_module, samples, process, cfg, n=256):
 
 def main(argv):
     cfg = common.override(TrainConfig(), argv, __doc__, PRESETS)
-    process = common.setup(cfg.device, cfg.threads)
+    process = common.setup(cfg.device, cfg.threads, cfg.deterministic)
     resume = checkpoint.start(cfg.out, cfg, cfg.overwrite)
 
     # model: the run's own checkpoint, else given weights, else from nothing
@@ -142,22 +145,23 @@ def main(argv):
     image_size = model.cfg.vision.image_size
     train, val = (Samples(Packed(cfg.data, "und", image_size, split), tokenizer, model.cfg.max_text, cfg.seed,
                           cfg.batch_size) for split in ("train", "val"))
+    model.recompute = cfg.recompute
     step_module = UndStep(model.to(process.device).train())
-    optimizers = optim.optimizers(step_module, cfg, VECTORS)
+    optimizers = optim.optimizers(step_module, cfg, VECTORS, cfg.shard)
     ema = optim.EMA(model, cfg.ema)
     step, skips = optim.resume(resume, optimizers, ema) if resume else (0, 0)
     skipped, stop = runs.Skipped(cfg.max_skipped, skips), runs.Stop()
-    wrapped = DistributedDataParallel(step_module) if process.world > 1 else step_module
+    wrapped = common.wrap(step_module, process, cfg.compile)
     if process.master:
         checkpoint.tidy(cfg.out, anew=resume is None)
         log = runs.Log(Path(cfg.out) / "log.jsonl", step)
 
     def save():
+        state = optim.state(optimizers, ema, skipped.in_a_row)         # all processes: gathers the shards
         if process.master:
             config = {**weights.describe(model), "stage": 1, "settings": asdict(cfg)}
             checkpoint.save(cfg.out, step, cfg.keep, cfg.keep_every, config=config, tokenizer=tokenizer.json,
-                            tensors={"model": weights.model_tensors(model), "ema": ema.shadow},
-                            state=optim.state(optimizers, ema, skipped.in_a_row))
+                            tensors={"model": weights.model_tensors(model), "ema": ema.shadow}, state=state)
 
     # the loop: `micro` forward and backward passes make one step
     micro = cfg.batch_size // (cfg.micro_batch * process.world)

@@ -127,29 +127,6 @@ def test_cli_exit_codes(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: the picture is missing.\n"
 
 
-def test_checked_goes_on_without_what_is_bad():
-    def positive(name, x):
-        if x < 0:
-            raise InputError(f"{name} is negative.")
-        return x + 1
-
-    failures = []
-    assert common.checked([("a", 1), ("b", -1), ("c", 3)], positive, failures) == [("a", 2), ("c", 4)]
-    assert failures == ["b is negative."]
-    assert common.checked([("d", -2)], positive, failures) == []
-    assert failures == ["b is negative.", "d is negative."]
-
-
-def test_text_lines(tmp_path):
-    path = tmp_path / "r.txt"
-    path.write_text("Größe 3 × 4 mm\n\n  \nsecond", encoding="utf-8")
-    assert common.text_lines(path) == ["Größe 3 × 4 mm", "second"]
-    path.write_bytes(b"\xff\xfe\x00broken\xff")
-    for wrong in (path, tmp_path / "none.txt", tmp_path):
-        with pytest.raises(InputError, match="missing or not a text file"):
-            common.text_lines(wrong)
-
-
 def test_an_error_of_the_system_is_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         common.cli(lambda argv: open(tmp_path / "none" / "x", "w"))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import images
 from common import InputError
 from conftest import SHARED, needs_films
 from images import NOTICE, captioned, image_files, read_image, save_png
@@ -190,3 +191,26 @@ def test_dicom_is_refused():
     for path in [p for p in FILMS if p.suffix == ".dcm"]:
         with pytest.raises(InputError, match="PNG or JPEG"):
             read_image(path)
+
+
+def test_checked_goes_on_without_what_is_bad():
+    def positive(name, x):
+        if x < 0:
+            raise InputError(f"{name} is negative.")
+        return x + 1
+
+    failures = []
+    assert images.checked([("a", 1), ("b", -1), ("c", 3)], positive, failures) == [("a", 2), ("c", 4)]
+    assert failures == ["b is negative."]
+    assert images.checked([("d", -2)], positive, failures) == []
+    assert failures == ["b is negative.", "d is negative."]
+
+
+def test_text_lines(tmp_path):
+    path = tmp_path / "r.txt"
+    path.write_text("Größe 3 × 4 mm\n\n  \nsecond", encoding="utf-8")
+    assert images.text_lines(path) == ["Größe 3 × 4 mm", "second"]
+    path.write_bytes(b"\xff\xfe\x00broken\xff")
+    for wrong in (path, tmp_path / "none.txt", tmp_path):
+        with pytest.raises(InputError, match="missing or not a text file"):
+            images.text_lines(wrong)

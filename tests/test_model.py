@@ -307,3 +307,13 @@ def test_configuration_survives_json():
     from dataclasses import asdict
     cfg = tiny_config(double_bos=True)
     assert UniXConfig(**json.loads(json.dumps(asdict(cfg)))) == cfg
+
+
+def test_report_loss_in_chunks(tiny):
+    hidden, labels = draw(50, 64).requires_grad_(), torch.randint(0, 64, (50,))
+    grads = []
+    for chunk in (1024, 7):
+        loss = tiny.report_loss(hidden, labels, chunk)
+        grads.append((loss.detach(), *torch.autograd.grad(loss.square().sum(), [hidden, tiny.lm_head.weight])))
+    for whole, parts in zip(*grads):
+        close(parts, whole, 1e-6)

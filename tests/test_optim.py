@@ -10,7 +10,7 @@ import optim
 from common import InputError
 
 
-def settings(optimizer="adamw", lr=0.01, weight_decay=0.0):
+def settings(optimizer="adamw", lr=0.01, weight_decay=0.0, shard=False):
     return SimpleNamespace(optimizer=optimizer, lr=lr, weight_decay=weight_decay)
 
 
@@ -29,7 +29,7 @@ def test_learning_rate():
 def test_adamw_is_the_papers():
     module = network()
     module[0].requires_grad_(False)
-    adamw, = optim.optimizers(module, settings(weight_decay=0.1))
+    adamw, = optim.optimizers(module, settings(weight_decay=0.1, shard=False))
     group = adamw.param_groups[0]
     assert group["betas"] == (0.9, 0.95) and group["eps"] == 1e-15 and group["weight_decay"] == 0.1
     assert {id(p) for p in group["params"]} == {id(p) for layer in module[2:] for p in layer.parameters()}

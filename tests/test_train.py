@@ -304,3 +304,49 @@ def test_text_dropout_makes_the_loss_differ_and_validation_ignores_it(phantom, s
     for run, share in zip(runs, (0, 1)):
         train_gen.main(gen(phantom, run, stage2, "--steps", 1, "--text-dropout", share, "--lr", 0))
     assert column(runs[0], "mse") != column(runs[1], "mse") and column(runs[0], "val_mse") == column(runs[1], "val_mse")
+
+
+# ---- memory: what is computed again, in chunks, or kept by others gives the same numbers ----
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_recomputing_changes_nothing(phantom, stage1, stage2, tmp_path, stage):
+    main, line = {1: (train_und.main, lambda out: und(phantom, out)),
+                  2: (train_gen.main, lambda out: gen(phantom, out, stage2))}[stage]
+    for name, more in (("plain", []), ("again", ["--recompute"])):
+        main([*line(tmp_path / name), "--steps", "3", *more])
+    assert identical(tensors(tmp_path / "plain"), tensors(tmp_path / "again")) and log(tmp_path / "plain") == log(tmp_path / "again")
+
+
+def test_recomputing_saves_memory(tiny):
+    """What autograd keeps for backward, in bytes, with every layer recomputed: the layers' inputs, not their insides."""
+    def kept(recompute):
+        model, sizes = tiny, []
+        model.recompute = recompute
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel() * t.element_size()) or t, lambda t: t):
+            hidden, _ = model.prefill_text(torch.zeros(2, 40, dtype=torch.long))
+        hidden.sum().backward()
+        model.recompute = False
+        return sum(sizes)
+    assert kept(True) < 0.3 * kept(False)
+
+
+def test_sharded_optimizer(phantom, tmp_path):
+    """Two processes that share the optimizer's state make the steps that two with a copy each make; one alone goes on."""
+    for name, more in (("whole", []), ("shared", ["--shard"])):
+        line = und(phantom, tmp_path / name, "--steps", 3, "--micro-batch", 2, *more)
+        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port",
+                               str(28500 + os.getpid() % 500), str(ROOT / "train_und.py"), *line],
+                              capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert identical(tensors(tmp_path / "whole"), tensors(tmp_path / "shared"))
+    assert identical(optimizer(tmp_path / "whole"), optimizer(tmp_path / "shared"))
+    for name in ("whole", "shared"):
+        train_und.main(und(phantom, tmp_path / name, "--steps", 4, "--micro-batch", 2))
+    assert identical(tensors(tmp_path / "whole"), tensors(tmp_path / "shared"))
+
+
+@pytest.mark.skipif("SLOW" not in os.environ or shutil.which("g++") is None, reason="minutes: SLOW=1, and a compiler")
+def test_compiled(reference, tmp_path):
+    script, line, out = reference
+    {"train_und": train_und, "train_gen": train_gen}[script].main(line(tmp_path, "--compile"))
+    same_step(tmp_path, out)
