@@ -216,6 +216,8 @@ def bench_weights(cfg):
         writer = spawn.Process(target=write_random_release, args=(cfg.out,))
         writer.start()
         writer.join()
+        if writer.exitcode:
+            raise InputError(f"{cfg.out} could not be written; see above.")
     receive, send = spawn.Pipe(duplex=False)
     measured = spawn.Process(target=measure_release, args=(cfg, send))
     measured.start()

@@ -34,7 +34,7 @@ def cli(main):
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        print(f"error: {error.filename or 'a file'} could not be read or written: {error.strerror}.", file=sys.stderr)
+        print(f"error: {error.filename or 'a file'} could not be read or written: {error.strerror or error}.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

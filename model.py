@@ -276,7 +276,7 @@ class UniX(nn.Module):
         for layer in self.layers:
             layer.g = copy.deepcopy(layer.u).requires_grad_(True)
         self.build_latent_ends(copy.deepcopy(self.norm_u).requires_grad_(True))
-        self.to(self.embed.weight.device)
+        self.to(self.embed.weight.device, self.embed.weight.dtype)
 
 
 def is_generation(name):

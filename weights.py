@@ -14,15 +14,19 @@ docs/weights.md says where each checkpoint comes from.
 import hashlib
 import json
 import re
+import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from checkpoint import newest, read_config, write
+from checkpoint import flush, newest, read_config, write
 from common import InputError, cli
-from layouts import DIFFUSERS, DINO, JANUS, JANUS_HF, LDM, SIGLIP, UNIX, few, read_tensors, translate
+from layouts import (DIFFUSERS, DINO, JANUS, JANUS_HF, LDM, SIGLIP, UNIX, few, ldm_config, read_tensors, translate,
+                     unused_from_nothing)
 from model import UniX, UniXConfig, position_table
 from tokenizer import Tokenizer
 from vae import VAE, VAEConfig
@@ -65,16 +69,26 @@ def stated(directory, *keys):
     """The part of a directory's config.json under the first of these keys that is there ("" is the whole), or {}."""
     path = Path(directory) / "config.json"
     config = read_config(directory) if path.exists() else {}
-    return next((part for key in keys if (part := config if key == "" else config.get(key))), {})
+    part = next((part for key in keys if (part := config if key == "" else config.get(key))), {})
+    if not isinstance(part, dict):
+        raise InputError(f"{path}: {' or '.join(keys)} is no table of settings.")
+    for key in ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta"):
+        if key in part and (type(part[key]) not in (int, float) or not part[key] > 0):
+            raise InputError(f"{path}: {key} is {part[key]!r}, not a positive number.")
+    return part
 
 
 def agree(cfg, stated, path):
     """A config.json that contradicts the tensors is an error."""
-    for ours, theirs in (("n_embd", "hidden_size"), ("n_inner", "intermediate_size"), ("n_layer", "num_hidden_layers"),
-                         ("n_head", "num_attention_heads"), ("vocab_size", "vocab_size"), ("image_size", "image_size"),
-                         ("patch_size", "patch_size"), ("max_latent_size", "max_latent_size")):
-        if theirs in stated and hasattr(cfg, ours) and stated[theirs] != getattr(cfg, ours):
-            raise InputError(f"{path}: config.json says {theirs} {stated[theirs]}, the tensors say {getattr(cfg, ours)}.")
+    ours = {"hidden_size": "n_embd", "intermediate_size": "n_inner", "num_hidden_layers": "n_layer", "rope_theta": "rope_theta",
+            "num_attention_heads": "n_head", "num_key_value_heads": "n_head", "vocab_size": "vocab_size",
+            "image_size": "image_size", "patch_size": "patch_size", "max_latent_size": "max_latent_size",
+            "z_channels": "latent_channels", "connector_act": "connector_gelu"}
+    have = vars(cfg) | {"connector_gelu": {"tanh": "gelu_pytorch_tanh", "none": "gelu"}.get(vars(cfg).get("connector_gelu"))}
+    for theirs, said in stated.items():
+        want = {"latent_patch_size": 1, "downsample": 16}.get(theirs, have.get(ours.get(theirs), said))
+        if said != want:
+            raise InputError(f"{path}: config.json says {theirs} {said}, the tensors and their use say {want}.")
     return cfg
 
 
@@ -85,19 +99,24 @@ def sizes(source, layout, path, vision=""):
     config = stated(path, "vision_config", "vit_config", *([] if vision else [""]))
     n_embd, _, patch, _ = shape(vision + "patch.weight")
     grid = int((shape(vision + "positions")[-2] - layout.vision.get("class_token", 0)) ** 0.5)
+    more = {"gelu": {"gelu": "none"}.get(config["hidden_act"], "tanh")} if "hidden_act" in config else {}
     cfg = ViTConfig(image_size=grid * patch, patch_size=patch, n_layer=count(vision + "blocks.{}.norm1.weight"), n_embd=n_embd,
-                    n_head=config.get("num_attention_heads", max(1, n_embd // 64)),
-                    n_inner=shape(vision + "blocks.0.fc1.weight")[0], **layout.vision)
+                    n_head=config.get("num_attention_heads", max(1, n_embd // 64)),     # SigLIP's and DINOv2's heads have 64
+                    norm_eps=config.get("layer_norm_eps", 1e-6), n_inner=shape(vision + "blocks.0.fc1.weight")[0],
+                    **layout.vision | more)
     return agree(cfg, config, path), shape, count
 
 
-def load_foreign(path, layout, config, dtype, source=None):
-    """A UniX from the checkpoint of others: a directory, or one file with or without our configuration."""
-    source = source or read_tensors(path)
-    if layout is JANUS_HF and "lm_head.weight" not in source:
-        print("the language head is tied to the embedding there; from here on they are two")
-        source = {**source, "lm_head.weight": source["model.language_model.embed_tokens.weight"].clone()}
+def load_foreign(path, layout, config, dtype, source):
+    """A UniX from the tensors of others; without our configuration it is read off them, or from what our export wrote."""
+    tied = [part.get("tie_word_embeddings") for part in (stated(path, ""), stated(path, "text_config"))]
+    embed, = layout.theirs("embed.weight")
+    if layout is JANUS_HF and "lm_head.weight" not in source and embed in source and True in tied:
+        print("the language head is tied to the embedding there; from here on they are two", file=sys.stderr)
+        source = {**source, "lm_head.weight": source[embed].clone()}
     try:
+        if config is None and "open_unix" in stated(path, ""):
+            config = UniXConfig(**stated(path, "open_unix"))
         if config is None:
             vision, shape, count = sizes(source, layout, path, "vision.")
             text, (vocab, width) = stated(path, "language_config", "llm_config", "text_config"), shape("embed.weight")
@@ -106,11 +125,12 @@ def load_foreign(path, layout, config, dtype, source=None):
                 more = dict(n_head=width // shape("layers.0.u.heads.q_norm.weight")[0],
                             latent_channels=shape("latent_in.weight")[1],
                             max_latent_size=int(source["latent_pos_embed.pos_embed"].shape[0] ** 0.5))
-            config = UniXConfig(**{"n_head": text.get("num_attention_heads", 16), **layout.model, **more}, n_layer=n_layer,
+            heads = text.get("num_attention_heads", max(1, width // 128))       # LLaMA's heads have 128
+            config = UniXConfig(**{"n_head": heads, **layout.model, **more}, n_layer=n_layer,
                                 n_embd=width, n_inner=shape("layers.0.u.mlp.gate.weight")[0], vocab_size=vocab, vision=vision,
                                 norm_eps=text.get("rms_norm_eps", 1e-6), repa_layer=min(8, n_layer), generation=layout is UNIX)
-            agree(agree(config, text, path), stated(path, ""), path)
-    except (KeyError, IndexError, AssertionError) as error:
+            agree(agree(agree(config, text, path), stated(path, ""), path), stated(path, "vae_config"), path)
+    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError, AssertionError) as error:
         raise InputError(f"{path} is not {layout.title}: its sizes cannot be read ({error}).") from None
     return build(config, source, path, dtype, layout)
 
@@ -123,7 +143,7 @@ def load_unix(path, config=None, dtype=torch.float32):
         raise InputError(f"{path} is not a released UniX: it has no generation branch (..._moe_gen).")
     model = load_foreign(path, UNIX, config, dtype, source)
     table, formula = source.get("latent_pos_embed.pos_embed"), position_table(model.cfg.max_latent_size, model.cfg.n_embd)
-    if table is not None and (table.shape != formula.shape or (table.float() - formula).abs().max() > 0.01):
+    if table is not None and (table.shape != formula.shape or not (table.float() - formula).abs().max() <= 0.01):
         raise InputError(f"{path}: latent_pos_embed.pos_embed is not the sine-cosine table of size {model.cfg.max_latent_size}.")
     return model
 
@@ -153,7 +173,7 @@ def load_vit(path, layout, dtype):
     source = {k.removeprefix("vision_model."): v for k, v in read_tensors(path).items()}
     try:
         cfg = sizes(source, layout, path)[0]
-    except (KeyError, IndexError, AssertionError) as error:
+    except (KeyError, IndexError, ValueError, ZeroDivisionError, AssertionError) as error:
         raise InputError(f"{path} is not {layout.title}: its sizes cannot be read ({error}).") from None
     with torch.device("meta"):
         vit = ViT(cfg)
@@ -171,7 +191,8 @@ def load_vae(path, config=None, dtype=torch.float32):
             turn = lambda m: f"decoder.up_blocks.{last - int(m[1])}."
             source = {re.sub(r"^decoder\.up_blocks\.(\d+)\.", turn, name): v for name, v in source.items()}
         cfg = config or vae_sizes(source, layout)
-    except (KeyError, ValueError) as error:
+        cfg.norm_groups = stated(path, "").get("norm_num_groups", cfg.norm_groups)
+    except (KeyError, ValueError, IndexError, ZeroDivisionError, AssertionError) as error:
         raise InputError(f"{path} is no kl-f16 autoencoder: its sizes cannot be read ({error}).") from None
     with torch.device("meta"):
         vae = VAE(cfg)
@@ -224,10 +245,10 @@ def load(directory, ema=True, dtype=torch.float32):
         if loader is None:
             raise InputError(f"{directory} is no checkpoint that we know: not ours, not the released UniX, not Janus-Pro.")
         model = loader(directory, dtype=dtype)
-        vae = load_vae(directory / "vae", dtype=dtype) if (directory / "vae").exists() else None
-        return model, vae, load_tokenizer(directory, model.cfg)
+        vae = load_vae(directory / "vae", dtype=dtype) if any((directory / "vae").glob("*")) else None
+        return fitting(model, vae, load_tokenizer(directory, model.cfg), directory)
     if "model" not in config:
-        raise InputError(f"{directory} holds no model, only {', '.join(k for k in ('vae',) if k in config)}.")
+        raise InputError(f"{directory} holds no model" + (", only a VAE." if "vae" in config else "."))
     tensors = read_tensors(directory / "model.safetensors")
     if ema and (directory / "ema.safetensors").exists():
         tensors.update(read_tensors(directory / "ema.safetensors"))
@@ -238,7 +259,17 @@ def load(directory, ema=True, dtype=torch.float32):
         raise InputError(f"{directory}/config.json describes no model of ours: {error}.") from None
     model = build(cfg, tensors, directory / "model.safetensors", dtype)
     vae = vae_cfg and load_vae(directory / "vae.safetensors", vae_cfg, dtype)
-    return model, vae, load_tokenizer(directory, cfg)
+    return fitting(model, vae, load_tokenizer(directory, cfg), directory)
+
+
+def fitting(model, vae, tokenizer, directory):
+    """The three, if they belong together."""
+    cfg, largest = model.cfg, max(tokenizer.bpe.get_vocab().values())
+    if max(cfg.bos, cfg.eos, cfg.soi, cfg.eoi, largest) >= cfg.vocab_size:
+        raise InputError(f"{directory}: the tokenizer has numbers up to {largest}, the embedding {cfg.vocab_size} rows.")
+    if vae and cfg.generation and vae.cfg.embed_dim != cfg.latent_channels:
+        raise InputError(f"{directory}: the VAE has {vae.cfg.embed_dim} latent channels, the model {cfg.latent_channels}.")
+    return model, vae, tokenizer
 
 
 def load_tokenizer(directory, cfg=None):
@@ -271,13 +302,14 @@ def load_vae_run(directory, dtype=torch.float32):
 
 
 def export_release(model, vae, tokenizer, directory):
-    """Write the release's layout: model.safetensors, config.json, tokenizer.json and, when it is a kl-f16, vae/.
+    """Write the release's layout, whole or not at all: model.safetensors, config.json, tokenizer.json and, of a kl-f16, vae/.
 
     What was dropped on loading is given back; what was never there is written from its formula (position tables) or as
-    zeros (pooling head), and said. The layout has no place for a VAE of other norm groups, scale or shift: refused.
+    zeros (pooling head), and said; so is what the authors' code will do otherwise. Our own configuration lies in
+    config.json too, so that `load` gets the same model back. A VAE that the layout cannot describe is refused.
     """
-    directory, kl_f16 = Path(directory), VAEConfig()
-    if not model.cfg.generation:
+    directory, kl_f16, cfg = Path(directory).resolve(), VAEConfig(), model.cfg
+    if not cfg.generation:
         raise InputError("this model has no generation branch, and the release's layout wants one (train_gen.py makes it).")
     if vae is not None and [getattr(vae.cfg, k) for k in ("norm_groups", "scale", "shift")] != \
             [getattr(kl_f16, k) for k in ("norm_groups", "scale", "shift")]:
@@ -286,27 +318,34 @@ def export_release(model, vae, tokenizer, directory):
         raise InputError(f"{directory} is not empty; export to a new directory.")
     if not model.unused:
         print("unused tensors were never loaded: position tables are written from their formula, the pooling head as zeros")
-    tensors = {UNIX.theirs(k)[0]: v for k, v in model.state_dict().items()} | (model.unused or unused_from_nothing(model.cfg))
-    temporary, cfg = directory.with_name(f".tmp-{directory.name}"), model.cfg
-    (temporary / "vae").mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / "model.safetensors")
+    theirs = {**UNIX.model, "rope_theta": 10000.0, "bos": 100000, "eos": 100001, "soi": 100003, "eoi": 100580}
+    pixels = {k: vars(ViTConfig())[k] for k in ("mean", "std")}
+    other = [f"{k} {v}" for have, want in ((cfg, theirs), (cfg.vision, pixels)) for k, v in want.items() if vars(have)[k] != v]
+    if other:
+        print(f"the authors' code assumes what this model was not trained with: {', '.join(other)}")
+    tensors = {UNIX.theirs(k)[0]: v for k, v in model.state_dict().items()} | unused_from_nothing(cfg) | model.unused
     text = dict(hidden_size=cfg.n_embd, intermediate_size=cfg.n_inner, num_hidden_layers=cfg.n_layer,
                 num_attention_heads=cfg.n_head, num_key_value_heads=cfg.n_head, vocab_size=cfg.vocab_size,
                 rms_norm_eps=cfg.norm_eps, rope_theta=cfg.rope_theta)
-    (temporary / "config.json").write_text(json.dumps({"language_config": text}, indent=1))
-    (temporary / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
-    if vae is None:
-        (temporary / "vae").rmdir()
-    else:
-        torch.save({"state_dict": vae.state_dict()}, temporary / "vae" / "kl-f16d16.ckpt")
-        sizes = dict(double_z=True, z_channels=vae.cfg.z_channels, resolution=256, in_channels=vae.cfg.in_channels,
-                     out_ch=vae.cfg.in_channels, ch=vae.cfg.ch, ch_mult=list(vae.cfg.ch_mult), num_res_blocks=vae.cfg.n_res,
-                     attn_resolutions=[256 // vae.factor], dropout=0.0)
-        about = {"target": "ldm.models.autoencoder.AutoencoderKL", "params": {"embed_dim": vae.cfg.embed_dim, "ddconfig": sizes}}
-        (temporary / "vae" / "config.yaml").write_text(json.dumps({"model": about}, indent=1))      # JSON is YAML
-    if directory.exists():
-        directory.rmdir()
-    temporary.rename(directory)
+    temporary = directory.with_name(f".tmp-{directory.name}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / "model.safetensors")
+        (temporary / "config.json").write_text(json.dumps({"language_config": text, "open_unix": asdict(cfg)}, indent=1))
+        (temporary / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
+        if vae is not None:
+            (temporary / "vae").mkdir()
+            torch.save({"state_dict": vae.state_dict()}, temporary / "vae" / "kl-f16d16.ckpt")
+            (temporary / "vae" / "config.yaml").write_text(json.dumps({"model": ldm_config(vae)}, indent=1))    # JSON is YAML
+        for path in temporary.rglob("*"):
+            flush(path)
+        if directory.exists():
+            directory.rmdir()
+        temporary.rename(directory)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise InputError(f"{directory} could not be written ({error}).") from error
 
 
 def shrink(source, target):
@@ -318,17 +357,6 @@ def shrink(source, target):
     tensors = {"model": half(model_tensors(model)), **({"vae": half(vae.state_dict())} if vae else {})}
     about = {k: v for k, v in read_config(newest(source)).items() if k in ("stage", "step", "settings")}
     write(target, config={**describe(model, vae), **about}, tensors=tensors, tokenizer=tokenizer.json)
-
-
-def unused_from_nothing(cfg):
-    """The tensors of UNIX_UNUSED for a model that never met a release."""
-    W, inner, pool = cfg.vision.n_embd, cfg.vision.n_inner, "vit_model.vision_tower.attn_pool."
-    shapes = {"latent": (1, 1, W), "q.weight": (W, W), "q.bias": (W,), "kv.weight": (2 * W, W), "kv.bias": (2 * W,),
-              "proj.weight": (W, W), "proj.bias": (W,), "norm.weight": (W,), "norm.bias": (W,),
-              "mlp.fc1.weight": (inner, W), "mlp.fc1.bias": (inner,), "mlp.fc2.weight": (W, inner), "mlp.fc2.bias": (W,)}
-    return {**{pool + k: torch.zeros(s) for k, s in shapes.items()},
-            "latent_pos_embed.pos_embed": position_table(cfg.max_latent_size, cfg.n_embd),
-            "vit_pos_embed.pos_embed": position_table(cfg.vision.grid, cfg.n_embd)}
 
 
 def main(argv):

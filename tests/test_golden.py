@@ -312,4 +312,4 @@ def test_every_full_size_name(tmp_path):
     assert ours == {k: v for k, v in shapes.items() if k in ours}
     full = UniXConfig()
     with torch.device("meta"):
-        assert {k: list(v.shape) for k, v in weights.unused_from_nothing(full).items()} == left
+        assert {k: list(v.shape) for k, v in layouts.unused_from_nothing(full).items()} == left

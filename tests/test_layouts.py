@@ -4,12 +4,16 @@ import json
 import shutil
 import subprocess
 import sys
+import types
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import common
 import layouts
 import weights
 from attention import Cache
@@ -24,7 +28,7 @@ transformers = pytest.importorskip("transformers")
 diffusers = pytest.importorskip("diffusers")
 
 TEXT = dict(model_type="llama", hidden_size=64, intermediate_size=176, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=4, vocab_size=300, rms_norm_eps=1e-6, tie_word_embeddings=False)
+            num_key_value_heads=4, vocab_size=100_600, rms_norm_eps=1e-6, tie_word_embeddings=False)
 TOWER = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=64, patch_size=16)
 
 
@@ -67,7 +71,7 @@ def text_logits(model, embeds):
 def test_janus_port(janus_port):
     theirs, directory = janus_port
     ours = without_qk_norm(weights.load_janus(directory))
-    pixels, ids = torch.randn(2, 3, 64, 64), torch.randint(0, 300, (2, 9))
+    pixels, ids = torch.randn(2, 3, 64, 64), torch.randint(0, 100_600, (2, 9))
     close(ours.vision(pixels), theirs.model.vision_model(pixels).last_hidden_state)
     close(ours.encode_image(pixels), theirs.model.aligner(theirs.model.vision_model(pixels).last_hidden_state))
     close(text_logits(ours, ours.embed(ids))[1], theirs(input_ids=ids).logits)
@@ -82,8 +86,8 @@ def test_llama_under_its_own_name(janus_port, tmp_path):
     save_file({**rest, **{"language_model." + k: v.contiguous() for k, v in llama.state_dict().items()}},
               tmp_path / "model.safetensors")
     vision = ViTConfig(image_size=64, n_layer=2, n_head=4, n_embd=48, n_inner=192)
-    cfg = UniXConfig(n_layer=2, n_head=4, n_embd=64, n_inner=176, vocab_size=300, vision=vision, generation=False, repa_layer=1)
-    ours, ids = without_qk_norm(weights.load_janus(tmp_path, cfg)), torch.randint(0, 300, (2, 11))
+    cfg = UniXConfig(n_layer=2, n_head=4, n_embd=64, n_inner=176, vocab_size=100_600, vision=vision, generation=False, repa_layer=1)
+    ours, ids = without_qk_norm(weights.load_janus(tmp_path, cfg)), torch.randint(0, 100_600, (2, 11))
     close(text_logits(ours, ours.embed(ids))[1], llama(ids).logits)
 
 
@@ -135,7 +139,7 @@ def test_rad_dino(tmp_path):
     theirs.save_pretrained(tmp_path)
     ours = weights.load_rad_dino(tmp_path)
     assert ours.cfg.grid == 5 and ours.cfg.mean == layouts.RAD_DINO.mean
-    for h, w in ((70, 70), (98, 98), (42, 84)):         # as trained, larger, not square: positions are resampled
+    for h, w in ((70, 70), (98, 98), (42, 84), (518, 518)):         # as trained, larger, not square: positions are resampled
         pixels = torch.randn(2, 3, h, w)
         close(ours(pixels), theirs(pixels).last_hidden_state[:, 1:])
 
@@ -213,6 +217,91 @@ def test_every_full_size_name_of_kl_f16():
     assert ours == {k: v for k, v in shapes.items() if not k.startswith("loss.")}
 
 
+def test_what_belongs_to_which_weights():
+    """Pixels and activations, which no comparison of networks shows."""
+    half, unix, dino = (0.5, 0.5, 127), (0.555895, 0.336385, 141), (0.5307, 0.2583, 0)
+    for layout, pixels, gelu in ((layouts.UNIX, unix, "none"), (layouts.JANUS, half, "none"), (layouts.JANUS_HF, half, "none"),
+                                 (layouts.SIGLIP, half, "tanh"), (layouts.DINO, dino, "none")):
+        cfg = ViTConfig(image_size=64, patch_size=16, **layout.vision)
+        assert (cfg.mean, cfg.std, cfg.pad, cfg.gelu) == ((pixels[0],) * 3, (pixels[1],) * 3, pixels[2], gelu), layout.title
+    assert [layout.model.get("connector_gelu") for layout in (layouts.UNIX, layouts.JANUS, layouts.JANUS_HF)] == \
+        ["tanh", "none", "none"]
+    assert layouts.UNIX.model["double_bos"] and "double_bos" not in layouts.JANUS.model
+
+
+def test_export_says_what_it_is(release):
+    """Both files as the authors' code reads them, by the keys that it asks for."""
+    config = json.loads((release[2] / "config.json").read_text())["language_config"]
+    assert config == {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2, "num_attention_heads": 4,
+                      "num_key_value_heads": 4, "vocab_size": 100_600, "rms_norm_eps": 1e-6, "rope_theta": 10000.0}
+    params = json.loads((release[2] / "vae" / "config.yaml").read_text())["model"]["params"]
+    assert params["embed_dim"] == 16 and params["monitor"] and params["lossconfig"]["target"] == "torch.nn.Identity"
+    assert params["ddconfig"] == {"double_z": True, "z_channels": 16, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 32,
+                                  "ch_mult": [1, 1, 1, 1, 2], "num_res_blocks": 1, "attn_resolutions": [16], "dropout": 0.0}
+    content = torch.load(release[2] / "vae" / "kl-f16d16.ckpt", weights_only=True)
+    assert list(content) == ["state_dict"]
+
+
+def test_export_keeps_what_was_chosen(release, tmp_path, capsys):
+    """A model that began as Janus-Pro comes back as it was, and the difference to the release is said."""
+    before = UniX(replace(release[0].cfg, connector_gelu="none", double_bos=False, max_text=99, vision=replace(
+        release[0].cfg.vision, n_head=4, **layouts.JANUS_PIXELS)))
+    weights.export_release(before, release[1], type("Text", (), {"json": some_tokenizer(100_600)}), tmp_path / "UniX")
+    assert weights.load(tmp_path / "UniX")[0].cfg == before.cfg
+    assert "double_bos True, connector_gelu tanh, mean (0.555895" in capsys.readouterr().out
+
+
+def test_export_is_whole_or_not_at_all(release, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "save", lambda *a: (_ for _ in ()).throw(RuntimeError("disk full")))
+    text = type("Text", (), {"json": some_tokenizer(100_600)})
+    with pytest.raises(InputError, match="could not be written .disk full"):
+        weights.export_release(release[0], release[1], text, tmp_path / "UniX")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    (tmp_path / ".tmp-UniX" / "vae").mkdir(parents=True)           # what a kill leaves
+    weights.export_release(release[0], release[1], text, tmp_path / "UniX")
+    assert [p.name for p in tmp_path.iterdir()] == ["UniX"]
+
+
+def test_half_precision_lies_in_the_file(release, tmp_path):
+    """bf16 from a bf16 file: nothing is copied, the parameters are the file's own pages."""
+    directory = shutil.copytree(release[2], tmp_path / "half")
+    edit(directory, **{k: v.bfloat16() for k, v in load_file(directory / "model.safetensors").items()})
+    model = weights.load(directory, dtype=torch.bfloat16)[0]
+    maps = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if str(directory) in line]
+    for name, p in model.named_parameters():
+        assert p.dtype == torch.bfloat16 and any(int(a, 16) <= p.data_ptr() < int(b, 16) for a, b in maps), name
+
+
+@torch.no_grad()
+def test_copied_generation_set_draws_in_half_precision(janus_port):
+    model = weights.load_janus(janus_port[1], dtype=torch.bfloat16, generation=True)
+    assert model.velocity(torch.zeros(1, 16, 2, 2).bfloat16(), torch.ones(1)).dtype == torch.bfloat16
+
+
+SECOND_FORM = {"llm_config": {"hidden_size": 64, "num_attention_heads": 4}, "vit_config": {"image_size": 32, "patch_size": 16},
+               "vae_config": {"downsample": 16, "z_channels": 16}, "latent_patch_size": 1, "max_latent_size": 4,
+               "timestep_shift": 1.0, "connector_act": "gelu_pytorch_tanh"}
+
+
+@pytest.mark.parametrize("part, key, value", [
+    ("language_config", k, v) for k, v in (("hidden_size", 65), ("intermediate_size", 5), ("num_hidden_layers", 3), ("vocab_size", 9),
+    ("num_attention_heads", 2), ("num_key_value_heads", 2), ("rope_theta", 5e5))] + [
+    ("llm_config", "hidden_size", 65), ("vit_config", "image_size", 64), ("vit_config", "patch_size", 8),
+    ("vae_config", "downsample", 8), ("vae_config", "z_channels", 4), ("", "latent_patch_size", 2), ("", "max_latent_size", 8),
+    ("", "connector_act", "gelu")])
+def test_config_that_contradicts(release, tmp_path, part, key, value):
+    directory = shutil.copytree(release[2], tmp_path / "copy")
+    text = json.loads((directory / "config.json").read_text())["language_config"]
+    config = {"language_config": text} if part == "language_config" else json.loads(json.dumps(SECOND_FORM))
+    (directory / "config.json").write_text(json.dumps(config))
+    assert weights.load(directory)[0].cfg.vision.n_embd == 64
+    (config[part] if part else config)[key] = value
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=f"says {key} {value}"):
+        weights.load(directory)
+
+
 # ---- files: shards, pickles ----
 
 def shards(directory, suffix="safetensors"):
@@ -254,7 +343,36 @@ class Code:
 
 
 NORM = "model.language_model.norm.weight"
+Q = "model.language_model.layers.0.self_attn.q_proj.weight"
+LIGHTNING = "pytorch_lightning.callbacks.model_checkpoint"
+
+
+def test_a_pickle_of_lightning_names_a_class_and_runs_nothing(tmp_path, monkeypatch):
+    """kl-f16 is of the time when Lightning put its callback's class beside the weights."""
+    vae = VAE(VAEConfig(ch=32, ch_mult=(1, 2), n_res=1))
+    for name in ("pytorch_lightning", "pytorch_lightning.callbacks", LIGHTNING):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules[LIGHTNING].ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": LIGHTNING})
+    callbacks = {sys.modules[LIGHTNING].ModelCheckpoint: {"best": 1}}
+    torch.save({"callbacks": callbacks, "state_dict": vae.state_dict()}, tmp_path / "new.ckpt")
+    torch.save({"callbacks": callbacks, "state_dict": vae.state_dict()}, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
+    monkeypatch.undo()
+    for name in ("new.ckpt", "old.ckpt"):
+        assert all(torch.equal(v, vae.state_dict()[k]) for k, v in weights.load_vae(tmp_path / name).state_dict().items())
+
+
 CORRUPTIONS = {
+    "not tied, no head": (lambda d: edit(d, **{"lm_head.weight": None}), "missing there: lm_head.weight"),
+    "our own name": (lambda d: edit(d, **{"norm_u.weight": torch.ones(64)}), "unknown to us: norm_u.weight"),
+    "one of three in integers": (lambda d: edit(d, **{
+        "model.vision_model.encoder.layers.0.self_attn.q_proj.bias": torch.ones(48, dtype=torch.int32)}), "belong together"),
+    "index of numbers": (lambda d: shards(d).write_text('{"weight_map": {"a": 3}}'), "does not say which file"),
+    "index leads elsewhere": (lambda d: shards(d).write_text('{"weight_map": {"a": "../x.safetensors"}}'), "does not say which"),
+    "no table of settings": (lambda d: (d / "config.json").write_text('{"text_config": "x"}'), "no table of settings"),
+    "heads that are no number": (lambda d: (d / "config.json").write_text(
+        '{"text_config": {"num_attention_heads": "4"}}'), "not a positive number"),
+    "a pickled list": (lambda d: (torch.save([1], d / "pytorch_model.bin"), (d / "model.safetensors").unlink()), "named tensors"),
+    "tokens beyond the embedding": (lambda d: (d / "tokenizer.json").write_text(some_tokenizer(100_601)), "100600 rows"),
     "missing shard": (lambda d: (shards(d), (d / "model-00002-of-00002.safetensors").unlink()), "00002-of-00002.*not there"),
     "index names another file": (lambda d: (index := shards(d), index.write_text(index.read_text().replace("00002-of", "00003-of"))),
                                  "00003-of-00002.*not there"),
@@ -267,7 +385,7 @@ CORRUPTIONS = {
     "wrong shape": (lambda d: edit(d, **{NORM: torch.ones(63)}), r"norm_u.weight has shape \(63,\)"),
     "integers": (lambda d: edit(d, **{NORM: torch.ones(64, dtype=torch.int32)}), "norm_u.weight holds torch.int32"),
     "config.json contradicts": (lambda d: (d / "config.json").write_text((d / "config.json").read_text().replace(
-        '"intermediate_size": 176', '"intermediate_size": 177')), "config.json says intermediate_size 177, the tensors say 176"),
+        '"intermediate_size": 176', '"intermediate_size": 177')), "config.json says intermediate_size 177.* say 176"),
     "carries code": (lambda d: (torch.save({"x": Code()}, d / "pytorch_model.bin"), (d / "model.safetensors").unlink()),
                      "asks to run code"),
     "no special ids": (lambda d: (d / "tokenizer.json").write_text(some_tokenizer(200)), "no token of number 100000, 100001"),
@@ -285,6 +403,9 @@ def test_corruptions(janus_port, tmp_path, name):
     change(directory)
     with pytest.raises(InputError, match=sentence):
         weights.load(directory)
+    with pytest.raises(SystemExit) as ended:
+        common.cli(lambda argv: weights.load(directory))
+    assert ended.value.code == 2
 
 
 def test_a_corruption_at_the_command_line(janus_port, tmp_path):

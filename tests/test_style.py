@@ -38,7 +38,7 @@ MAY = {     # who may import which of our files; a script may use everything bel
     "cpu": set(), "common": {"cpu"}, "attention": set(), "tokenizer": set(), "vae": set(), "flow": set(),
     "vision": {"attention"}, "model": {"attention", "vision"}, "repa": {"vision"},
     "images": {"common"}, "optim": {"common"}, "runs": {"common"}, "data": {"common", "tokenizer"}, "pack": {"data"}, "checkpoint": {"common"},
-    "layouts": {"common", "vision"},
+    "layouts": {"common", "model", "vision"},
     "weights": {"common", "checkpoint", "layouts", "tokenizer", "attention", "vision"} | NETWORK,
 }
 BELOW_SCRIPTS = PARTS | NETWORK | ASSEMBLY

@@ -6,7 +6,8 @@ import torch
 import checkpoint
 import weights
 from common import InputError
-from conftest import close, tiny_vae
+from conftest import close, randomise, tiny_config, tiny_vae
+from model import UniX
 
 
 def some_tokenizer(size):
@@ -23,8 +24,9 @@ def run_of(tmp_path, tiny, vae, tokenizer):
     return tmp_path / "run"
 
 
-def test_shrink_keeps_the_average_in_half(tmp_path, tiny):
+def test_shrink_keeps_the_average_in_half(tmp_path):
     before = tiny_vae()
+    tiny = randomise(UniX(tiny_config(latent_channels=before.cfg.embed_dim)))
     run = run_of(tmp_path, tiny, before, some_tokenizer(64))
     weights.shrink(run, tmp_path / "small")
     model, vae, _ = weights.load(tmp_path / "small")
