@@ -41,7 +41,17 @@ def stretch(values):
     return Image.fromarray(((values - low) * (255 / max(high - low, 1e-9))).round().astype(np.uint8))
 
 
-def read_dicom(path):
+def check(size, min_side, max_aspect):
+    short, long = sorted(size)
+    if short * long > MAX_PIXELS:
+        raise Unusable(f"more than {MAX_PIXELS // 10**6} million pixels")
+    if short < min_side:
+        raise Unusable(f"smaller than {min_side} pixels")
+    if long > max_aspect * short:
+        raise Unusable(f"longer than {max_aspect:g} to 1")
+
+
+def read_dicom(path, limits):
     """Window (VOI) as the file says, MONOCHROME1 turned over, scaled to 8 bits."""
     try:
         import pydicom
@@ -56,15 +66,15 @@ def read_dicom(path):
         raise Unusable("damaged or unreadable DICOM") from None
     if values.ndim != 2:
         raise Unusable(f"DICOM with {values.ndim} dimensions, wanted one grey picture")
+    check(values.shape, *limits)
     return stretch(-values.astype(np.float64) if inverted else values)
 
 
-def read_file(path, largest):
+def read_file(path, largest, limits):
     """Any other file. A JPEG is decoded at a half or a quarter when that leaves twice the size that is wanted."""
     try:
         image = Image.open(path)
-        if image.size[0] * image.size[1] > MAX_PIXELS:
-            raise Unusable(f"more than {MAX_PIXELS // 10**6} million pixels")
+        check(image.size, *limits)
         image.draft("L", (2 * largest, 2 * largest))        # JPEG only; never below the size asked for
         image.load()
     except UnidentifiedImageError:
@@ -79,13 +89,9 @@ def read_file(path, largest):
 def read(path, largest, min_side=64, max_aspect=3.0, equalize=False):
     """-> (8-bit grey picture, None) or (None, reason). `equalize` is for DICOM and PNG: MIMIC's JPGs are equalised."""
     try:
-        path = locate(path)
-        picture = read_dicom(path) if path.suffix.lower() in (".dcm", ".dicom") else read_file(path, largest)
-        short, long = sorted(picture.size)
-        if short < min_side:
-            raise Unusable(f"smaller than {min_side} pixels")
-        if long > max_aspect * short:
-            raise Unusable(f"longer than {max_aspect:g} to 1")
+        path, limits = locate(path), (min_side, max_aspect)
+        dicom = path.suffix.lower() in (".dcm", ".dicom")
+        picture = read_dicom(path, limits) if dicom else read_file(path, largest, limits)
         low, high = picture.getextrema()
         if low == high:
             raise Unusable("constant image")
@@ -97,7 +103,7 @@ def read(path, largest, min_side=64, max_aspect=3.0, equalize=False):
 
 
 def fit(picture, size, how, pad):
-    """A picture -> (size, size): `pad` keeps all of it, centred on grey `pad`; `stretch` squashes it; `crop` cuts the long side."""
+    """A picture -> (size, size): `pad` keeps all, centred on grey `pad`; `stretch` squashes; `crop` cuts the long side."""
     if how == "pad":
         return Image.fromarray(preprocess(picture, size, pad).numpy())
     if how == "crop":

@@ -38,6 +38,11 @@ class Item:
     text: tuple | None = None       # (findings, impression, source) when the input has them apart; else the report file
     labels: dict | None = None
 
+    @property
+    def text_key(self):
+        """Items with the same key have the same text: all images of a study, per origin of the text."""
+        return f"{self.study}/{hashlib.sha256(repr(self.text).encode()).hexdigest()[:8] if self.text else 'report'}"
+
 
 class LeftOut(list):
     """(id, path, reason) of everything that is not packed, and of nothing else: never a word of a report."""
@@ -64,7 +69,7 @@ def read_table(path, columns, optional=()):
             places = [header.index(column) if column in header else None for column in (*columns, *optional)]
             for row in rows:
                 if row and len(row) != len(header):
-                    raise InputError(f"{path}, line {rows.line_num}, has {len(row)} values for {len(header)} columns; is it damaged?")
+                    raise InputError(f"{path}, line {rows.line_num}: {len(row)} values in {len(header)} columns; is it damaged?")
                 if row:
                     yield tuple("" if place is None else row[place] for place in places)
     except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, csv.Error):
@@ -267,7 +272,7 @@ def open_i(cfg, left_out):
             if not names:
                 left_out.add(path.stem, str(path), "report without image")
     if not images:
-        raise InputError(f"neither indiana_reports.csv nor ecgen-radiology/*.xml in {reports}; --reports wants a folder with them.")
+        raise InputError(f"neither indiana_reports.csv nor ecgen-radiology/*.xml in {reports}; --reports wants their folder.")
     folders = [folder for folder in (root, root / "images_normalized", root / "images" / "images_normalized", root / "NLMCXR_png")
                if any(folder.glob("*.png"))] or [root]
     blank = lambda text: re.sub(r"\bX{4,}\b", "___", text).strip() or None      # Open-I's de-identified spans
@@ -300,7 +305,7 @@ def table(cfg, left_out):
     """Your own CSV or JSONL: `image, report[, split, id, subject, study, view]`; any other column is a label."""
     path = Path(cfg.reports).expanduser()
     if not path.is_file():
-        raise InputError(f"--dataset table wants --reports FILE.csv or .jsonl with the columns image and report; {path} is no file.")
+        raise InputError(f"--dataset table wants --reports FILE.csv or .jsonl with columns image, report; {path} is no file.")
     known, items, seen = ("image", "report", "split", "id", "subject", "study", "view"), [], set()
     for number, row in enumerate(own_rows(path), 2):
         row = {key: value for key, value in row.items() if value not in (None, "")}
