@@ -23,8 +23,8 @@ def refuse_git(out):
     place = out.expanduser().resolve()
     for folder in (place, *place.parents):
         if (folder / ".git").exists():
-            raise InputError(f"{out} lies in the git work tree {folder}, where credentialed data could be committed by accident: choose "
-                             f"--out elsewhere (training finds it through a link: ln -s /big/disk/mimic {out}).")
+            raise InputError(f"{out} lies in the git work tree {folder}, where credentialed data could be committed by accident: "
+                             f"choose --out elsewhere (training finds it through a link: ln -s /big/disk/mimic {out}).")
 
 
 def read_ids(path, known):
@@ -69,7 +69,8 @@ def summary(directory, published=()):
 def sets_in(directory):
     found = [directory] if (directory / "dataset.json").exists() else sorted(p.parent for p in directory.glob("*/dataset.json"))
     if not found:
-        raise InputError(f"there is no finished data set in {directory} (no dataset.json); was the run interrupted? Start it again.")
+        raise InputError(f"there is no finished data set in {directory} (no dataset.json); if the run was interrupted, start it "
+                         "again.")
     return found
 
 
@@ -92,7 +93,10 @@ def check(directory):
             raise InputError(f"{one}: its shards are not those that dataset.json names; prepare it anew.")
         for name, expected in info["sha256"].items():
             with open(one / name, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                digest = hashlib.sha256()
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+                if digest.hexdigest() != expected:
                     raise InputError(f"{one / name} has changed since it was written (its SHA-256 differs).")
         check_rows(one, info, packed)
         for i in tqdm(range(len(packed)), desc=f"decoding {one.name}", unit="images"):

@@ -13,15 +13,17 @@ from collections import Counter
 I = re.IGNORECASE
 # words that say something is (or is not) to be seen: a sentence with one of them is cut, not dropped
 FINDING = re.compile(
-    r"effusion|pneumothora|opaci|consolidat|edema|cardiomegaly|enlarge|nodul|\bmass|atelecta|pneumonia|infiltrat|fracture|catheter|"
-    r"\blines?\b|\btubes?\b|picc|pacemaker|\bleads?\b|wires?\b|clips?\b|device|\bport\b|valve|stent|hernia|emphysem|fibros|scar|"
-    r"thicken|congesti|calcif|granuloma|cavit|lesion|densit|lucen|deformit|scolio|degenerat|elevat|inflat|volumes|clear|normal|tortu|"
-    r"prominen|engorge|widen|shift|collapse|bronch|markings|pleural|airspace|free air|interstitial|metasta|adenopathy", I)
+    r"effusion|pneumothora|opaci|consolidat|edema|cardiomegaly|enlarge|nodul|\bmass|atelecta|pneumonia|infiltrat|fracture|"
+    r"catheter|\blines?\b|\btubes?\b|picc|pacemaker|\bleads?\b|wires?\b|clips?\b|device|\bport\b|valve|stent|hernia|emphysem|"
+    r"fibros|scar|thicken|congesti|calcif|granuloma|cavit|lesion|densit|lucen|deformit|scolio|degenerat|elevat|inflat|volumes|"
+    r"clear|normal|tortu|prominen|engorge|widen|shift|collapse|bronch|markings|pleural|airspace|free air|interstitial|"
+    r"metasta|adenopathy", I)
 BLANK = "___"
-DATE = (r"(?:\d{1,2}/\d{1,2}/\d{2,4}|\d{4}-\d{2}-\d{2}|(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\.? \d{1,2}(?:, ?\d{4})?"
-        r"(?![\d.]))")
+DATE = (r"(?:\d{1,2}/\d{1,2}/\d{2,4}|\d{4}-\d{2}-\d{2}|"
+        r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\.? \d{1,2}(?:, ?\d{4})?(?![\d.]))")
 TIME = r"(?:\d{1,2}:\d{2}(?::\d{2})?(?: ?[AaPp]\.?[Mm]\b\.?)?(?: hours| hrs)?|\d{1,2} ?[AaPp]\.?[Mm]\b\.?)"
-EARLIER = r"(?:prior|previous|earlier|preceding|last|most recent|recent|comparison|outside|old|remote|baseline|study|exam|radiograph|film|" + BLANK + ")"
+EARLIER = (r"(?:prior|previous|earlier|preceding|last|most recent|recent|comparison|outside|old|remote|baseline|study|exam|"
+           rf"radiograph|film|{BLANK})")
 
 
 def has_words(text):
@@ -50,6 +52,9 @@ def ended(text):
     return text + "." if has_words(text) and text[-1] not in ".!?" else text if has_words(text) else ""
 
 
+DANGLING = re.compile(r"[\s,;]*\b(?:and|for which|which|for|this|these|was|were|is|are|has been|have been)\s*$", I)
+
+
 def cut_tail(sentence, pattern):
     """Cut from the clause that holds `pattern` on; nothing is left of a sentence that says no more than that."""
     found = pattern.search(sentence)
@@ -60,7 +65,7 @@ def cut_tail(sentence, pattern):
     if not FINDING.search(head[max(boundary, 0):]):
         head = head[:max(boundary, 0)]
     if FINDING.search(head):
-        return ended(re.sub(r"[\s,;]*\b(?:and|for which|which|for|this|these|was|were|is|are|has been|have been)\s*$", "", head, flags=I))
+        return ended(DANGLING.sub("", head))
     _, colon, rest = tail.partition(":")        # "Discussed with Dr. ___: large pneumothorax."
     return ended(rest) if colon and FINDING.search(rest) and not re.match(r"\d\d", rest) else ""
 
@@ -95,12 +100,13 @@ def list_numbers(text):
 
 # ---- rules on one sentence: what is left of it, or "" ----
 
-VIEW = (r"(?:(?:a|an|the|of|and|or|in|single|one|two|three|frontal|lateral|portable|upright|supine|semi-?erect|semi-?upright|erect|AP|PA|"
-        r"AP/PA|bedside|digital|chest|thorax|views?|radiographs?|radiography|x-?rays?|films?|images?|exam|examination|study|"
-        r"projections?|position)\b[ ,&/]*)+")
+VIEW = (r"(?:(?:a|an|the|of|and|or|in|single|one|two|three|frontal|lateral|portable|upright|supine|semi-?erect|semi-?upright|"
+        r"erect|AP|PA|AP/PA|bedside|digital|chest|thorax|views?|radiographs?|radiography|x-?rays?|films?|images?|exam|"
+        r"examination|study|projections?|position)\b[ ,&/]*)+")
 VIEW_PREFIX = re.compile(rf"^(?=[^:]*\b(?:chest|views?|radiographs?|AP|PA|x-?rays?)\b){VIEW}\s*(?:{BLANK})?\s*:\s*", I)
-VIEW_ONLY = re.compile(rf"^{VIEW}(?:(?:was|were|is|are|has been|have been)\b\s*)?(?:(?:obtained|performed|provided|submitted|presented|"
-                       rf"acquired|available|reviewed|taken|for review|for interpretation)\b\s*)*(?:(?:on|at|dated) [^,;]*)?[.:]?$", I)
+VIEW_ONLY = re.compile(rf"^{VIEW}(?:(?:was|were|is|are|has been|have been)\b\s*)?(?:(?:obtained|performed|provided|submitted|"
+                       r"presented|acquired|available|reviewed|taken|for review|for interpretation)\b\s*)*"
+                       r"(?:(?:on|at|dated) [^,;]*)?[.:]?$", I)
 VIEW_SHOWS = re.compile(rf"^(?=.*?\b(?:views?|radiographs?|x-?rays?|films?|images?|chest)\b){VIEW}"
                         r"(?:demonstrates?|shows?|reveals?)(?: that)?\s+(?=\S)", I)
 
@@ -119,9 +125,11 @@ def views(sentence):
     return VIEW_SHOWS.sub("", VIEW_PREFIX.sub("", sentence))
 
 
-TO_SOMEONE = rf"(?:with|to|by|at|via|over)\s+(?:the |a )?(?:Drs?\b|{BLANK}|team|referring|ordering|physician|nurse|resident|tele|phone|pager|e-?mail)"
-TOLD = re.compile(rf"\b(?:was |were |is |are |has been |have been )?(?:(?:discussed|communicated|conveyed|phoned|telephoned|paged|relayed|"
-                  rf"reported|called|e-?mailed|reviewed)\b[^.;]*?\b{TO_SOMEONE}|(?:notified|informed|made aware)\b)", I)
+TO_SOMEONE = (rf"(?:with|to|by|at|via|over)\s+(?:the |a )?(?:Drs?\b|{BLANK}|team|referring|ordering|physician|nurse|"
+              rf"resident|tele|phone|pager|e-?mail)")
+TOLD = re.compile(rf"\b(?:was |were |is |are |has been |have been )?(?:(?:discussed|communicated|conveyed|phoned|telephoned|"
+                  rf"paged|"
+                  rf"relayed|reported|called|e-?mailed|reviewed)\b[^.;]*?\b{TO_SOMEONE}|(?:notified|informed|made aware)\b)", I)
 SIGNED = re.compile(r"^(?:dictated|transcribed|electronically signed|approved|signed|edited|interpreted|reviewed) (?:by|on)\b|"
                     r"personally reviewed|attending radiologist|^please (?:see|refer)|voice recognition|^Dr\. ", I)
 
@@ -137,18 +145,23 @@ def communication(sentence):
 
 
 COMPARED = rf"(?:as |when )?(?:compared|in comparison|comparison is made|relative|comparing|allowing for)\s+(?:to|with)"
-LEADING = re.compile(rf"^(?:{COMPARED}\s+[^,;:]*|(?:in the interval )?since (?:the )?{EARLIER}[^,;:]*|in the interval|from {BLANK}[^,;:]*)[,:]\s*", I)
-MUCH = r"(?:significant|relevant|interval|major|appreciable|substantial|important|definite|notable|short-interval|radiographic|essentially|" \
-       r"largely|grossly|relatively|overall|otherwise|not significantly|not substantially|not)"
+LEADING = re.compile(rf"^(?:{COMPARED}\s+[^,;:]*|(?:in the interval )?since (?:the )?{EARLIER}[^,;:]*|in the interval|"
+                     rf"from {BLANK}[^,;:]*)[,:]\s*", I)
+MUCH = (r"(?:significant|relevant|interval|major|appreciable|substantial|important|definite|notable|short-interval|radiographic|"
+        r"essentially|largely|grossly|relatively|overall|otherwise|not significantly|not substantially|not)")
 SAME = rf"(?:(?:{MUCH}|quite|very)\s+)*(?:unchanged|stable|similar|unaltered|changed|as before|the same)"
-THAN = rf"(?:\s+(?:as |when )?(?:compared (?:to|with)|in comparison (?:to|with)|from|since|to|as on|as|in position|in appearance|in size|" \
-       rf"in extent|over|relative to)\b[^,;]*)?"
-NO_CHANGE = re.compile(rf"^(?:there (?:is|has been|are) )?(?:no|little|minimal|without)\s+(?:{MUCH}\s+)*change (?:in|of) (?:the )?"
-                       r"(?:(?:size|extent|appearance|position|degree|severity) of (?:the )?)?", I)
+THAN = (r"(?:\s+(?:as |when )?(?:compared (?:to|with)|in comparison (?:to|with)|from|since|to|as on|as|in position|in appearance|"
+        r"in size|in extent|over|relative to)\b[^,;]*)?")
+NO_CHANGE = re.compile(rf"^(?:there (?:is|has been|are) )?(?:no|little|minimal|without)\s+(?:{MUCH}\s+)*change (?:in|of) "
+                       r"(?:the )?(?:(?:size|extent|appearance|position|degree|severity) of (?:the )?)?", I)
 PREDICATE = re.compile(rf",?\s+(?:which )?(?:is|are|remains?|appears?|has been|have been|has|have)\s+{SAME}{THAN}(?=[,;.]|$)|"
                        rf",\s*{SAME}{THAN}(?=[,;.]|$)", I)
-TAIL = re.compile(rf",?\s+{COMPARED}\s+[^,;]*(?=[,;.]|$)|,?\s+(?:since|from) (?:the |a )?(?:\w+ )?{EARLIER}\b[^,;]*(?=[,;.]|$)", I)
-CHANGE = re.compile(r"\b(?:change|unchanged|stable|similar|as before|compar\w+|interval|prior|previous|unaltered|no new|without new)\b", I)
+TAIL = re.compile(rf",?\s+{COMPARED}\s+[^,;]*(?=[,;.]|$)|"
+                  rf",?\s+(?:since|from) (?:the |a )?(?:\w+ )?{EARLIER}\b[^,;]*(?=[,;.]|$)", I)
+CHANGE = re.compile(r"\b(?:change|unchanged|stable|similar|as before|compar\w+|interval|prior|previous|unaltered|(?:no|"
+                    r"without) new)\b", I)
+NONE_NEW = re.compile(r"(?:there (?:is|are) )?no new\b(?!.*\b(?:but|with|however)\b)[^,;]*$", I)
+REMOVED = re.compile(r"(?:there has been )?(?:interval )?(?:removal of|extubation)[^,;]*$", I)
 
 
 def comparisons(sentence):
@@ -165,10 +178,8 @@ def comparisons(sentence):
     ''
     """
     sentence = LEADING.sub("", sentence)
-    if re.match(r"(?:there (?:is|are) )?no new\b[^,;]*$", sentence, I) and not re.search(r"\bbut\b|\bwith\b|however", sentence, I):
-        return ""               # it does not say that there is none: an old one may be there
-    if re.match(r"(?:there has been )?(?:interval )?(?:removal of|extubation)[^,;]*$", sentence, I):
-        return ""
+    if NONE_NEW.match(sentence) or REMOVED.match(sentence):
+        return ""               # "no new" does not say that there is none: an old one may be there
     if not FINDING.search(sentence) and CHANGE.search(sentence):
         return ""
     cut = TAIL.sub("", PREDICATE.sub("", NO_CHANGE.sub("", sentence)))
@@ -176,13 +187,22 @@ def comparisons(sentence):
 
 
 SOFT = r"(?:effusions?|edema|pneumothora(?:x|ces)|atelectas[ie]s|congestion|consolidations?|cardiomegaly|pneumonia)"
-SIZE = r"(?:(?:right|left|bilateral|bibasilar|basilar|small|moderate|large|mild|severe|tiny|trace|pleural|pulmonary|interstitial|the)\s+)*"
+SIZE = (r"(?:(?:right|left|bilateral|bibasilar|basilar|small|moderate|large|mild|severe|tiny|trace|pleural|pulmonary|"
+        r"interstitial|the)\s+)*")
 WORSE = r"(?:increased|decreased|improved|worsened|progressed|enlarged|grown|diminished)"
 AGAIN = r"(?:seen|noted|demonstrated|visualized|visualised|identified|present|redemonstrated)"
 ADVERBS = re.compile(
-    rf"\b(?:unchanged|persistent|persisting|redemonstrated|newly|(?<!no )(?<!without )(?<!any )new|once again|again|stable(?: and)?|improving|"
-    rf"worsening|improved|worsened|enlarging|resolving|(?:slightly |markedly )?(?:increasing|decreasing)|previously (?:seen|noted|described)|now|"
+    r"\b(?:unchanged|persistent|persisting|redemonstrated|newly|(?<!no )(?<!without )(?<!any )new|once again|again|"
+    r"stable(?: and)?|"
+    r"improving|worsening|improved|worsened|enlarging|resolving|(?:slightly |markedly )?(?:increasing|decreasing)|"
+    r"previously (?:seen|noted|described)|now|"
     rf"currently|(?:increased|decreased)(?= {SIZE}{SOFT}))\s+(?=\w)", I)
+
+SEEN_AGAIN = re.compile(rf"^(?:once )?again,? {AGAIN} (is|are) (.*?)(\.?)$", I)
+DEVELOPED = re.compile(r"^(?:there (?:has been|is) )?(?:an )?interval (?:increase|decrease|improvement|worsening|"
+                       r"development|progression|enlargement|placement|insertion) (?:in|of) (?:the )?(?:size of (?:the )?)?", I)
+HAS_CHANGED = re.compile(rf"\b(?:has|have) (?:{MUCH} |slightly |markedly |mildly )*{WORSE}(?: in (?:size|extent))?(?=[.,;]|$)", I)
+NOW = re.compile(rf"\b(has|have) (?:{MUCH} |slightly |markedly )*{WORSE}(?: in size)?,? (?:and (?:is|are) )?now ", I)
 
 
 def change_words(sentence):
@@ -198,14 +218,11 @@ def change_words(sentence):
     >>> change_words("There continues to be a small effusion.")
     'There is a small effusion.'
     """
-    sentence = re.sub(rf"^(?:once )?again,? {AGAIN} (is|are) (.*?)(\.?)$", r"\2 \1 seen\3", sentence, flags=I)
-    sentence = re.sub(rf"^(?:there (?:has been|is) )?(?:an )?interval (?:increase|decrease|improvement|worsening|development|progression|"
-                      rf"enlargement|placement|insertion) (?:in|of) (?:the )?(?:size of (?:the )?)?", "", sentence, flags=I)
-    verb = lambda found: ("are" if found[1].lower() == "have" else "is") + " "
-    sentence = re.sub(rf"\b(has|have) (?:{MUCH} |slightly |markedly )*{WORSE}(?: in size)?,? (?:and (?:is|are) )?now ", verb, sentence, flags=I)
+    sentence = SEEN_AGAIN.sub(r"\2 \1 seen\3", sentence)
+    sentence = DEVELOPED.sub("", sentence)
+    sentence = NOW.sub(lambda found: ("are" if found[1].lower() == "have" else "is") + " ", sentence)
     if FINDING.search(sentence):
-        sentence = re.sub(rf"\b(?:has|have) (?:{MUCH} |slightly |markedly |mildly )*{WORSE}(?: in (?:size|extent))?(?=[.,;]|$)", "", sentence,
-                          flags=I)
+        sentence = HAS_CHANGED.sub("", sentence)
     sentence = re.sub(r"\bcontinues? to be\b|\bremains\b", "is", sentence, flags=I)
     sentence = re.sub(r"\bremain\b", "are", sentence, flags=I)
     cut = re.sub(r"\binterval(?:ly)? (?=\w)", "", ADVERBS.sub("", sentence), flags=I)
@@ -214,14 +231,15 @@ def change_words(sentence):
     return cut if has_words(cut) else ""
 
 
-PERSON = re.compile(rf"\b(?:{BLANK}|\d{{1,3}})[ -]?(?:year|yr|y)s?[ -]?(?:old|o)\b|^(?:clinical )?(?:history|indication|reason for \w+)\s*:|"
-                    r"^(?:the )?patient (?:is|was|has|had|presents)\b|\bhistory of\b", I)
+PERSON = re.compile(rf"\b(?:{BLANK}|\d{{1,3}})[ -]?(?:year|yr|y)s?[ -]?(?:old|o)\b|^(?:clinical )?(?:history|indication|"
+                    rf"reason for \w+)\s*:|^(?:the )?patient (?:is|was|has|had|presents)\b|\bhistory of\b", I)
 ADVICE = re.compile(
     r"\b(?:(?:is|are|be|would be|may be|could be) )?(?:advised|recommended|suggested for)\b|\brecommend\b|\brecommendations?\b|"
-    r"\b(?:should|could|may|can) be (?:obtained|performed|repeated|followed)\b|\bif (?:clinically )?(?:indicated|warranted|desired|"
-    r"needed)\b|\bwould be helpful\b|\bsuggest (?:a |an )?(?:CT|follow|repeat|further)|\bconsider (?:a |an )?(?:chest |dedicated |repeat )?(?:CT|"
-    r"follow|repeat|ultrasound|MRI)|\bfor further (?:evaluation|assessment|characterization)\b|^(?:correlat\w+|clinical correlation)|"
-    r"\bfollow-?up (?:to|until|imaging|radiographs?|CT)\b", I)
+    r"\b(?:should|could|may|can) be (?:obtained|performed|repeated|followed)\b|\bif (?:clinically )?(?:indicated|warranted|"
+    r"desired|needed)\b|\bwould be helpful\b|\bsuggest (?:a |an )?(?:CT|follow|repeat|further)|\bconsider (?:a |an )?(?:chest |"
+    r"dedicated |repeat )?(?:CT|"
+    r"follow|repeat|ultrasound|MRI)|\bfor further (?:evaluation|assessment|characterization)\b|^(?:correlat\w+|"
+    r"clinical correlation)|\bfollow-?up (?:to|until|imaging|radiographs?|CT)\b", I)
 
 
 def history(sentence):
@@ -259,8 +277,9 @@ def dates(sentence):
     return WHEN.sub("", BEFORE.sub("", sentence)).strip()
 
 
-PREPOSITION = rf"[ ,(]*(?:\b(?:at|on|from|of|since|dated|to|by|in|with|per|via|as of|performed|obtained|the)\s+)+{BLANK}" \
-              rf"(?:\s*(?:and|,|-)\s*{BLANK})*\)?(?=\s*(?:[.,;:)]|$|\b(?:at|on|is|are|was|were|there|and|in|with|no|which|shows?)\b))"
+AFTER_BLANK = r"\s*(?:[.,;:)]|$|\b(?:at|on|is|are|was|were|there|and|in|with|no|which|shows?)\b)"
+PREPOSITION = re.compile(r"[ ,(]*(?:\b(?:at|on|from|of|since|dated|to|by|in|with|per|via|as of|performed|obtained|the)\s+)+"
+                         rf"{BLANK}(?:\s*(?:and|,|-)\s*{BLANK})*\)?(?={AFTER_BLANK})", I)
 
 
 def blanks(sentence):
@@ -271,8 +290,11 @@ def blanks(sentence):
     >>> blanks("The ___ lobe is clear.")
     ''
     """
-    cut = re.sub(PREPOSITION, "", sentence, flags=I)
+    cut = PREPOSITION.sub("", sentence)
     return "" if BLANK in cut else cut
+
+
+LATERAL = re.compile(r"\b(?:on|in) (?:the )?lateral (?:view|projection|radiograph|film|image)|seen only on (?:the )?lateral", I)
 
 
 def lateral_remarks(sentence):
@@ -280,8 +302,7 @@ def lateral_remarks(sentence):
     >>> lateral_remarks("On the lateral view there is blunting.")
     ''
     """
-    return "" if re.search(r"\b(?:on|in) (?:the )?lateral (?:view|projection|radiograph|film|image)|seen only on (?:the )?lateral", sentence, I) \
-        else sentence
+    return "" if LATERAL.search(sentence) else sentence
 
 
 # ---- putting it together ----

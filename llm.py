@@ -56,8 +56,9 @@ def refuse_others(cfg):
         raise InputError(f"--llm-url {cfg.llm_url} is no address like http://127.0.0.1:8000/v1.")
     if cfg.dataset == "mimic" and not on_this_machine(cfg.llm_url) and not cfg.i_verified_zero_retention:
         raise InputError(
-            f"{urlparse(cfg.llm_url).hostname} is not this machine, and PhysioNet's data use agreement forbids sending credentialed data "
-            "to third parties, APIs included: run the model on a server of your own, or give --i-verified-zero-retention "
+            f"{urlparse(cfg.llm_url).hostname} is not this machine, and PhysioNet's data use agreement forbids sending "
+            f"credentialed "
+            "data to third parties, APIs included: run the model on a server of your own, or give --i-verified-zero-retention "
             "if you have verified that this host keeps nothing, trains on nothing and shows nothing to a human.")
     try:
         if cfg.llm_extra and not isinstance(json.loads(cfg.llm_extra), dict):
@@ -94,8 +95,8 @@ class Endpoint:
                     return choice["message"]["content"] or "", choice.get("finish_reason")
             except urllib.error.HTTPError as error:         # its text may quote the report: the number alone is told
                 if error.code != 429 and error.code < 500:
-                    raise InputError(f"{self.url} answers {error.code}: check --llm-url, --llm-model, --llm-extra, and the key in "
-                                     f"${self.cfg.llm_key_env}.") from None
+                    raise InputError(f"{self.url} answers {error.code}: check --llm-url, --llm-model, --llm-extra, and the key "
+                                     f"in ${self.cfg.llm_key_env}.") from None
                 after, problem = error.headers.get("Retry-After"), f"answers {error.code}"
             except (urllib.error.URLError, OSError) as error:
                 problem = f"does not answer ({type(error).__name__})"
@@ -105,24 +106,30 @@ class Endpoint:
                 pause = float(after) if after and after.isdigit() else wait * random.uniform(0.5, 1.5)
                 time.sleep(min(pause, 120))
                 wait *= 2
-        raise InputError(f"{self.url} {problem}, {TRIES} times in a row; is the server running? What was answered is kept: run again.")
+        raise InputError(f"{self.url} {problem}, {TRIES} times in a row; is the server running? What was answered is kept.")
 
 
 # ---- guards: sentences that say what is wrong with an answer ----
 
 STEM = re.compile(r"(?:ies|es|s|ed|ing|ly|al)$")
-STOP = set("a an and are as at be been both by for from has have in into is it no not of on or over seen shows that the there these "
-           "this to under was were which with within without".split())
-LEFTOVER = re.compile(rf"_{{2,}}|{cleaning.DATE}|\b\d{{1,2}}:\d{{2}}\b|\bDrs?\b|\bcompar(?:ed|ison)\b|\bprevious(?:ly)?\b|\binterval\b|\bprior\b", re.I)
+STOP = set("a an and are as at be been both by for from has have in into is it no not of on or over seen shows that the "
+           "there these this to under was were which with within without".split())
+LEFTOVER = re.compile(rf"_{{2,}}|{cleaning.DATE}|\b\d{{1,2}}:\d{{2}}\b|\b(?:Drs?|compar(?:ed|ison)|previous(?:ly)?|interval|"
+                      rf"prior)\b",
+                      re.I)
 SIDES = ("left", "right", "bilateral")
 CLASSES = {     # a small lexicon of the 14 CheXpert classes; "No Finding" follows from the others
     "Enlarged Cardiomediastinum": r"widened mediast|mediastinal (?:widening|enlarge)|enlarged (?:cardio)?mediast",
-    "Cardiomegaly": r"cardiomegaly|heart (?:size )?(?:is |appears )?(?:\w+ )?enlarged|enlarged heart|enlarged cardiac|cardiac enlargement",
+    "Cardiomegaly": r"cardiomegaly|heart (?:size )?(?:is |appears )?(?:\w+ )?enlarged|enlarged (?:heart|cardiac)|"
+                    r"cardiac enlargement",
     "Lung Opacity": r"opaci", "Lung Lesion": r"nodul|\bmass(?:es)?\b|lesion", "Edema": r"edema|vascular congestion",
     "Consolidation": r"consolidat", "Pneumonia": r"pneumonia|infectio", "Atelectasis": r"atelecta|collapse",
     "Pneumothorax": r"pneumothora", "Pleural Effusion": r"effusion", "Pleural Other": r"pleural thicken|pleural scar|fibrothorax",
-    "Fracture": r"fracture", "Support Devices": r"catheter|\btubes?\b|picc|pacemaker|\blines?\b|\bleads?\b|port-a-cath|stent|prosthetic"}
-NEGATED = re.compile(r"\b(?:no|not|without|free of|negative for|resolved|absence of|clear of|never|nor|neither|resolution of|removed|removal of)\b", re.I)
+    "Fracture": r"fracture",
+    "Support Devices": r"catheter|\btubes?\b|picc|pacemaker|\blines?\b|\bleads?\b|port-a-cath|stent|prosthetic"}
+NEGATED = re.compile(r"\b(?:no|not|without|free of|negative for|resolved|absence of|clear of|never|nor|neither|"
+                     r"resolution of|removed|removal of)\b")
+DENIED = re.compile(r"\w* (?:has|have|is|are) (?:been )?(?:resolved|not)\b")      # "pneumothorax has resolved"
 
 
 def stems(text):
@@ -135,8 +142,7 @@ def labels(text):
     for clause in re.split(r"[.;:\n]|\bbut\b|\bhowever\b|, (?=there )", text.lower()):
         for name, pattern in CLASSES.items():
             for hit in re.finditer(pattern, clause):
-                verdict = "no" if NEGATED.search(clause[:hit.start()]) or re.match(r"\w* (?:has|have|is|are) (?:been )?(?:resolved|not)\b",
-                                                                                  clause[hit.end():]) else "yes"
+                verdict = "no" if NEGATED.search(clause[:hit.start()]) or DENIED.match(clause[hit.end():]) else "yes"
                 found[name] = "yes" if "yes" in (verdict, found.get(name)) else "no"
     return found
 
@@ -268,7 +274,8 @@ def clean_all(cfg, path, texts):
                 file.flush()
             return key, answer
         try:
-            for future in tqdm(as_completed([pool.submit(one, *job) for job in todo]), total=len(todo), unit="reports", desc="cleaning"):
+            futures = [pool.submit(one, *job) for job in todo]
+            for future in tqdm(as_completed(futures), total=len(futures), unit="reports", desc="cleaning"):
                 key, answers[key] = future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -93,7 +93,8 @@ PROMPTS = ["Describe this chest X-ray. Give the {parts}.", "Look at this chest r
            "You are a radiologist. Read this X-ray and state the {parts}.", "Report this chest X-ray with its {parts}.",
            "What does this radiograph show? Answer with the {parts}.", "Please read the image and write down the {parts}.",
            "As an expert in chest imaging, give the {parts} for this film.",
-           "Study this frontal chest X-ray, then list the {parts}.", "Write a radiology report for this image, made up of the {parts}.",
+           "Study this frontal chest X-ray, then list the {parts}.",
+           "Write a radiology report for this image, made up of the {parts}.",
            "Interpret the chest X-ray in detail: {parts}."]
 
 # images in train, val and test of others, to hold ours against (None: not published)

@@ -17,11 +17,13 @@ NAMES = {name: section for section, names in {
     "impression": "impression impressions impresson impresion impreson imprression imression impession impessions "
                   "conclusion conclusions|findings and impression|findings/impression|findings / impression|findings impression|"
                   "impression and findings|impression/findings|diagnostic impression|final impression|pfi|summary|opinion",
-    "findings": "findings finding findngs fidings findigs fndings finidngs|chest, two views|chest two views|chest, pa and lateral|"
-                "report|discussion|heart and lungs",
-    "indication": "indication indications indicatation|reason for exam|reason for examination|clinical indication|reason for study|reason",
+    "findings": "findings finding findngs fidings findigs fndings finidngs|chest, two views|chest two views|"
+                "chest, pa and lateral|report|discussion|heart and lungs",
+    "indication": "indication indications indicatation|reason for exam|reason for examination|clinical indication|"
+                  "reason for study|reason",
     "history": "history histories hx|clinical history|clinical information|patient history|clinical data",
-    "comparison": "comparison comparisons comparision comparsion comparrison|comparison exam|comparison film|reference exam|prior",
+    "comparison": "comparison comparisons comparision comparsion comparrison|comparison exam|comparison film|"
+                  "reference exam|prior",
     "technique": "technique techniques technqiue procedure|imaging technique",
     "examination": "examination exam study examinations|type of examination|exam type",
     "recommendations": "recommendation recommendations recommedation|follow-up",
