@@ -155,7 +155,7 @@ THAN = (r"(?:\s+(?:as |when )?(?:compared (?:to|with)|in comparison (?:to|with)|
 NO_CHANGE = re.compile(rf"^(?:there (?:is|has been|are) )?(?:no|little|minimal|without)\s+(?:{MUCH}\s+)*change (?:in|of) "
                        r"(?:the )?(?:(?:size|extent|appearance|position|degree|severity) of (?:the )?)?", I)
 PREDICATE = re.compile(rf",?\s+(?:which )?(?:is|are|remains?|appears?|has been|have been|has|have)\s+{SAME}{THAN}(?=[,;.]|$)|"
-                       rf",\s*{SAME}{THAN}(?=[,;.]|$)", I)
+                       rf",\s*{SAME}{THAN}(?:,(?=\s+(?:is|are|was|were|has|have)\b)|(?=[,;.]|$))", I)
 TAIL = re.compile(rf",?\s+{COMPARED}\s+[^,;]*(?=[,;.]|$)|"
                   rf",?\s+(?:since|from) (?:the |a )?(?:\w+ )?{EARLIER}\b[^,;]*(?=[,;.]|$)", I)
 CHANGE = re.compile(r"\b(?:change|unchanged|stable|similar|as before|compar\w+|interval|prior|previous|unaltered|(?:no|"
@@ -223,6 +223,7 @@ def change_words(sentence):
     sentence = NOW.sub(lambda found: ("are" if found[1].lower() == "have" else "is") + " ", sentence)
     if FINDING.search(sentence):
         sentence = HAS_CHANGED.sub("", sentence)
+    sentence = re.sub(r"\s+(?:remains?|persists?)(?=[.,;]|$)", "", sentence, flags=I)
     sentence = re.sub(r"\bcontinues? to be\b|\bremains\b", "is", sentence, flags=I)
     sentence = re.sub(r"\bremain\b", "are", sentence, flags=I)
     cut = re.sub(r"\binterval(?:ly)? (?=\w)", "", ADVERBS.sub("", sentence), flags=I)
