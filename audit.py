@@ -41,7 +41,10 @@ def rows_of(directory):
     """The rows of a packed data set, one by one."""
     for path in sorted(directory.glob("[0-9]*.jsonl")):
         with open(path, encoding="utf-8") as file:
-            yield from map(json.loads, file)
+            try:
+                yield from map(json.loads, file)
+            except ValueError:
+                raise InputError(f"{path} is damaged; prepare the data set anew.") from None
 
 
 def summary(directory, published=()):

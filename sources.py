@@ -118,7 +118,8 @@ class Reports:
                 raise InputError(f"{self.path} holds no report like files/p10/p10000032/s50414267.txt.")
             self.prefix = first[1]
         else:
-            folders = (folder for depth in range(6) for folder in [self.path, *self.path.glob("*/" * depth)][depth > 0:])
+            levels = (sorted(self.path.glob("*/" * depth)) if depth else [self.path] for depth in range(6))
+            folders = (folder for level in levels for folder in level)
             self.prefix = next((folder for folder in folders if any(folder.glob("p1[0-9]/p*/s*.txt"))), None)
             if not self.prefix:
                 raise InputError(f"no reports in {self.path}: wanted mimic-cxr-reports.zip, or a folder with "

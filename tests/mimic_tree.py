@@ -144,7 +144,7 @@ def wrong_report(quirk, text):
     if quirk == "addendum":
         return (" ADDENDUM  Large right pneumothorax was phoned to Dr. ___.\n ______________________________\n" + text).encode()
     if quirk == "wet_read":
-        return text.replace("FINDINGS:\n\n", "FINDINGS:\n\n WET READ: ___ MON 8:10 PM\n ").encode()
+        return text.replace("FINDINGS:\n\n", "FINDINGS:\n\n WET READ VERSION #1 ___ MON 8:10 PM\n ").encode()
     if quirk == "last_paragraph":
         return b"                FINAL REPORT\n INDICATION:  Cough.\n \n Small left effusion, as a last paragraph.\n"
     if quirk == "lower_case":
