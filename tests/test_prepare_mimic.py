@@ -216,13 +216,14 @@ def test_layouts_give_the_same_bytes(tmp_path, how):
 # ---- protocols ----
 
 def test_pinned_test_ids(built, tmp_path):
-    val = [row["id"] for row in built.und.rows if row["split"] == "val"][:2]
+    val, beside = ([row["id"]] for row in [row for row in built.und.rows if row["split"] == "val"][:2])     # of one patient
     test = [row["id"] for row in built.und.rows if row["split"] == "test"][:5]
     chat = [{"messages": [], "images": [f"files/p10/p1/s5/{name}.jpg"]} for name in val + test]
     (tmp_path / "test.json").write_text(json.dumps(chat))
     run(built, tmp_path / "out", "--test-ids", tmp_path / "test.json")
     und, gen = Packed(tmp_path / "out", "und", 48), Packed(tmp_path / "out", "gen", 48)
     assert {row["id"] for row in und.rows if row["split"] == "test"} == {*val, *test}
+    assert built.rows[beside[0]]["subject"] == built.rows[val[0]]["subject"] and beside[0] not in {row["id"] for row in und.rows}
     assert prepare_mimic.main(["--check", str(tmp_path / "out")]) == 0                   # patients apart, no leak
     assert not {row["id"] for row in gen.rows if row["split"] != "test"} & {*val, *test}
 
