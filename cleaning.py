@@ -32,14 +32,14 @@ def has_words(text):
 
 
 def sentences(text):
-    """Cut after . ! ? but not in decimals, after titles, or after the number of a list.
+    """Cut after . ! ? but not in decimals or after titles.
 
     >>> sentences("Nodule of 1.5 cm. Seen by Dr. ___ today. Clear.")
     ['Nodule of 1.5 cm.', 'Seen by Dr. ___ today.', 'Clear.']
     """
     found = []
     for piece in re.split(r"(?<=[.!?])\s+", text.strip()):
-        if found and re.search(r"(?:\b(?:Drs?|Mrs?|Ms|Prof|vs|approx|e\.g|i\.e|[ap]\.m)|^\(?\d{1,2})\.$", found[-1], I):
+        if found and re.search(r"\b(?:Drs?|Mrs?|Ms|Prof|vs|approx|e\.g|i\.e|[ap]\.m)\.$", found[-1], I):
             found[-1] += " " + piece
         elif piece:
             found.append(piece)
@@ -345,7 +345,8 @@ def clean(text, drop_lateral=False):
         for rule in SENTENCE_RULES + (lateral_remarks,) * drop_lateral:
             left = rule(sentence)
             if not has_words(left):
-                dropped[rule.__name__] += has_words(sentence)
+                if has_words(sentence):
+                    dropped[rule.__name__] += 1
                 sentence = ""
                 break
             sentence = left

@@ -104,8 +104,7 @@ def sections(text):
     found = HEADER.search(text)
     parts = [("preamble", text[:found.start()])] if found else [("full report", text)]
     while found:
-        line_end = text.find("\n", found.end())     # a second header on the same line is swallowed
-        following = HEADER.search(text, line_end) if line_end >= 0 else None
+        following = HEADER.search(text, found.end())    # it starts with a line break: a second header on the line is swallowed
         parts.append((canonical(found[1]), text[found.end():following.start() if following else len(text)]))
         found = following
     parts = [(name, part) for name, part in parts if part.strip(" \n_") or name not in ("findings", "impression")]

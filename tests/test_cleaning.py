@@ -114,6 +114,7 @@ def test_examples_in_docstrings(module):
     ("A 3 x 2 cm mass.", "A 3 x 2 cm mass."),
     ("The ___ lobe is collapsed.", None),
     ("1. 2. Clear lungs.", "Clear lungs."),
+    ("1. 5 mm nodule. 2. 1.5 cm mass.", "5 mm nodule. 1.5 cm mass."),
     ("2 nodules are seen.", "2 nodules are seen."),
     ("Fractures of ribs 7 and 8. No effusion.", "Fractures of ribs 7 and 8. No effusion."),
     ("Small effusion , on the left . .", "Small effusion, on the left."),
