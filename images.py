@@ -36,6 +36,11 @@ def read_image(file, name=None):
         raise InputError(f"{name} is empty or not an image that Pillow reads; give a PNG or JPEG.") from None
     except (OSError, SyntaxError, ValueError) as error:     # what Pillow raises for truncated and broken files
         raise InputError(f"{name} cannot be read, it seems damaged ({error}).") from None
+    return to_grey(image)
+
+
+def to_grey(image):
+    """A loaded PIL image -> 8-bit grey: upright, deep pixels scaled, transparency on black."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         values = np.nan_to_num(np.asarray(image, dtype=np.float64)).clip(min=0)

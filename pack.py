@@ -14,6 +14,50 @@ def settings_hash(settings):
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def describe(task, size, settings):
+    """The content of dataset.json, but for the counts."""
+    return {"schema": SCHEMA, "task": task, "size": size, "settings": settings, "hash": settings_hash(settings)}
+
+
+def write(path, content):
+    """Under a temporary name, then renamed: a kill leaves the old file or the new one whole."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    temporary.write_bytes(content)
+    temporary.rename(path)
+
+
+class Shard:
+    """One shard: images go to disk as they come, so that memory does not grow; `close` gives the files their names."""
+
+    def __init__(self, directory, number):
+        self.directory, self.name = Path(directory), f"{number:05d}"
+        self.temporary = self.directory / f".tmp-{self.name}.bin"
+        self.file, self.offsets, self.rows, self.digest = open(self.temporary, "wb"), [0], [], hashlib.sha256()
+
+    def add(self, image, row):
+        """image: encoded bytes; row: a dict with at least id, split, report."""
+        self.file.write(image)
+        self.digest.update(image)
+        self.offsets.append(self.offsets[-1] + len(image))
+        self.rows.append(row)
+
+    def close(self):
+        """-> {file name: sha256}, empty if nothing was added: there are no empty shards."""
+        self.file.close()
+        if not self.rows:
+            self.temporary.unlink()
+            return {}
+        encoded = io.BytesIO()
+        np.save(encoded, np.array(self.offsets, dtype=np.int64))
+        rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows).encode()
+        self.temporary.rename(self.directory / f"{self.name}.bin")
+        hashes = {f"{self.name}.bin": self.digest.hexdigest()}
+        for ending, content in (("idx.npy", encoded.getvalue()), ("jsonl", rows)):
+            write(self.directory / f"{self.name}.{ending}", content)
+            hashes[f"{self.name}.{ending}"] = hashlib.sha256(content).hexdigest()
+        return hashes
+
+
 class Writer:
     """Pack images and rows into `directory`: `add` them in order, then `close`; or use it in a `with`.
 
@@ -21,40 +65,28 @@ class Writer:
     """
 
     def __init__(self, directory, task, size, settings, shard_size=10_000):
-        self.directory, self.shard_size, self.n = Path(directory), shard_size, 0
-        self.info = {"schema": SCHEMA, "task": task, "size": size, "settings": settings, "hash": settings_hash(settings)}
-        self.counts, self.images, self.rows = Counter(), [], []
+        self.directory, self.shard_size, self.n, self.shard = Path(directory), shard_size, 0, None
+        self.info, self.counts = describe(task, size, settings), Counter()
         self.directory.mkdir(parents=True, exist_ok=True)
         for old in [*self.directory.glob("dataset.json"), *self.directory.glob("[0-9]*")]:
             old.unlink()        # shards and latents of an earlier data set
 
     def add(self, image, row):
-        """image: encoded bytes; row: a dict with at least id, split, report."""
-        self.images.append(image)
-        self.rows.append(row)
+        self.shard = self.shard or Shard(self.directory, self.n)
+        self.shard.add(image, row)
         self.counts[row["split"]] += 1
-        if len(self.rows) == self.shard_size:
+        if len(self.shard.rows) == self.shard_size:
             self.flush()
 
     def flush(self):
-        offsets = np.cumsum([0] + [len(image) for image in self.images], dtype=np.int64)
-        encoded = io.BytesIO()
-        np.save(encoded, offsets)
-        rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
-        for ending, content in (("bin", b"".join(self.images)), ("idx.npy", encoded.getvalue()), ("jsonl", rows.encode())):
-            self.write(f"{self.n:05d}.{ending}", content)
-        self.n, self.images, self.rows = self.n + 1, [], []
-
-    def write(self, name, content):
-        temporary = self.directory / f".tmp-{name}"
-        temporary.write_bytes(content)
-        temporary.rename(self.directory / name)
+        self.shard.close()
+        self.n, self.shard = self.n + 1, None
 
     def close(self):
-        if self.rows:
+        if self.shard:
             self.flush()
         self.info["counts"] = dict(self.counts)
-        self.write("dataset.json", json.dumps(self.info, indent=1).encode())
+        write(self.directory / "dataset.json", json.dumps(self.info, indent=1).encode())
 
     def __enter__(self):
         return self

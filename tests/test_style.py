@@ -34,14 +34,17 @@ def test_a_file_fits_a_sitting(name):
 PARTS = {"cpu", "attention", "vision", "tokenizer", "common"}   # common: the error type and boring things, no model
 NETWORK = {"model", "vae", "flow", "repa"}
 ASSEMBLY = {"data", "pack", "images", "layouts", "runs", "weights", "checkpoint", "optim"}
+RAW_DATA = {"sections", "cleaning", "llm", "sources", "radiographs", "packing", "audit"}     # of prepare_mimic.py
 MAY = {     # who may import which of our files; a script may use everything below it
     "cpu": set(), "common": {"cpu"}, "attention": set(), "tokenizer": set(), "vae": set(), "flow": set(),
-    "vision": {"attention"}, "model": {"attention", "vision"}, "repa": {"vision"},
-    "images": {"common"}, "optim": {"common"}, "runs": {"common"}, "data": {"common", "tokenizer"}, "pack": {"data"}, "checkpoint": {"common"},
+    "vision": {"attention"}, "model": {"attention", "vision"}, "repa": {"vision"}, "checkpoint": {"common"},
+    "images": {"common"}, "optim": {"common"}, "runs": {"common"}, "data": {"common", "tokenizer"}, "pack": {"data"},
     "layouts": {"common", "model", "vision"},
+    "sections": set(), "cleaning": set(), "llm": {"common", "cleaning"}, "sources": {"common"}, "radiographs": {"images", "vision"},
+    "packing": {"common", "pack"}, "audit": {"common", "data", "images", "pack"},
     "weights": {"common", "checkpoint", "layouts", "tokenizer", "attention", "vision"} | NETWORK,
 }
-BELOW_SCRIPTS = PARTS | NETWORK | ASSEMBLY
+BELOW_SCRIPTS = PARTS | NETWORK | ASSEMBLY | RAW_DATA
 EXCEPTIONS = {      # scripts that may use another: evaluation draws, reads and needs the phantom's facts
     "evaluate": {"sample", "prepare_phantom"}, "app": {"sample"}, "bench": {"sample", "prepare_phantom"},
 }
@@ -65,7 +68,7 @@ def test_imports_point_one_way(name):
 
 
 CORE = {"torch", "numpy", "safetensors", "tokenizers", "PIL", "tqdm"}
-MORE = {"evaluate": {"scipy", "sklearn", "torchvision", "transformers"}, "app": {"gradio"}, "prepare_mimic": {"pydicom"}}
+MORE = {"evaluate": {"scipy", "sklearn", "torchvision", "transformers"}, "app": {"gradio"}, "radiographs": {"pydicom"}}
 
 
 @pytest.mark.parametrize("name", TREES)
