@@ -81,8 +81,9 @@ def phantom(cfg):
         scores["cycle"] = f1(wanted, facts(again))
         scores["vae_ceiling"] = f1(wanted, facts(read(through(vae, pictures, cfg.batch))))
         scores["cycle_of_ceiling"] = scores["cycle"]["micro"] / max(1e-9, scores["vae_ceiling"]["micro"])
-        pairs = [picture for i in range(min(cfg.show, cfg.num)) for picture in (pictures[i], drawn[i])]
-        captions = [text for i in range(min(cfg.show, cfg.num)) for text in
+        shown = sorted(range(cfg.num), key=lambda i: -len(wanted[i]))[:cfg.show]        # those with most to look at
+        pairs = [picture for i in shown for picture in (pictures[i], drawn[i])]
+        captions = [text for i in shown for text in
                     ("drawn by formula: " + reports[i], "generated from it, then read: " + again[i])]
         save_png(captioned(pairs, captions, columns=4), Path(f"{cfg.out}.png"), settings=settings)
     result = {"scores": scores, "settings": settings, "notice": NOTICE}
