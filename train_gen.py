@@ -37,7 +37,7 @@ class TrainConfig:
     stage: int = 2                      # 2: half size with REPA; 3: full size without
     data: str = "datasets/mimic"        # root of the packed data sets; reads <data>/gen-<size>
     init: str = "out/und"               # weights to start from: stage 1 for stage 2, stage 2 for stage 3
-    vae: str = ""                       # a run of train_vae.py or a kl-f16 file; "" takes the VAE that --init holds
+    vae: str = "pretrained/vae"         # a run of train_vae.py or a kl-f16; "" takes the VAE that --init holds
     out: str = "out/gen256"             # the run's directory; resumes when it holds a checkpoint
     overwrite: bool = False             # start anew although the run's directory holds checkpoints
     save_every: int = 500               # steps between checkpoints
@@ -83,7 +83,7 @@ class TrainConfig:
         assert self.batch_size > 0 and self.micro_batch > 0 and self.steps > 0, "batch sizes and steps must be positive."
 
 
-PAPER3 = dict(init="out/gen256", out="out/gen512", size=512, repa=0.0, steps=5000, lr=1e-4, warmup=0)
+PAPER3 = dict(init="out/gen256", vae="", out="out/gen512", size=512, repa=0.0, steps=5000, lr=1e-4, warmup=0)
 PHANTOM = dict(data="datasets/phantom", vae="out/phantom/vae", max_latent_size=8, repa_inner=384, repa_encoder="", batch_size=32,
                optimizer="muon", lr=2e-3, warmup=100, decay="cosine", ema=0.998, save_every=250)
 PRESETS = {     # preset -> stage -> settings
@@ -132,7 +132,7 @@ def initial(cfg):
     """The networks to start from -> (UniX with a generation set, VAE, Tokenizer)."""
     model, vae, tokenizer = weights.load(cfg.init)
     if cfg.vae:
-        vae = weights.load_vae_run(cfg.vae) if Path(cfg.vae).is_dir() else weights.load_vae(cfg.vae)
+        vae = weights.find_vae(cfg.vae)
     if vae is None:
         raise InputError(f"{cfg.init} holds no VAE; name one with --vae.")
     if not model.cfg.generation:

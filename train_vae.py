@@ -154,7 +154,7 @@ def reconstructions(vae, sets, path, device, columns=6):
 def encode(cfg, device):
     """Store the posterior of every image of every shard: train_gen.py then need not run the encoder at every step."""
     path = Path(cfg.vae or cfg.out)
-    vae = (weights.load_vae_run(path) if path.is_dir() else weights.load_vae(path)).to(device)
+    vae = weights.find_vae(path).to(device)
     for size in cfg.sizes:
         pictures = data.Packed(cfg.data, "gen", size)
         for shard, name in enumerate(pictures.shards):
@@ -185,7 +185,7 @@ def main(argv):
         vae.load_state_dict(state["live"])
         for opt, kept in zip(opts, state["optimizers"]):
             opt.load_state_dict(kept)
-        ema.steps, ema.shadow = start, weights.load_vae_run(resumed).to(process.device).state_dict()
+        ema.steps, ema.shadow = start, weights.find_vae(resumed).to(process.device).state_dict()
     net = VAEStep(vae, cfg)
     net = nn.parallel.DistributedDataParallel(net) if process.world > 1 else net
     if process.master:

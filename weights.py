@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from checkpoint import flush, newest, read_config, write
+from checkpoint import checkpoints, flush, newest, read_config, write
 from common import InputError, cli
 from layouts import (DIFFUSERS, DINO, JANUS, JANUS_HF, LDM, SIGLIP, UNIX, few, ldm_config, read_tensors, translate,
                      unused_from_nothing)
@@ -292,9 +292,11 @@ def load_tokenizer(directory, cfg=None):
     return tokenizer
 
 
-def load_vae_run(directory, dtype=torch.float32):
-    """The VAE of any checkpoint of ours that holds one, e.g. a run of train_vae.py."""
-    directory = newest(directory)
+def find_vae(path, dtype=torch.float32):
+    """The VAE at a path: that of a run or checkpoint of ours which holds one, or a kl-f16, file or directory."""
+    if not checkpoints(path) and stated(path, "").get("format") != "open-unix":
+        return load_vae(path, dtype=dtype)
+    directory = newest(path)
     config = read_config(directory)
     if "vae" not in config:
         raise InputError(f"{directory} holds no VAE; train_vae.py makes one.")

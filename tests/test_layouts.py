@@ -204,6 +204,15 @@ def test_release_draws_and_reads_as_the_release_does(release, tmp_path):
     assert run.returncode == 0 and run.stdout.strip(), run.stderr
 
 
+def test_a_vae_is_found_as_file_and_directory(release):
+    for path in (release[2] / "vae", release[2] / "vae" / "kl-f16d16.ckpt"):
+        found = weights.find_vae(path)
+        assert all(torch.equal(v, found.state_dict()[k]) for k, v in release[1].state_dict().items())
+    assert weights.find_vae(ROOT / "demo").cfg.norm_groups == 8             # a checkpoint of ours, its model beside
+    with pytest.raises(InputError, match="no weights at"):
+        weights.find_vae(ROOT / "nowhere")
+
+
 def test_export_wants_a_generation_branch(janus_port, tmp_path):
     with pytest.raises(InputError, match="no generation branch"):
         weights.export_release(*weights.load(janus_port[1]), tmp_path / "UniX")

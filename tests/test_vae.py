@@ -173,7 +173,7 @@ def test_resumed_run_equals_uninterrupted(packed):
 def test_latents_are_normalised_and_stored_latents_are_the_encoders(packed):
     import data
     run(packed, "--out", str(packed / "a"))
-    vae = weights.load_vae_run(packed / "a")
+    vae = weights.find_vae(packed / "a")
     run(packed, "--out", str(packed / "a"), "--encode")
     for size in (32, 16):
         images = data.Packed(packed, "gen", size, "val")    # images 4 and 9: one in each shard
@@ -199,5 +199,5 @@ def test_every_checkpoint_knows_its_scale_and_shift(packed):
     """Not only the last one: a run that was stopped half-way is a VAE too."""
     run(packed, "--out", str(packed / "a"))
     for step in (2, 4):
-        cfg = weights.load_vae_run(packed / "a" / f"{step:08d}").cfg
+        cfg = weights.find_vae(packed / "a" / f"{step:08d}").cfg
         assert cfg.scale != 1 and cfg.shift != 0
