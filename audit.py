@@ -149,7 +149,7 @@ def show(directory, number):
         buffer = io.BytesIO()
         sheet.save(buffer, "PNG")
         place = one / "contact-sheet.png"
+        place.touch(0o600), place.chmod(0o600)
         place.write_bytes(buffer.getvalue())
-        place.chmod(0o600)
         print(f"{len(places)} of {len(packed)} images in {place}")
     return 0

@@ -20,7 +20,8 @@ FINDING = re.compile(
     r"metasta|adenopathy", I)
 BLANK = "___"
 DATE = (r"(?:\d{1,2}/\d{1,2}/\d{2,4}|\d{4}-\d{2}-\d{2}|"
-        r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\.? \d{1,2}(?:, ?\d{4})?(?![\d.]))")
+        r"\b(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?|Oct(?:ober)?|"
+        r"Nov(?:ember)?|Dec(?:ember)?)\.? \d{1,2}(?:, ?\d{4})?(?![\d.]| ?[cm]m\b))")
 TIME = r"(?:\d{1,2}:\d{2}(?::\d{2})?(?: ?[AaPp]\.?[Mm]\b\.?)?(?: hours| hrs)?|\d{1,2} ?[AaPp]\.?[Mm]\b\.?)"
 EARLIER = (r"(?:prior|previous|earlier|preceding|last|most recent|recent|comparison|outside|old|remote|baseline|study|exam|"
            rf"radiograph|film|{BLANK})")
@@ -55,6 +56,9 @@ def ended(text):
 DANGLING = re.compile(r"[\s,;]*\b(?:and|for which|which|for|this|these|was|were|is|are|has been|have been)\s*$", I)
 
 
+DENIES = re.compile(r"\b(?:no|not|without|no longer|resolved|cleared)\b", I)
+
+
 def cut_tail(sentence, pattern):
     """Cut from the clause that holds `pattern` on; nothing is left of a sentence that says no more than that."""
     found = pattern.search(sentence)
@@ -64,6 +68,8 @@ def cut_tail(sentence, pattern):
     boundary = max(head.rfind(mark) for mark in (",", ";", " and ", " which ", " for which ", " - "))
     if not FINDING.search(head[max(boundary, 0):]):
         head = head[:max(boundary, 0)]
+    if DENIES.search(tail):
+        return sentence
     if FINDING.search(head):
         return ended(DANGLING.sub("", head))
     _, colon, rest = tail.partition(":")        # "Discussed with Dr. ___: large pneumothorax."
@@ -164,6 +170,10 @@ NONE_NEW = re.compile(r"(?:there (?:is|are) )?no new\b(?!.*\b(?:but|with|however
 REMOVED = re.compile(r"(?:there has been )?(?:interval )?(?:removal of|extubation)[^,;]*$", I)
 
 
+MORE = re.compile(rf"\b(?:no|not|without|resolved|cleared|gone|left|right|bilateral|small|moderate|large|upper|"
+                  rf"lower)\b|{FINDING.pattern}", I)
+
+
 def comparisons(sentence):
     """
     >>> comparisons("Compared with ___, no change.")
@@ -182,7 +192,8 @@ def comparisons(sentence):
         return ""               # "no new" does not say that there is none: an old one may be there
     if not FINDING.search(sentence) and CHANGE.search(sentence):
         return ""
-    cut = TAIL.sub("", PREDICATE.sub("", NO_CHANGE.sub("", sentence)))
+    keep = lambda found: found[0] if MORE.search(re.sub(SAME, "", found[0], flags=I)) else ""
+    cut = TAIL.sub(keep, PREDICATE.sub(keep, NO_CHANGE.sub("", sentence)))
     return ended(cut) if cut != sentence else sentence
 
 
@@ -203,6 +214,11 @@ DEVELOPED = re.compile(r"^(?:there (?:has been|is) )?(?:an )?interval (?:increas
                        r"development|progression|enlargement|placement|insertion) (?:in|of) (?:the )?(?:size of (?:the )?)?", I)
 HAS_CHANGED = re.compile(rf"\b(?:has|have) (?:{MUCH} |slightly |markedly |mildly )*{WORSE}(?: in (?:size|extent))?(?=[.,;]|$)", I)
 NOW = re.compile(rf"\b(has|have) (?:{MUCH} |slightly |markedly )*{WORSE}(?: in size)?,? (?:and (?:is|are) )?now ", I)
+
+
+# "no worsening edema" does not say that there is none, "not previously seen nodule" says that there is one: left as it is
+NO_MORE = re.compile(r"\b(?:no|not|without|nor|neither|any)\b[^,;.]*?\b(?:newly|new|worsening|worsened|increas(?:ed|ing)|"
+                     r"decreas(?:ed|ing)|enlarging|improv(?:ed|ing)|resolving|previously (?:seen|noted|described))\s+\w", I)
 
 
 def change_words(sentence):
@@ -226,6 +242,8 @@ def change_words(sentence):
     sentence = re.sub(r"\s+(?:remains?|persists?)(?=[.,;]|$)", "", sentence, flags=I)
     sentence = re.sub(r"\bcontinues? to be\b|\bremains\b", "is", sentence, flags=I)
     sentence = re.sub(r"\bremain\b", "are", sentence, flags=I)
+    if NO_MORE.search(sentence):
+        return sentence
     cut = re.sub(r"\binterval(?:ly)? (?=\w)", "", ADVERBS.sub("", sentence), flags=I)
     if not FINDING.search(sentence) and re.search(r"\b(?:stable|unchanged)\b", sentence, I):
         return ""                                                           # "stable heart size"
@@ -263,7 +281,8 @@ def advice(sentence):
 
 
 BEFORE = re.compile(r"[ ,(]*\b(?:previously|formerly|prior(?:ly)?|versus|vs\.?|compared (?:to|with))\s+(?:measur(?:ed|ing) )?"
-                    r"(?:approximately )?\d+(?:\.\d+)?(?: ?x ?\d+(?:\.\d+)?)* ?[cm]m\b(?: previously| before| on ___)?\)?", I)
+                    r"(?:approximately )?\d+(?:\.\d+)?(?: ?x ?\d+(?:\.\d+)?)* ?[cm]m\b(?: previously| before| on ___)?\)?"
+                    r"(?=\s*(?:[.,;)]|$))", I)
 WHEN = re.compile(rf"[ ,(]*(?:\b(?:on|at|from|dated|of|since|obtained|performed|the)\s+)*(?:{DATE}|{TIME})\)?", I)
 
 

@@ -5,6 +5,7 @@ A report goes out only to the host of --llm-url, and for MIMIC only to this mach
 of the rules is taken, and flagged. Answers are appended to a JSONL as they come, so a run that stops loses nothing.
 """
 import hashlib
+import http.client
 import ipaddress
 import json
 import os
@@ -98,7 +99,7 @@ class Endpoint:
                     raise InputError(f"{self.url} answers {error.code}: check --llm-url, --llm-model, --llm-extra, and the key "
                                      f"in ${self.cfg.llm_key_env}.") from None
                 after, problem = error.headers.get("Retry-After"), f"answers {error.code}"
-            except (urllib.error.URLError, OSError) as error:
+            except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
                 problem = f"does not answer ({type(error).__name__})"
             except (ValueError, KeyError, IndexError, TypeError):
                 problem = "answers something that is no chat completion"
@@ -265,7 +266,7 @@ def clean_all(cfg, path, texts):
             answers[key] = known[key][1]
         else:
             todo.append((key, raw, findings, impression))
-    path.touch(0o600)
+    path.touch(0o600), path.chmod(0o600)         # it may be there from before
     with open(path, "a", encoding="utf-8") as file, ThreadPoolExecutor(cfg.llm_workers) as pool:
         def one(key, raw, findings, impression):
             answer = clean_study(endpoint, cfg, findings, impression)

@@ -57,10 +57,11 @@ def begin(one, overwrite):
         if not overwrite:
             raise InputError(f"{one.directory} was begun with other settings, inputs or code: choose another --out, "
                              "or --overwrite it.")
-        for old in [*one.directory.glob("[0-9]*"), *one.directory.glob("dataset.json")]:
-            old.unlink()
+        # a kill in between must leave nothing that looks finished
+        for old in [*one.directory.glob("dataset.json"), *one.directory.glob("*.done.json"), *one.directory.glob("[0-9]*")]:
+            old.unlink(missing_ok=True)
     for old in one.directory.glob(".tmp-*"):
-        old.unlink()
+        old.unlink(missing_ok=True)
     write(known, content)
 
 

@@ -287,6 +287,7 @@ def main(argv):
     if cfg.check:
         return audit.check(Path(cfg.check).expanduser())
     if cfg.show:
+        audit.refuse_git(out)
         return audit.show(out, cfg.show)
     audit.refuse_git(out)
     if cfg.clean == "llm":
@@ -320,6 +321,7 @@ def run(cfg, out):
             settings = settings_of(cfg, task, jobs)
             sets.append(packing.Set(task, size, out / f"{task}-{size}", describe(task, size, settings)))
     for one in sets:
+        audit.refuse_git(one.directory)             # it may be a link
         packing.begin(one, cfg.overwrite)
     write(out / "und-test-ids.txt", "".join(f"{name}\n" for name in sorted(test)).encode())
     answers = {}

@@ -138,6 +138,8 @@ def chexpert_labels(path):
     """chexpert.csv -> {study: {label: 1.0, 0.0 or -1.0}}, without the blanks. One dictionary for all studies labelled alike."""
     alike, labels = {}, {}
     for study, *values in read_table(path, ("study_id", *LABELS)):
+        if not set(values) <= {"", "1.0", "0.0", "-1.0", "1", "0", "-1"}:
+            raise InputError(f"{path} has a label that is none of 1.0, 0.0, -1.0 or blank.")
         labels["s" + study] = alike.setdefault(tuple(values), {n: float(v) for n, v in zip(LABELS, values) if v})
     return labels
 

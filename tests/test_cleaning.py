@@ -330,3 +330,23 @@ def test_no_proxy_sees_what_is_for_this_machine(serve, tmp_path, monkeypatch):
     monkeypatch.delenv("no_proxy", raising=False)
     llm.clean_all(settings(serve(good)), tmp_path / "a.jsonl", TEXTS[:1])
     assert proxy.bodies == []
+
+
+@pytest.mark.parametrize("sentence", [
+    "Two separate 5 mm nodules in the left apex.", "Primary 3 cm mass in the right upper lobe.",
+    "PICC tip at the cavoatrial junction 2 cm below the carina.", "No increased left pleural effusion.",
+    "No evidence of worsening edema.", "No enlarging pneumothorax.", "Scarring from prior radiation in the left upper lobe.",
+    "Clips from prior surgery in the right axilla."])
+def test_what_looks_like_a_rule_but_is_a_size_a_side_or_a_negation(sentence):
+    """Left as it is, or dropped whole: never a finding without its number, its side or its "no"."""
+    assert cleaning.clean(sentence)[0] in (sentence, "")
+
+
+@pytest.mark.parametrize("sentence, never", [
+    ("Pneumothorax from the previous exam has resolved.", "Pneumothorax."),
+    ("The left effusion from the prior study is no longer present.", "The left effusion."),
+    ("The left pneumothorax reported by ___ is not seen.", "The left pneumothorax."),
+    ("Left nodule, for which CT was recommended, is no longer seen.", "Left nodule."),
+    ("Right nodule 8 mm vs 6 mm on the left.", "Right nodule 8 mm on the left.")])
+def test_what_is_gone_does_not_come_back(sentence, never):
+    assert cleaning.clean(sentence)[0] != never
