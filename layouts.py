@@ -120,22 +120,28 @@ DINO = Layout("RAD-DINO", {
 
 RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "nin_shortcut": "conv_shortcut"}
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
-rows = {
-    "quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
-for coder, blocks, resize in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):
-    ours, theirs = f"{coder}.{blocks}.{{}}.", f"{coder}.{blocks}_blocks.{{}}."
-    rows |= {
-        **{f"{coder}.{x}": f"{coder}.{x}" for x in ("conv_in", "conv_out")}, f"{coder}.norm_out": f"{coder}.conv_norm_out",
-        **under(ours + "block.{}.", theirs + "resnets.{}.", RESNET),
-        **under(ours + "attn.{}.", theirs + "attentions.{}.", ATTENTION),
-        f"{ours}{resize}.conv": f"{theirs}{resize}rs.0.conv",
-        **under(f"{coder}.mid.block_1.", f"{coder}.mid_block.resnets.0.", RESNET),
-        **under(f"{coder}.mid.block_2.", f"{coder}.mid_block.resnets.1.", RESNET),
-        **under(f"{coder}.mid.attn_1.", f"{coder}.mid_block.attentions.0.", ATTENTION)}
 
-LDM = Layout("kl-f16 as latent-diffusion has it", {ours: ours for ours in rows},
+
+def autoencoder_rows():
+    """Our names, which are latent-diffusion's -> those of diffusers' AutoencoderKL."""
+    rows = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
+    for coder, blocks, resize in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):
+        ours, theirs = f"{coder}.{blocks}.{{}}.", f"{coder}.{blocks}_blocks.{{}}."
+        rows |= {
+            **{f"{coder}.{x}": f"{coder}.{x}" for x in ("conv_in", "conv_out")}, f"{coder}.norm_out": f"{coder}.conv_norm_out",
+            **under(ours + "block.{}.", theirs + "resnets.{}.", RESNET),
+            **under(ours + "attn.{}.", theirs + "attentions.{}.", ATTENTION),
+            f"{ours}{resize}.conv": f"{theirs}{resize}rs.0.conv",
+            **under(f"{coder}.mid.block_1.", f"{coder}.mid_block.resnets.0.", RESNET),
+            **under(f"{coder}.mid.block_2.", f"{coder}.mid_block.resnets.1.", RESNET),
+            **under(f"{coder}.mid.attn_1.", f"{coder}.mid_block.attentions.0.", ATTENTION)}
+    return rows
+
+
+LDM = Layout("kl-f16 as latent-diffusion has it", {ours: ours for ours in autoencoder_rows()},
              {"loss.": "LPIPS and the discriminator of its training"})
-DIFFUSERS = Layout("a KL autoencoder of diffusers", rows)     # decoder.up counts from the other end there: load_vae turns it
+# decoder.up counts from the other end there: load_vae turns it
+DIFFUSERS = Layout("a KL autoencoder of diffusers", autoencoder_rows())
 
 
 # ---- reading files ----

@@ -232,18 +232,18 @@ def main(argv):
             losses.append(torch.stack([mse, align]).detach())
         norm = float(nn.utils.clip_grad_norm_(step_module.parameters(), cfg.clip))
         step, seen = step + 1, seen + cfg.batch_size
-        if ids := skipped.bad(norm, losses, [batch.index for batch in parts], train.data.rows):
+        if bad := skipped.bad(norm, losses, [batch.index for batch in parts], train.data.rows):
             optim.forget(optimizers)
         else:
             optim.step_all(optimizers, lr)
             ema.update()
         bar.update()
 
-        if step % cfg.log_every == 0 or step == cfg.steps or ids:
+        if step % cfg.log_every == 0 or step == cfg.steps or bad:
             mse, align = (common.all_sum(sum(losses)) / cfg.batch_size).tolist()
             bar.set_postfix(mse=f"{mse:.4f}", repa=f"{align:.3f}", img_s=f"{seen / (time.time() - began):.0f}")
             if process.master:
-                log.write(step=step, mse=mse, repa=align, lr=lr, norm=norm, img_s=seen / (time.time() - began), **ids)
+                log.write(step=step, mse=mse, repa=align, lr=lr, norm=norm, img_s=seen / (time.time() - began), **bad)
         if step % cfg.eval_every == 0 or step == cfg.steps:
             ema.swap()
             val_mse = validate(step_module, val, process, cfg)

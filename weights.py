@@ -78,14 +78,14 @@ def stated(directory, *keys):
     return part
 
 
-def agree(cfg, stated, path):
+def agree(cfg, settings, path):
     """A config.json that contradicts the tensors is an error."""
     ours = {"hidden_size": "n_embd", "intermediate_size": "n_inner", "num_hidden_layers": "n_layer", "rope_theta": "rope_theta",
             "num_attention_heads": "n_head", "num_key_value_heads": "n_head", "vocab_size": "vocab_size",
             "image_size": "image_size", "patch_size": "patch_size", "max_latent_size": "max_latent_size",
             "z_channels": "latent_channels", "connector_act": "connector_gelu"}
     have = vars(cfg) | {"connector_gelu": {"tanh": "gelu_pytorch_tanh", "none": "gelu"}.get(vars(cfg).get("connector_gelu"))}
-    for theirs, said in stated.items():
+    for theirs, said in settings.items():
         want = {"latent_patch_size": 1, "downsample": 16}.get(theirs, have.get(ours.get(theirs), said))
         if said != want:
             raise InputError(f"{path}: config.json says {theirs} {said}, the tensors and their use say {want}.")
@@ -99,7 +99,8 @@ def sizes(source, layout, path, vision=""):
     config = stated(path, "vision_config", "vit_config", *([] if vision else [""]))
     n_embd, _, patch, _ = shape(vision + "patch.weight")
     grid = int((shape(vision + "positions")[-2] - layout.vision.get("class_token", 0)) ** 0.5)
-    more = {"gelu": {"gelu": "none"}.get(config["hidden_act"], "tanh")} if "hidden_act" in config else {}
+    act = "" if vision else config.get("hidden_act", "")        # of a tower alone: Janus-Pro's and the release's are exact
+    more = {"gelu": {"gelu": "none"}.get(act, "tanh")} if act else {}
     cfg = ViTConfig(image_size=grid * patch, patch_size=patch, n_layer=count(vision + "blocks.{}.norm1.weight"), n_embd=n_embd,
                     n_head=config.get("num_attention_heads", max(1, n_embd // 64)),     # SigLIP's and DINOv2's heads have 64
                     norm_eps=config.get("layer_norm_eps", 1e-6), n_inner=shape(vision + "blocks.0.fc1.weight")[0],
