@@ -11,6 +11,7 @@ from PIL import Image
 
 import checkpoint
 import flow
+import generate
 import sample
 import weights
 from common import InputError, generator
@@ -184,11 +185,11 @@ def test_sampled_reports_depend_on_seed_and_image_number(loaded):
 def test_choose():
     logits = torch.tensor([[0.0, 5.0, 1.0], [3.0, 2.9, -9.0]])
     rngs = lambda n: [generator(n, i) for i in range(2)]
-    assert sample.choose(logits, 0, 1.0, rngs(0)).tolist() == [[1], [0]]
-    assert all(sample.choose(logits, 1.0, 0.3, rngs(n)).tolist() == [[1], [0]] for n in range(20))     # nucleus of one
-    drawn = torch.cat([sample.choose(logits, 1.0, 1.0, rngs(n)) for n in range(400)], 1)
+    assert generate.choose(logits, 0, 1.0, rngs(0)).tolist() == [[1], [0]]
+    assert all(generate.choose(logits, 1.0, 0.3, rngs(n)).tolist() == [[1], [0]] for n in range(20))     # nucleus of one
+    drawn = torch.cat([generate.choose(logits, 1.0, 1.0, rngs(n)) for n in range(400)], 1)
     assert abs((drawn[1] == 0).float().mean() - torch.tensor([3.0, 2.9, -9.0]).softmax(-1)[0]) < 0.08
-    drawn = torch.cat([sample.choose(logits, 1.0, 0.9, rngs(n)) for n in range(100)], 1)
+    drawn = torch.cat([generate.choose(logits, 1.0, 0.9, rngs(n)) for n in range(100)], 1)
     assert set(drawn[1].tolist()) == {0, 1} and set(drawn[0].tolist()) == {1}
 
 
