@@ -95,6 +95,17 @@ class Packed:
         return tuple(part[n].float() for part in self.latents[shard])
 
 
+def refuse_leak(root, und_size, gen_size):
+    """Training both tasks together must not see, in one, the patients that the other holds out (CheXGenBench's split of
+    MIMIC-CXR pools and splits anew, so it does)."""
+    und, gen = Packed(root, "und", und_size), Packed(root, "gen", gen_size)
+    patients = lambda data, train: {row["subject"] for row in data.rows if (row["split"] == "train") == train}
+    both = patients(und, True) & patients(gen, False) | patients(gen, True) & patients(und, False)
+    if both:
+        raise InputError(f"{len(both)} patients whom one task trains on are held out by the other in {root}; joint training "
+                         "needs one split for both: prepare_mimic.py --gen-split official.")
+
+
 @dataclass
 class Batch:
     """What one micro-step sees; `index` are the samples' numbers in the data set. Unused fields are None."""
@@ -108,6 +119,11 @@ class Batch:
     posterior: torch.Tensor | None = None   # gen: (B, z, h, w) noise of the posterior sample
     dropped: torch.Tensor | None = None     # gen: (B,) bool, text dropped
     moments: torch.Tensor | None = None     # gen: (B, 2, z, h, w) mean and log-variance, when they are stored
+
+    @property
+    def tokens(self):
+        """Tokens that carry loss, a number on the batch's device."""
+        return (self.labels != -100).sum()
 
     def to(self, device):
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -154,6 +170,10 @@ class Samples(torch.utils.data.Dataset):
             sample["moments"] = torch.stack(self.data.moments(n))
         return sample
 
+    def ids(self, batch):
+        """Names of a batch's samples."""
+        return [self.data.rows[i]["id"] for i in batch.index.tolist()]
+
     @staticmethod
     def collate(samples):
         ids, valid = pad([s["ids"] for s in samples], multiple=16)
@@ -186,4 +206,4 @@ class MicroBatches:
 def loader(samples, process, micro_batch, start, steps, workers=0):
     """Micro-batches of this process, in order: `batch_size / (world * micro_batch)` a step, steps start..steps-1."""
     keys = MicroBatches(samples.batch_size, process, micro_batch, start, steps)
-    return torch.utils.data.DataLoader(samples, batch_sampler=keys, collate_fn=Samples.collate, num_workers=workers)
+    return torch.utils.data.DataLoader(samples, batch_sampler=keys, collate_fn=Samples.collate, num_workers=max(0, workers))

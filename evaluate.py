@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 import common
 import sample
@@ -35,6 +36,7 @@ class EvalConfig:
     out: str = "phantom_score"      # writes <out>.json and <out>.png
     num: int = 500                  # held-out phantoms
     data_seed: int = 0              # seed of the phantoms; they come from the test split of that seed
+    size: int = 0                   # pixels of the generated pictures, enlarged to be read; 0: as many as the reader takes
     show: int = 8                   # pairs in the picture
     seed: int = 0                   # of the images' noise: image of phantom i is image number i
     steps: int = sample.SampleConfig.steps      # solver steps
@@ -67,7 +69,8 @@ def phantom(cfg):
     model, vae, size = model.to(device), vae and vae.to(device), model.cfg.vision.image_size
     rows, pictures = zip(*(held_out(Settings(seed=cfg.data_seed, size=size), i) for i in range(cfg.num)))
     wanted, reports = [frozenset(map(tuple, row["labels"])) for row in rows], [row["report"] for row in rows]
-    read = lambda images: sample.generate_reports(model, tokenizer, np.stack(images), batch=cfg.batch)
+    resized = lambda images, to: [np.asarray(Image.fromarray(image).resize((to, to), Image.BICUBIC)) for image in images]
+    read = lambda images: sample.generate_reports(model, tokenizer, np.stack(resized(images, size)), batch=cfg.batch)
     facts = lambda texts: [report_to_facts(text) for text in texts]
 
     written = read(pictures)
@@ -76,13 +79,13 @@ def phantom(cfg):
     if vae is not None:         # else it is a checkpoint of stage 1, which only reads
         # one image of each report: image number i of report i, so that the noise differs from phantom to phantom
         drawn = sample.generate_images(model, vae, tokenizer, reports, seed=cfg.seed, steps=cfg.steps, solver=cfg.solver,
-                                       shift=cfg.shift, cfg=cfg.cfg, size=size, batch=cfg.batch, numbers=range(cfg.num))[:, 0]
+                                       shift=cfg.shift, cfg=cfg.cfg, size=cfg.size or size, batch=cfg.batch, numbers=range(cfg.num))[:, 0]
         again = read(drawn)
         scores["cycle"] = f1(wanted, facts(again))
-        scores["vae_ceiling"] = f1(wanted, facts(read(through(vae, pictures, cfg.batch))))
+        scores["vae_ceiling"] = f1(wanted, facts(read(through(vae, resized(pictures, cfg.size or size), cfg.batch))))
         scores["cycle_of_ceiling"] = scores["cycle"]["micro"] / max(1e-9, scores["vae_ceiling"]["micro"])
         shown = sorted(range(cfg.num), key=lambda i: -len(wanted[i]))[:cfg.show]        # those with most to look at
-        pairs = [picture for i in shown for picture in (pictures[i], drawn[i])]
+        pairs = [picture for i in shown for picture in (pictures[i], resized([drawn[i]], size)[0])]
         captions = [text for i in shown for text in
                     ("drawn by formula: " + reports[i], "generated from it, then read: " + again[i])]
         save_png(captioned(pairs, captions, columns=4), Path(f"{cfg.out}.png"), settings=settings)

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from attention import Cache, Heads, RMSNorm, attend, rope, visible
-from vision import ViT, ViTConfig
+from vision import ViT, ViTConfig, normalize
 
 
 @dataclass
@@ -233,6 +233,14 @@ class UniX(nn.Module):
         if len(labels) <= chunk:
             return loss(hidden, labels)
         return torch.cat([checkpoint(loss, h, l, use_reentrant=False) for h, l in zip(hidden.split(chunk), labels.split(chunk))])
+
+    def reading_loss(self, images, ids, valid, labels):
+        """What stage 1 trains: grey images (B, 1, S, S) uint8, text and labels (B, T) -> summed cross-entropy of the
+        report tokens, whose labels are the next token; the others' are -100 and no logits are computed there."""
+        _, cache = self.prefill_image(normalize(images.float() / 255, self.cfg.vision))
+        hidden, _ = self.prefill_text(ids, valid, cache)
+        rows = labels != -100
+        return self.report_loss(hidden[rows], labels[rows]).sum()
 
     def denoise(self, x_t, t, cache=None, taps=()):
         """Noisy block: SOI and EOI in the u stream, h*w latents in the g stream, full attention, ONE position.

@@ -1,13 +1,44 @@
-"""What happens to a run: its log, signals that ask it to stop, steps whose loss is no number."""
+"""What happens to a run, whatever it trains: its intervals and machine, its log, signals that ask it to stop, steps
+whose loss is no number.
+"""
 import json
 import math
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from common import InputError, all_sum
+
+
+@dataclass
+class RunConfig:
+    """Settings that every training has; the scripts add their own (--help lists those first)."""
+    overwrite: bool = False             # start anew although the run's directory holds checkpoints
+    save_every: int = 500               # steps between checkpoints
+    eval_every: int = 500               # steps between validation losses
+    sample_every: int = 0               # steps between pictures or reports in <out>/samples; 0: at every evaluation
+    log_every: int = 10                 # steps between lines of log.jsonl
+    boards: str = ""                    # also log to: tensorboard, wandb, or both with a comma
+    keep: int = 2                       # newest checkpoints to keep
+    keep_every: int = 0                 # and all those whose step is a multiple of this; 0: none
+    max_skipped: int = 20               # steps in a row without a finite gradient until the run gives up
+    optimizer: str = "adamw"            # or "muon" for the matrices, which learns faster from nothing
+    decay: str = "constant"             # learning rate after warm-up; or "cosine", down to 0
+    weight_decay: float = 0.0           # of AdamW
+    clip: float = 1.0                   # largest norm of the gradient
+    ema: float = 0.9999                 # decay of the averaged weights
+    seed: int = 0                       # of everything random
+    device: str = "auto"                # auto, cpu, cuda
+    dtype: str = "bfloat16"             # of matrix products; parameters stay float32
+    threads: int = 0                    # CPU threads; 0 leaves it to torch
+    workers: int = -1                   # processes that read data; -1: four with a GPU, else none
+    shard: bool = False                 # spread the optimizer's state over the processes (ZeRO 1)
+    recompute: bool = False             # forget what layers compute and compute it again going backward: less memory
+    compile: bool = False               # torch.compile the step: slow to start, then faster
+    deterministic: bool = False         # the same bits in every run, on CUDA too; slower
 
 
 class Log:
@@ -60,13 +91,16 @@ class Skipped:
     def __init__(self, most, in_a_row):
         self.most, self.in_a_row = most, in_a_row
 
-    def bad(self, norm, losses, indices, rows):
-        """Whether this step must be skipped: {} or {"skipped": ids of its bad micro-batches' samples, on any process}."""
+    def bad(self, norm, losses, ids_of):
+        """Whether this step must be skipped: {} or {"skipped": ids of its bad micro-batches' samples, on any process}.
+
+        losses: one tensor a micro-step of this process; ids_of(i): the samples of micro-step i.
+        """
         if math.isfinite(norm):
             self.in_a_row = 0
             return {}
         self.in_a_row += 1
-        ids = [rows[i]["id"] for loss, index in zip(losses, indices) if not torch.isfinite(loss).all() for i in index.tolist()]
+        ids = [name for i, loss in enumerate(losses) if not torch.isfinite(loss).all() for name in ids_of(i)]
         gathered = [ids]
         if dist.is_initialized():
             gathered = [None] * dist.get_world_size()

@@ -82,9 +82,11 @@ def convert(key, value, kind):
 
 def help_text(cfg, doc, presets):
     """The docstring, then every field with its default and the comment that stands behind it in the source."""
-    source = inspect.getsource(type(cfg))
+    classes = [c for c in type(cfg).__mro__ if dataclasses.is_dataclass(c)]      # the script's own fields first
+    source = "".join(inspect.getsource(c) for c in classes)
+    inherited = {f.name for c in classes[1:] for f in dataclasses.fields(c)}
     lines = [doc.strip(), "", "options:"]
-    for f in dataclasses.fields(cfg):
+    for f in sorted(dataclasses.fields(cfg), key=lambda f: f.name in inherited):
         comment = re.search(rf"^    {f.name}\s*:.*?\s#\s*(.*)$", source, re.MULTILINE)
         default = getattr(cfg, f.name)
         default = "" if default in ("", [], None) else f" [{default}]"

@@ -12,6 +12,7 @@ t in [0, 1], 1 = noise; x_0 clean latent, v = noise - x_0.
 """
 import time
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -27,11 +28,11 @@ import repa
 import runs
 import weights
 from common import InputError, print0
-from data import Packed, Samples, loader
+from data import Packed, Samples, loader, refuse_leak
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(runs.RunConfig):
     # I/O
     preset: str = "paper"               # a row of PRESETS below
     stage: int = 2                      # 2: half size with REPA; 3: full size without
@@ -39,13 +40,6 @@ class TrainConfig:
     init: str = "out/und"               # weights to start from: stage 1 for stage 2, stage 2 for stage 3
     vae: str = "pretrained/vae"         # a run of train_vae.py or a kl-f16; "" takes the VAE that --init holds
     out: str = "out/gen256"             # the run's directory; resumes when it holds a checkpoint
-    overwrite: bool = False             # start anew although the run's directory holds checkpoints
-    save_every: int = 500               # steps between checkpoints
-    eval_every: int = 500               # steps between validation losses
-    log_every: int = 10                 # steps between lines of log.jsonl
-    keep: int = 2                       # newest checkpoints to keep
-    keep_every: int = 0                 # and all those whose step is a multiple of this; 0: none
-    max_skipped: int = 20               # steps in a row without a finite gradient until the run gives up
     # model
     size: int = 256                     # pixels a side
     max_latent_size: int = 32           # rows of the position table of a new generation set
@@ -55,32 +49,24 @@ class TrainConfig:
     repa_encoder: str = "pretrained/rad-dino"   # a Dinov2Model to align with; "" takes the vision tower of --init
     repa_size: int = 0                  # pixels that it gets; 0: what it was trained on; 224 is the cheap option for RAD-DINO
     text_dropout: float = 0.1           # share of samples without text
+    train_u: bool = False               # train the understanding set too (Table 5)
+    und_share: float = 0.0              # reading samples a step on top, as a share of the batch (Table 5)
     shift: float = 1.0                  # of the training times
     # optimizer (Table 1, stage 2)
     steps: int = 75000                  # optimizer steps in all
     batch_size: int = 256               # samples a step, over all processes and micro-steps
     micro_batch: int = 32               # samples of one forward pass of one process
-    optimizer: str = "adamw"            # or "muon" for the matrices, which learns faster from nothing
     lr: float = 2e-4                    # learning rate after warm-up
     warmup: int = 2000                  # steps of linear warm-up
-    decay: str = "constant"             # or "cosine", down to 0
-    weight_decay: float = 0.0           # of AdamW
-    clip: float = 1.0                   # largest norm of the gradient
-    ema: float = 0.9999                 # decay of the averaged weights
-    seed: int = 0                       # of everything random
-    # system
-    device: str = "auto"                # auto, cpu, cuda
-    dtype: str = "bfloat16"             # of matrix products; parameters stay float32
-    threads: int = 0                    # CPU threads; 0 leaves it to torch
-    workers: int = 0                    # processes that read data
-    shard: bool = False                 # spread the optimizer's state over the processes (ZeRO 1)
-    recompute: bool = False             # forget what layers compute and compute it again going backward: less memory
-    compile: bool = False               # torch.compile the step: slow to start, then faster
-    deterministic: bool = False         # the same bits in every run, on CUDA too; slower
 
     def __post_init__(self):
         assert self.stage in (2, 3), f"--stage {self.stage}: this script trains stages 2 and 3; train_und.py is stage 1."
         assert self.batch_size > 0 and self.micro_batch > 0 and self.steps > 0, "batch sizes and steps must be positive."
+        assert self.train_u or not self.und_share, "--und-share trains the understanding set: it needs --train-u."
+        assert self.und_share * self.micro_batch % 1 == 0 <= self.und_share, (
+            f"--und-share {self.und_share:g} of a micro-batch of {self.micro_batch} is no whole number of samples.")
+        assert not (self.train_u and self.repa and not self.repa_encoder), (
+            "--train-u trains the vision tower, so it cannot be what --repa aligns with: name --repa-encoder or use --repa 0.")
 
 
 PAPER3 = dict(init="out/gen256", vae="", out="out/gen512", size=512, repa=0.0, steps=5000, lr=1e-4, warmup=0)
@@ -91,11 +77,21 @@ PRESETS = {     # preset -> stage -> settings
     "phantom": {2: dict(PHANTOM, init="out/phantom/und", out="out/phantom/gen64", size=64, steps=1000),
                 3: dict(PHANTOM, init="out/phantom/gen64", out="out/phantom/gen128", size=128, steps=2500, repa=0.0)},
 }
-VECTORS = ("latent_in", "latent_out", "mlp.4")          # parameters that AdamW keeps when Muon has the matrices
+# Table 5, 2,000 steps each, by understanding : generation data. The paper does not say from which weights, at which size or
+# with which weights of the losses; here from stage 2, at its size, both losses with weight 1, without REPA.
+TABLE5 = {"0:1-frozen": (False, 0.0), "1:1": (True, 1.0), "1:2": (True, 0.5), "1:4": (True, 0.25), "0:1": (True, 0.0)}
+for name, (train_u, und_share) in TABLE5.items():
+    row = dict(train_u=train_u, und_share=und_share, vae="", repa=0.0, warmup=0)
+    PRESETS[f"table5-{name}"] = {2: dict(row, init="out/gen256", out=f"out/table5-{name}", steps=2000)}
+    PRESETS[f"phantom-table5-{name}"] = {2: dict(PHANTOM | row, init="out/phantom/gen64", size=64, steps=500, lr=1e-3,
+                                                 decay="constant", out=f"out/phantom/table5-{name}")}
+# parameters that AdamW keeps when Muon has the matrices
+VECTORS = ("embed.weight", "lm_head", "positions", "patch", "latent_in", "latent_out", "mlp.4")
 
 
 class GenStep(nn.Module):
-    """One micro-step: a batch -> summed squared error and summed alignment loss of its images."""
+    """One micro-step: a batch to draw, and one to read if both are trained -> squared error (B,) and alignment loss (B,)
+    of its images, summed cross-entropy of the report tokens."""
 
     def __init__(self, unix, vae, encoder, projector, cfg):
         super().__init__()
@@ -113,7 +109,7 @@ class GenStep(nn.Module):
             mean, logvar = batch.moments.unbind(1)
             return self.vae.normalise(mean, logvar, batch.posterior)
 
-    def forward(self, batch):
+    def forward(self, batch, und=None):
         frozen = not any(p.requires_grad for p in self.unix.u_parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             _, cache = self.unix.prefill_text(batch.ids, batch.valid)
@@ -121,11 +117,14 @@ class GenStep(nn.Module):
         x_t, target = flow.interpolate(x_0, batch.noise, t)
         tap = self.unix.cfg.repa_layer
         v, hiddens = self.unix.denoise(x_t, t, cache.drop(batch.dropped), (tap,) if self.projector else ())
-        mse = flow.flow_loss(v, target).sum()
-        if self.projector is None:
-            return mse, torch.zeros_like(mse)
-        towards = repa.targets(self.encoder, batch.images.float() / 255, x_t.shape[2:], self.cfg.repa_size)
-        return mse, repa.repa_loss(self.projector(hiddens[tap]), towards).sum()
+        mse = flow.flow_loss(v, target)
+        align, ce = torch.zeros_like(mse), mse.new_zeros(())
+        if self.projector is not None:
+            towards = repa.targets(self.encoder, batch.images.float() / 255, x_t.shape[2:], self.cfg.repa_size)
+            align = repa.repa_loss(self.projector(hiddens[tap]), towards)
+        if und is not None:
+            ce = self.unix.reading_loss(und.images, und.ids, und.valid, und.labels)
+        return mse, align, ce
 
 
 def initial(cfg):
@@ -148,6 +147,23 @@ def initial(cfg):
     return model, vae, tokenizer
 
 
+def freeze(cfg, model):
+    """Stages 2 and 3 freeze everything of understanding; Table 5's other rows train what gets a gradient.
+
+    Drawing alone reaches no gradient where nothing flows from text to latents: the vision tower and connector, the head,
+    and in the last layer what comes after attention. These are named and left out of the optimizer.
+    """
+    if not cfg.train_u:
+        return model.freeze("u")
+    last = f"layers.{model.cfg.n_layer - 1}.u."
+    idle = ("vision.", "connector.", "norm_u.", "lm_head.", last + "heads.o.", last + "norm2.", last + "mlp.")
+    names = [] if cfg.und_share else [n for n, _ in model.named_parameters() if n.startswith(idle)]
+    for name in names:
+        model.get_parameter(name).requires_grad_(False)
+    if names:
+        print0(f"without a gradient, so not trained: {', '.join(names)}")
+
+
 def repa_parts(cfg, model):
     """REPA's frozen encoder and its trained projector, or (None, None)."""
     if not cfg.repa:
@@ -165,7 +181,7 @@ def validate(step_module, samples, process, cfg, n=256):
     for start in range(0, len(chosen), cfg.micro_batch):
         batch = Samples.collate([samples[(-1, i)] for i in chosen[start:start + cfg.micro_batch]])
         with common.autocast(process.device, cfg.dtype):
-            total += step_module(batch.to(process.device))[0].double()
+            total += step_module(batch.to(process.device))[0].double().sum()
     return float(common.all_sum(total)) / count
 
 
@@ -175,7 +191,7 @@ def settings(argv):
         rows = {f"{name}, stage {stage}": row for name, by in PRESETS.items() for stage, row in by.items()}
         common.override(TrainConfig(), argv, __doc__, rows)
     stage = common.override(TrainConfig(), argv, __doc__, {k: {} for k in PRESETS}).stage
-    return common.override(TrainConfig(), argv, __doc__, {k: rows[stage] for k, rows in PRESETS.items()})
+    return common.override(TrainConfig(), argv, __doc__, {k: rows[stage] for k, rows in PRESETS.items() if stage in rows})
 
 
 def main(argv):
@@ -185,7 +201,7 @@ def main(argv):
 
     # networks: the run's own checkpoint, else given weights; freeze, then optimizer, then DDP
     model, vae, tokenizer = weights.load(resume, ema=False) if resume else initial(cfg)
-    model.freeze("u")
+    freeze(cfg, model)
     model.recompute = cfg.recompute
     encoder, projector = repa_parts(cfg, model)
     if resume and projector is not None:
@@ -194,6 +210,11 @@ def main(argv):
     latent = (vae.cfg.embed_dim, cfg.size // vae.factor, cfg.size // vae.factor)
     train, val = (Samples(Packed(cfg.data, "gen", cfg.size, split), tokenizer, model.cfg.max_text, cfg.seed,
                           cfg.batch_size, latent, cfg.text_dropout) for split in ("train", "val"))
+    und = None
+    if cfg.und_share:
+        und = Samples(Packed(cfg.data, "und", model.cfg.vision.image_size, "train"), tokenizer, model.cfg.max_text, cfg.seed,
+                      round(cfg.batch_size * cfg.und_share))
+        refuse_leak(cfg.data, model.cfg.vision.image_size, cfg.size)
     stored = [samples.data.open_latents(weights.vae_hash(vae)) for samples in (train, val)]
     print0("latents: " + ("stored" if all(stored) else "encoded as we go (train_vae.py --encode stores them)"))
     optimizers = optim.optimizers(step_module, cfg, VECTORS, cfg.shard)
@@ -218,21 +239,27 @@ def main(argv):
     # the loop: `micro` forward and backward passes make one step
     micro = cfg.batch_size // (cfg.micro_batch * process.world)
     batches = iter(loader(train, process, cfg.micro_batch, step, cfg.steps, cfg.workers))
+    und_batches = repeat(None) if und is None else iter(
+        loader(und, process, round(cfg.micro_batch * cfg.und_share), step, cfg.steps, cfg.workers))
     bar = tqdm(total=cfg.steps, initial=step, desc=f"stage {cfg.stage}", unit="step", disable=not process.master)
     began, seen = time.time(), 0
     while step < cfg.steps and not stop.now:
         lr = optim.lr_at(step, cfg.lr, cfg.warmup, cfg.steps, cfg.decay)
-        losses, parts = [], [next(batches) for _ in range(micro)]
-        for i, batch in enumerate(parts):
+        losses, parts = [], [(next(batches), next(und_batches)) for _ in range(micro)]
+        tokens = 1
+        if und is not None:         # of the whole step, on all processes and micro-steps, as in stage 1
+            tokens = common.all_sum(sum(read.tokens for _, read in parts).to(process.device))
+        for i, (batch, read) in enumerate(parts):
             if process.world > 1:
                 wrapped.require_backward_grad_sync = i == micro - 1
             with common.autocast(process.device, cfg.dtype):
-                mse, align = wrapped(batch.to(process.device))
-            ((mse + cfg.repa * align) * process.world / cfg.batch_size).backward()     # DDP averages over processes
-            losses.append(torch.stack([mse, align]).detach())
+                mse, align, ce = wrapped(batch.to(process.device), read and read.to(process.device))
+            loss = (mse + cfg.repa * align).sum() / cfg.batch_size + ce / tokens
+            (loss * process.world).backward()               # DDP averages over processes
+            losses.append(torch.stack([mse.sum(), align.sum(), ce]).detach())
         norm = float(nn.utils.clip_grad_norm_(step_module.parameters(), cfg.clip))
         step, seen = step + 1, seen + cfg.batch_size
-        if bad := skipped.bad(norm, losses, [batch.index for batch in parts], train.data.rows):
+        if bad := skipped.bad(norm, losses, lambda i: train.ids(parts[i][0]) + (und.ids(parts[i][1]) if und else [])):
             optim.forget(optimizers)
         else:
             optim.step_all(optimizers, lr)
@@ -240,10 +267,11 @@ def main(argv):
         bar.update()
 
         if step % cfg.log_every == 0 or step == cfg.steps or bad:
-            mse, align = (common.all_sum(sum(losses)) / cfg.batch_size).tolist()
+            mse, align, ce = common.all_sum(sum(losses)).tolist()
+            mse, align, ce = mse / cfg.batch_size, align / cfg.batch_size, {"ce": ce / int(tokens)} if und else {}
             bar.set_postfix(mse=f"{mse:.4f}", repa=f"{align:.3f}", img_s=f"{seen / (time.time() - began):.0f}")
             if process.master:
-                log.write(step=step, mse=mse, repa=align, lr=lr, norm=norm, img_s=seen / (time.time() - began), **bad)
+                log.write(step=step, mse=mse, repa=align, **ce, lr=lr, norm=norm, img_s=seen / (time.time() - began), **bad)
         if step % cfg.eval_every == 0 or step == cfg.steps:
             ema.swap()
             val_mse = validate(step_module, val, process, cfg)

@@ -22,23 +22,17 @@ import weights
 from common import InputError, print0
 from data import Packed, Samples, loader
 from model import UniX, UniXConfig
-from vision import ViTConfig, normalize
+from vision import ViTConfig
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(runs.RunConfig):
     # I/O
     preset: str = ""                    # a row of PRESETS below
     data: str = "datasets/mimic"        # root of the packed data sets; reads <data>/und-<image size>
     init: str = "pretrained/Janus-Pro-1B"   # weights to start from; "" starts from nothing with the sizes below
     out: str = "out/und"                # the run's directory; resumes when it holds a checkpoint
-    overwrite: bool = False             # start anew although the run's directory holds checkpoints
-    save_every: int = 500               # steps between checkpoints
     eval_every: int = 250               # steps between validation losses
-    log_every: int = 10                 # steps between lines of log.jsonl
-    keep: int = 2                       # newest checkpoints to keep
-    keep_every: int = 0                 # and all those whose step is a multiple of this; 0: none
-    max_skipped: int = 20               # steps in a row without a finite gradient until the run gives up
     # model, when it starts from nothing
     n_layer: int = 24                   # decoder layers
     n_head: int = 16                    # attention heads
@@ -54,23 +48,8 @@ class TrainConfig:
     steps: int = 3840                   # optimizer steps in all
     batch_size: int = 256               # samples a step, over all processes and micro-steps
     micro_batch: int = 32               # samples of one forward pass of one process
-    optimizer: str = "adamw"            # or "muon" for the matrices, which learns faster from nothing
     lr: float = 1e-4                    # learning rate after warm-up
     warmup: int = 80                    # steps of linear warm-up
-    decay: str = "constant"             # or "cosine", down to 0
-    weight_decay: float = 0.0           # of AdamW
-    clip: float = 1.0                   # largest norm of the gradient
-    ema: float = 0.9999                 # decay of the averaged weights
-    seed: int = 0                       # of everything random
-    # system
-    device: str = "auto"                # auto, cpu, cuda
-    dtype: str = "bfloat16"             # of matrix products; parameters stay float32
-    threads: int = 0                    # CPU threads; 0 leaves it to torch
-    workers: int = 0                    # processes that read data
-    shard: bool = False                 # spread the optimizer's state over the processes (ZeRO 1)
-    recompute: bool = False             # forget what layers compute and compute it again going backward: less memory
-    compile: bool = False               # torch.compile the step: slow to start, then faster
-    deterministic: bool = False         # the same bits in every run, on CUDA too; slower
 
     def __post_init__(self):
         assert self.batch_size > 0 and self.micro_batch > 0 and self.steps > 0, "batch sizes and steps must be positive."
@@ -93,12 +72,7 @@ class UndStep(nn.Module):
         self.unix = unix
 
     def forward(self, batch):
-        pixels = normalize(batch.images.float() / 255, self.unix.cfg.vision)
-        _, cache = self.unix.prefill_image(pixels)
-        hidden, _ = self.unix.prefill_text(batch.ids, batch.valid, cache)
-        rows = batch.labels != -100
-        loss = self.unix.report_loss(hidden[rows], batch.labels[rows])      # logits at report positions only
-        return loss.sum(), rows.sum()
+        return self.unix.reading_loss(batch.images, batch.ids, batch.valid, batch.labels), batch.tokens
 
 
 def initial(cfg):
@@ -172,18 +146,18 @@ def main(argv):
         lr = optim.lr_at(step, cfg.lr, cfg.warmup, cfg.steps, cfg.decay)
         parts = [next(batches) for _ in range(micro)]
         # the sum over tokens is divided by the report tokens of the whole step, on all processes and micro-steps
-        tokens = common.all_sum(torch.tensor([sum(int((b.labels != -100).sum()) for b in parts)], device=process.device))
+        tokens = common.all_sum(sum(batch.tokens for batch in parts).to(process.device))
         losses = []
         for i, batch in enumerate(parts):
             if process.world > 1:
                 wrapped.require_backward_grad_sync = i == micro - 1
             with common.autocast(process.device, cfg.dtype):
                 loss, _ = wrapped(batch.to(process.device))
-            (loss * process.world / tokens).sum().backward()       # DDP averages over processes
+            (loss * process.world / tokens).backward()             # DDP averages over processes
             losses.append(loss.detach())
         norm = float(nn.utils.clip_grad_norm_(model.parameters(), cfg.clip))
         step, seen = step + 1, seen + cfg.batch_size
-        if bad := skipped.bad(norm, losses, [batch.index for batch in parts], train.data.rows):
+        if bad := skipped.bad(norm, losses, lambda i: train.ids(parts[i])):
             optim.forget(optimizers)
         else:
             optim.step_all(optimizers, lr)
