@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 
 from common import InputError
 
-FREE = ("steps", "out", "overwrite", "save_every", "eval_every", "log_every", "keep", "keep_every", "max_skipped", "device",
-        "threads", "workers", "shard", "recompute")
+FREE = ("steps", "out", "overwrite", "save_every", "eval_every", "sample_every", "log_every", "boards", "keep", "keep_every",
+        "max_skipped", "device", "threads", "workers", "shard", "recompute")
 
 
 def write(directory, *, config, tensors, tokenizer=None, state=None):

@@ -3,7 +3,9 @@
 Nothing here knows the model. Every script ends with `common.cli(main)`: bad input ends in one sentence.
 """
 import os
+import signal
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -21,6 +23,9 @@ def cli(main):
     try:
         sys.exit(main(sys.argv[1:]))
     except InputError as error:
+        if "RANK" in os.environ:        # what all processes notice the first one says; torchrun ends those who wait to say it
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(min(3 * int(os.environ["RANK"]), 10))
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
@@ -62,7 +67,12 @@ def setup(device="auto", threads=0, deterministic=False):
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    except dist.DistNetworkError as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise InputError(f"the processes cannot meet at {place} ({str(error).splitlines()[0]}); if the port is in use, "
+                         "give torchrun another --master_port.") from None
     return Process(dist.get_rank(), dist.get_world_size(), torch.device(device))
 
 

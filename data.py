@@ -12,6 +12,7 @@ a resumed run, more processes or more accumulation see the same samples with the
 import io
 import json
 import os
+import signal
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -86,13 +87,13 @@ class Packed:
         if any(file.metadata() != {"vae": vae_hash, "data": self.info["hash"]} for file in files):
             raise InputError(f"the latents in {self.directory} come from another VAE or data set; encode them anew "
                              "(train_vae.py --encode) or delete them.")
-        self.latents = [(file.get_tensor("mean"), file.get_tensor("logvar")) for file in files]
+        self.latents = [(file.get_slice("mean"), file.get_slice("logvar")) for file in files]      # mapped, not read
         return True
 
     def moments(self, i):
         """Posterior mean and log-variance (z, h, w) of image i, before normalisation."""
         shard, n, _, _ = self.places[i]
-        return tuple(part[n].float() for part in self.latents[shard])
+        return tuple(part[n:n + 1][0].float() for part in self.latents[shard])
 
 
 def refuse_leak(root, und_size, gen_size):
@@ -125,9 +126,15 @@ class Batch:
         """Tokens that carry loss, a number on the batch's device."""
         return (self.labels != -100).sum()
 
+    def map(self, f):
+        kept = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(**{k: v if v is None else f(v) for k, v in kept.items()})
+
     def to(self, device):
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v if v is None else v.to(device, non_blocking=True) for k, v in moved.items()})
+        return self.map(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self):
+        return self.map(torch.Tensor.pin_memory)
 
 
 class Samples(torch.utils.data.Dataset):
@@ -206,4 +213,13 @@ class MicroBatches:
 def loader(samples, process, micro_batch, start, steps, workers=0):
     """Micro-batches of this process, in order: `batch_size / (world * micro_batch)` a step, steps start..steps-1."""
     keys = MicroBatches(samples.batch_size, process, micro_batch, start, steps)
-    return torch.utils.data.DataLoader(samples, batch_sampler=keys, collate_fn=Samples.collate, num_workers=max(0, workers))
+    cuda = process.device.type == "cuda"
+    workers = workers if workers >= 0 else 4 * cuda
+    return torch.utils.data.DataLoader(samples, batch_sampler=keys, collate_fn=Samples.collate, num_workers=workers,
+                                       pin_memory=cuda, worker_init_fn=plain_signals)
+
+
+def plain_signals(worker):
+    """Ctrl-C reaches all processes: the training process decides, its readers go on until it has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -79,7 +79,8 @@ def phantom(cfg):
     if vae is not None:         # else it is a checkpoint of stage 1, which only reads
         # one image of each report: image number i of report i, so that the noise differs from phantom to phantom
         drawn = sample.generate_images(model, vae, tokenizer, reports, seed=cfg.seed, steps=cfg.steps, solver=cfg.solver,
-                                       shift=cfg.shift, cfg=cfg.cfg, size=cfg.size or size, batch=cfg.batch, numbers=range(cfg.num))[:, 0]
+                                       shift=cfg.shift, cfg=cfg.cfg, size=cfg.size or size, batch=cfg.batch,
+                                       numbers=range(cfg.num))[:, 0]
         again = read(drawn)
         scores["cycle"] = f1(wanted, facts(again))
         scores["vae_ceiling"] = f1(wanted, facts(read(through(vae, resized(pictures, cfg.size or size), cfg.batch))))

@@ -1,6 +1,7 @@
 """How weights move: learning rate, AdamW (the paper's) and Muon (the laptop's), the average of the weights, resuming."""
 import json
 import math
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -106,6 +107,13 @@ class EMA:
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(list(self.shadow.values()), [p.float() for p in self.live.values()], 1 - decay)
+
+    @contextmanager
+    def swapped(self):
+        """The average is live within this context."""
+        self.swap()
+        yield
+        self.swap()
 
     @torch.no_grad()
     def swap(self):

@@ -4,7 +4,10 @@ whose loss is no number.
 import json
 import math
 import signal
-from dataclasses import dataclass
+import time
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -19,7 +22,7 @@ class RunConfig:
     overwrite: bool = False             # start anew although the run's directory holds checkpoints
     save_every: int = 500               # steps between checkpoints
     eval_every: int = 500               # steps between validation losses
-    sample_every: int = 0               # steps between pictures or reports in <out>/samples; 0: at every evaluation
+    sample_every: int = 1000            # steps between samples, drawn or written, in <out>/samples; 0: none
     log_every: int = 10                 # steps between lines of log.jsonl
     boards: str = ""                    # also log to: tensorboard, wandb, or both with a comma
     keep: int = 2                       # newest checkpoints to keep
@@ -41,11 +44,85 @@ class RunConfig:
     deterministic: bool = False         # the same bits in every run, on CUDA too; slower
 
 
+def agree(process, cfg, free=("device", "threads", "workers")):
+    """All processes must have the same settings, but for what a machine may have of its own; else all of them stop."""
+    if process.world == 1:
+        return
+    everyone = [None] * process.world
+    dist.all_gather_object(everyone, asdict(cfg))
+    said = {key: [str(theirs[key]) for theirs in everyone] for key in asdict(cfg) if key not in free}
+    different = [f"{key}: {', '.join(values)}" for key, values in said.items() if len(set(values)) > 1]
+    if different:
+        raise InputError(f"ranks disagree about their settings ({'; '.join(different)}); give the same command on every machine.")
+
+
+TIMED = ("img_s", "tok_s", "wait", "mfu")       # fields of the log that two equal runs may differ in
+
+
+class Meter:
+    """How fast a run is since the last look: images and tokens a second, the share of the time that it waited for data,
+    and model FLOP utilisation, when the peak (FLOP/s of all devices together) is known."""
+
+    def __init__(self, peak=None):
+        self.peak = peak
+        self.reset()
+
+    def reset(self):
+        self.began, self.waited, self.counts = time.perf_counter(), 0.0, Counter()
+
+    def fetch(self, batches, n):
+        """The next n micro-batches."""
+        asked = time.perf_counter()
+        parts = [next(batches) for _ in range(n)]
+        self.waited += time.perf_counter() - asked
+        return parts
+
+    @contextmanager
+    def paused(self):
+        """Evaluating and saving are no training time."""
+        began = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - began
+
+    def rates(self):
+        seconds, flops = time.perf_counter() - self.began, self.counts.pop("flops", 0)
+        rates = {f"{name}_s": count / seconds for name, count in self.counts.items()} | {"wait": self.waited / seconds}
+        rates |= {"mfu": flops / seconds / self.peak} if self.peak and flops else {}
+        self.reset()
+        return rates
+
+
+def tensorboard(run, settings):
+    """A function that writes numbers for TensorBoard: `tensorboard --logdir out`."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError("--boards tensorboard needs a package: pip install tensorboard.") from None
+    writer = SummaryWriter(run / "tensorboard")
+    return lambda step, numbers: [writer.add_scalar(name, value, step) for name, value in numbers.items()]
+
+
+def wandb(run, settings):
+    """A function that writes numbers to Weights & Biases."""
+    try:
+        import wandb
+    except ImportError:
+        raise InputError("--boards wandb needs a package: pip install wandb.") from None
+    board = wandb.init(project="unix", name=run.name, dir=run, config=settings)
+    return lambda step, numbers: board.log(numbers, step=step)
+
+
+BOARDS = {"tensorboard": tensorboard, "wandb": wandb}
+
+
 class Log:
     """log.jsonl: one JSON object a line. On resuming at `step`, lines of later steps are cut off."""
 
-    def __init__(self, path, step):
+    def __init__(self, path, step, boards="", settings=None):
         self.path = Path(path)
+        if unknown := [name for name in boards.split(",") if name and name not in BOARDS]:
+            raise InputError(f"--boards {unknown[0]} is none of {', '.join(BOARDS)}.")
+        self.boards = [BOARDS[name](self.path.parent, settings) for name in boards.split(",") if name]
         if self.path.exists():
             whole = self.path.read_text().rpartition("\n")[0]     # a kill may have torn the last line
             kept = [s for s in whole.splitlines() if json.loads(s)["step"] <= step]
@@ -54,9 +131,12 @@ class Log:
             temporary.rename(self.path)
 
     def write(self, **fields):
-        fields = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}   # JSON has no NaN
+        finite = lambda v: None if isinstance(v, float) and not math.isfinite(v) else v                  # JSON has no NaN
+        fields = {k: [finite(x) for x in v] if isinstance(v, list) else finite(v) for k, v in fields.items()}
         with open(self.path, "a") as file:
             file.write(json.dumps(fields) + "\n")
+        for board in self.boards:
+            board(fields["step"], {k: v for k, v in fields.items() if isinstance(v, float)})
 
 
 class Stop:

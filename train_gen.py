@@ -10,7 +10,6 @@ samples the text is dropped, which is what guidance needs. Stage 3 reads more of
 
 t in [0, 1], 1 = noise; x_0 clean latent, v = noise - x_0.
 """
-import time
 from dataclasses import asdict, dataclass
 from itertools import repeat
 from pathlib import Path
@@ -29,6 +28,8 @@ import runs
 import weights
 from common import InputError, print0
 from data import Packed, Samples, loader, refuse_leak
+from generate import generate_images
+from images import captioned, save_png
 
 
 @dataclass
@@ -174,15 +175,31 @@ def repa_parts(cfg, model):
 
 
 @torch.no_grad()
-def validate(step_module, samples, process, cfg, n=256):
-    """Mean squared error on the first n validation images with fixed times and noise; all processes take part."""
-    total, count = torch.zeros((), dtype=torch.float64, device=process.device), min(n, len(samples.data))
-    chosen = range(process.rank, count, process.world)
+def validate(step_module, samples, process, cfg, n=256, bins=5):
+    """Squared error on the first n validation images with fixed times and noise; all processes take part.
+
+    -> mean, and means over images whose t is in [0, 0.2), [0.2, 0.4), ...: near 0 fine detail is learnt, near 1 the layout.
+    """
+    total = torch.zeros(2, bins, dtype=torch.float64, device=process.device)            # errors and how many
+    chosen = range(process.rank, min(n, len(samples.data)), process.world)
     for start in range(0, len(chosen), cfg.micro_batch):
-        batch = Samples.collate([samples[(-1, i)] for i in chosen[start:start + cfg.micro_batch]])
+        batch = Samples.collate([samples[(-1, i)] for i in chosen[start:start + cfg.micro_batch]]).to(process.device)
         with common.autocast(process.device, cfg.dtype):
-            total += step_module(batch.to(process.device))[0].double().sum()
-    return float(common.all_sum(total)) / count
+            error = step_module(batch)[0].double()
+        bin = (flow.sample_t(batch.normal, cfg.shift) * bins).long().clamp(max=bins - 1)
+        total.index_add_(1, bin, torch.stack([error, torch.ones_like(error)]))
+    errors, counts = common.all_sum(total)
+    return float(errors.sum() / counts.sum()), (errors / counts).tolist()
+
+
+def show(model, vae, tokenizer, data, path, n=8):
+    """A picture to look at: the first n images of a data set, each beside one drawn from its report with fixed noise."""
+    reports = [row["report"] for row in data.rows[:n]]
+    drawn = generate_images(model, vae, tokenizer, reports, size=data.size, numbers=range(len(reports)), progress=False)[:, 0]
+    pairs = [picture for i, image in enumerate(drawn) for picture in (data.image(i).numpy(), image)]
+    path.parent.mkdir(exist_ok=True)
+    captions = [text for report in reports for text in ("given: " + report, "drawn from the report")]
+    save_png(captioned(pairs, captions, columns=4), path)
 
 
 def settings(argv):
@@ -197,6 +214,7 @@ def settings(argv):
 def main(argv):
     cfg = settings(argv)
     process = common.setup(cfg.device, cfg.threads, cfg.deterministic)
+    runs.agree(process, cfg)
     resume = checkpoint.start(cfg.out, cfg, cfg.overwrite)
 
     # networks: the run's own checkpoint, else given weights; freeze, then optimizer, then DDP
@@ -224,7 +242,7 @@ def main(argv):
     wrapped = common.wrap(step_module, process, cfg.compile)
     if process.master:
         checkpoint.tidy(cfg.out, anew=resume is None)
-        log = runs.Log(Path(cfg.out) / "log.jsonl", step)
+        log = runs.Log(Path(cfg.out) / "log.jsonl", step, cfg.boards, asdict(cfg))
 
     def save():
         state = optim.state(optimizers, ema, skipped.in_a_row)         # all processes: gathers the shards
@@ -239,14 +257,13 @@ def main(argv):
     # the loop: `micro` forward and backward passes make one step
     micro = cfg.batch_size // (cfg.micro_batch * process.world)
     batches = iter(loader(train, process, cfg.micro_batch, step, cfg.steps, cfg.workers))
-    und_batches = repeat(None) if und is None else iter(
-        loader(und, process, round(cfg.micro_batch * cfg.und_share), step, cfg.steps, cfg.workers))
+    pairs = zip(batches, repeat(None) if und is None else
+                loader(und, process, round(cfg.micro_batch * cfg.und_share), step, cfg.steps, cfg.workers))
     bar = tqdm(total=cfg.steps, initial=step, desc=f"stage {cfg.stage}", unit="step", disable=not process.master)
-    began, seen = time.time(), 0
+    meter = runs.Meter()
     while step < cfg.steps and not stop.now:
         lr = optim.lr_at(step, cfg.lr, cfg.warmup, cfg.steps, cfg.decay)
-        losses, parts = [], [(next(batches), next(und_batches)) for _ in range(micro)]
-        tokens = 1
+        losses, parts, tokens = [], meter.fetch(pairs, micro), 1
         if und is not None:         # of the whole step, on all processes and micro-steps, as in stage 1
             tokens = common.all_sum(sum(read.tokens for _, read in parts).to(process.device))
         for i, (batch, read) in enumerate(parts):
@@ -258,7 +275,8 @@ def main(argv):
             (loss * process.world).backward()               # DDP averages over processes
             losses.append(torch.stack([mse.sum(), align.sum(), ce]).detach())
         norm = float(nn.utils.clip_grad_norm_(step_module.parameters(), cfg.clip))
-        step, seen = step + 1, seen + cfg.batch_size
+        step += 1
+        meter.counts.update(img=cfg.batch_size)
         if bad := skipped.bad(norm, losses, lambda i: train.ids(parts[i][0]) + (und.ids(parts[i][1]) if und else [])):
             optim.forget(optimizers)
         else:
@@ -269,18 +287,23 @@ def main(argv):
         if step % cfg.log_every == 0 or step == cfg.steps or bad:
             mse, align, ce = common.all_sum(sum(losses)).tolist()
             mse, align, ce = mse / cfg.batch_size, align / cfg.batch_size, {"ce": ce / int(tokens)} if und else {}
-            bar.set_postfix(mse=f"{mse:.4f}", repa=f"{align:.3f}", img_s=f"{seen / (time.time() - began):.0f}")
+            rates = meter.rates()
+            bar.set_postfix(mse=f"{mse:.4f}", repa=f"{align:.3f}", img_s=f"{rates['img_s']:.0f}")
             if process.master:
-                log.write(step=step, mse=mse, repa=align, **ce, lr=lr, norm=norm, img_s=seen / (time.time() - began), **bad)
-        if step % cfg.eval_every == 0 or step == cfg.steps:
-            ema.swap()
-            val_mse = validate(step_module, val, process, cfg)
-            ema.swap()
-            if process.master:
-                log.write(step=step, val_mse=val_mse)
-                bar.write(f"step {step}: validation error {val_mse:.4f}")
-        if stop.agree(process.device) or step % cfg.save_every == 0 or step == cfg.steps:
-            save()
+                log.write(step=step, mse=mse, repa=align, **ce, lr=lr, norm=norm, **rates, **bad)
+        saving = stop.agree(process.device) or step % cfg.save_every == 0 or step == cfg.steps
+        with meter.paused():
+            if step % cfg.eval_every == 0 or step == cfg.steps:
+                with ema.swapped():
+                    val_mse, by_t = validate(step_module, val, process, cfg)
+                if process.master:
+                    log.write(step=step, val_mse=val_mse, val_mse_bins=by_t)
+                    bar.write(f"step {step}: validation error {val_mse:.4f}")
+            if process.master and cfg.sample_every and step % cfg.sample_every == 0:
+                with ema.swapped(), common.autocast(process.device, cfg.dtype):
+                    show(model, vae, tokenizer, val.data, Path(cfg.out) / "samples" / f"{step:08d}.png")
+            if saving:
+                save()
     bar.close(), stop.release()
     print0(f"stage {cfg.stage} is in {cfg.out}: {step} of {cfg.steps} steps")
 

@@ -6,7 +6,6 @@
 Trains the vision tower, the connector and the understanding set; the generation set does not exist yet. The sequence
 is [image block] [BOS prompt EOS] [BOS report EOS], and only the report and its EOS carry loss.
 """
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +20,8 @@ import runs
 import weights
 from common import InputError, print0
 from data import Packed, Samples, loader
+from generate import generate_reports
+from images import NOTICE
 from model import UniX, UniXConfig
 from vision import ViTConfig
 
@@ -107,9 +108,19 @@ def validate(step_module, samples, process, cfg, n=256):
     return loss / tokens
 
 
+def show(model, tokenizer, data, path, n=8):
+    """Something to read: the first n reports of a data set, and what the model writes about their images."""
+    n = min(n, len(data))
+    written = generate_reports(model, tokenizer, torch.stack([data.image(i) for i in range(n)]), progress=False)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(f"{data.rows[i]['id']}\n  given    {data.rows[i]['report']}\n  written  {text}\n"
+                              for i, text in enumerate(written)) + NOTICE + "\n", encoding="utf-8")
+
+
 def main(argv):
     cfg = common.override(TrainConfig(), argv, __doc__, PRESETS)
     process = common.setup(cfg.device, cfg.threads, cfg.deterministic)
+    runs.agree(process, cfg)
     resume = checkpoint.start(cfg.out, cfg, cfg.overwrite)
 
     # model: the run's own checkpoint, else given weights, else from nothing
@@ -128,7 +139,7 @@ def main(argv):
     wrapped = common.wrap(step_module, process, cfg.compile)
     if process.master:
         checkpoint.tidy(cfg.out, anew=resume is None)
-        log = runs.Log(Path(cfg.out) / "log.jsonl", step)
+        log = runs.Log(Path(cfg.out) / "log.jsonl", step, cfg.boards, asdict(cfg))
 
     def save():
         state = optim.state(optimizers, ema, skipped.in_a_row)         # all processes: gathers the shards
@@ -141,10 +152,10 @@ def main(argv):
     micro = cfg.batch_size // (cfg.micro_batch * process.world)
     batches = iter(loader(train, process, cfg.micro_batch, step, cfg.steps, cfg.workers))
     bar = tqdm(total=cfg.steps, initial=step, desc="stage 1", unit="step", disable=not process.master)
-    began, seen = time.time(), 0
+    meter = runs.Meter()
     while step < cfg.steps and not stop.now:
         lr = optim.lr_at(step, cfg.lr, cfg.warmup, cfg.steps, cfg.decay)
-        parts = [next(batches) for _ in range(micro)]
+        parts = meter.fetch(batches, micro)
         # the sum over tokens is divided by the report tokens of the whole step, on all processes and micro-steps
         tokens = common.all_sum(sum(batch.tokens for batch in parts).to(process.device))
         losses = []
@@ -156,7 +167,8 @@ def main(argv):
             (loss * process.world / tokens).backward()             # DDP averages over processes
             losses.append(loss.detach())
         norm = float(nn.utils.clip_grad_norm_(model.parameters(), cfg.clip))
-        step, seen = step + 1, seen + cfg.batch_size
+        step += 1
+        meter.counts.update(img=cfg.batch_size, tok=int(tokens))
         if bad := skipped.bad(norm, losses, lambda i: train.ids(parts[i])):
             optim.forget(optimizers)
         else:
@@ -166,18 +178,23 @@ def main(argv):
 
         if step % cfg.log_every == 0 or step == cfg.steps or bad:
             loss = float(common.all_sum(sum(losses))) / int(tokens)
-            bar.set_postfix(loss=f"{loss:.4f}", img_s=f"{seen / (time.time() - began):.0f}")
+            rates = meter.rates()
+            bar.set_postfix(loss=f"{loss:.4f}", img_s=f"{rates['img_s']:.0f}")
             if process.master:
-                log.write(step=step, loss=loss, lr=lr, norm=norm, img_s=seen / (time.time() - began), **bad)
-        if step % cfg.eval_every == 0 or step == cfg.steps:
-            ema.swap()
-            val_loss = validate(step_module, val, process, cfg)
-            ema.swap()
-            if process.master:
-                log.write(step=step, val_loss=val_loss)
-                bar.write(f"step {step}: validation loss {val_loss:.4f}")
-        if stop.agree(process.device) or step % cfg.save_every == 0 or step == cfg.steps:
-            save()
+                log.write(step=step, loss=loss, lr=lr, norm=norm, **rates, **bad)
+        saving = stop.agree(process.device) or step % cfg.save_every == 0 or step == cfg.steps
+        with meter.paused():
+            if step % cfg.eval_every == 0 or step == cfg.steps:
+                with ema.swapped():
+                    val_loss = validate(step_module, val, process, cfg)
+                if process.master:
+                    log.write(step=step, val_loss=val_loss)
+                    bar.write(f"step {step}: validation loss {val_loss:.4f}")
+            if process.master and cfg.sample_every and step % cfg.sample_every == 0:
+                with ema.swapped(), common.autocast(process.device, cfg.dtype):
+                    show(model, tokenizer, val.data, Path(cfg.out) / "samples" / f"{step:08d}.txt")
+            if saving:
+                save()
     bar.close(), stop.release()
     print0(f"stage 1 is in {cfg.out}: {step} of {cfg.steps} steps")
 

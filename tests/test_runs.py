@@ -8,14 +8,16 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 
 import checkpoint
 import flow
 import runs
 import train_gen
 import train_und
-from common import InputError
+from common import InputError, generator
 from conftest import ROOT
+from images import NOTICE
 from test_train import column, gen, identical, log, optimizer, stage1, stage2, tensors, und        # noqa: F401 (fixtures)
 
 
@@ -41,6 +43,65 @@ def test_log_with_a_torn_last_line(tmp_path):
 def test_no_nan_in_the_log(tmp_path):
     runs.Log(tmp_path / "log.jsonl", 0).write(step=1, loss=float("nan"), norm=float("inf"), lr=0.5)
     assert json.loads((tmp_path / "log.jsonl").read_text()) == {"step": 1, "loss": None, "norm": None, "lr": 0.5}
+
+
+def test_no_nan_in_a_list_of_the_log(tmp_path):
+    runs.Log(tmp_path / "log.jsonl", 0).write(step=1, val_mse_bins=[0.5, float("nan")])
+    assert json.loads((tmp_path / "log.jsonl").read_text()) == {"step": 1, "val_mse_bins": [0.5, None]}
+
+
+def test_meter(monkeypatch):
+    """By a clock of our own: 2 s of work and 0.5 s of waiting; what is paused does not count, nor what was before the last look."""
+    now = [0.0]
+    monkeypatch.setattr(runs.time, "perf_counter", lambda: now[0])
+    def slow():
+        while True:
+            now[0] += 0.25
+            yield "batch"
+    meter = runs.Meter(peak=100)
+    for _ in range(2):
+        assert meter.fetch(slow(), 2) == ["batch", "batch"]
+        now[0] += 1.5
+        with meter.paused():
+            now[0] += 9
+        meter.counts.update(img=8, flops=50)
+        assert meter.rates() == pytest.approx({"img_s": 4, "wait": 0.25, "mfu": 0.25})
+
+
+def test_samples_to_look_at(phantom, stage2, tmp_path):
+    """Pictures and reports at intervals; they change nothing of the run."""
+    for step, more in ((0, ("--sample-every", 0)), (1, ("--sample-every", 2))):
+        train_gen.main(gen(phantom, tmp_path / f"gen{step}", stage2, "--steps", 3, *more))
+        train_und.main(und(phantom, tmp_path / f"und{step}", "--steps", 3, *more))
+    for kind, ending in (("gen", "png"), ("und", "txt")):
+        assert identical(tensors(tmp_path / f"{kind}0"), tensors(tmp_path / f"{kind}1"))
+        assert not (tmp_path / f"{kind}0" / "samples").exists()
+        assert [p.name for p in (tmp_path / f"{kind}1" / "samples").iterdir()] == [f"00000002.{ending}"]
+    picture = Image.open(tmp_path / "gen1" / "samples" / "00000002.png")
+    assert picture.text["notice"] == NOTICE and picture.width > 4 * 32
+    text = (tmp_path / "und1" / "samples" / "00000002.txt").read_text()
+    assert text.count("given  ") == text.count("written  ") == 4 and NOTICE in text
+
+
+def test_validation_by_bins_of_t(phantom, stage2, tmp_path):
+    """The bins' means, weighted by how many of the four fixed times lie in each, give the whole mean."""
+    train_gen.main(gen(phantom, tmp_path, stage2, "--steps", 1))
+    row = next(row for row in log(tmp_path) if "val_mse" in row)
+    normal = [torch.randn((), generator=g) for g in (generator(0, -1, i) for i in range(4)) if torch.rand((), generator=g) >= 0]
+    counts = torch.bincount((torch.sigmoid(torch.stack(normal)) * 5).long(), minlength=5).tolist()
+    assert [error is None for error in row["val_mse_bins"]] == [n == 0 for n in counts] and sum(counts) == 4
+    mean = sum(n * error for n, error in zip(counts, row["val_mse_bins"]) if n) / 4
+    assert mean == pytest.approx(row["val_mse"], rel=1e-6)
+
+
+def test_boards(phantom, tmp_path):
+    with pytest.raises(InputError, match="--boards paper is none of tensorboard, wandb"):
+        train_und.main(und(phantom, tmp_path / "a", "--steps", 1, "--boards", "paper"))
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    train_und.main(und(phantom, tmp_path / "b", "--steps", 2, "--boards", "tensorboard"))
+    events = EventAccumulator(str(tmp_path / "b" / "tensorboard")).Reload()
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx(column(tmp_path / "b", "loss"))
 
 
 def poison(monkeypatch, *calls):
