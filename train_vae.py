@@ -171,6 +171,7 @@ def encode(cfg, device):
 def main(argv):
     cfg = common.override(TrainConfig(), argv, __doc__, PRESETS)
     process = common.setup(cfg.device, cfg.threads)
+    runs.agree(process, cfg)
     if cfg.encode:
         return encode(cfg, process.device) if process.master else None
     if cfg.batch_size % process.world:
@@ -207,7 +208,7 @@ def main(argv):
         ema.swap()
 
     bar = tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, desc="VAE", unit="step", disable=not process.master)
-    seen, began = 0, time.time()
+    seen, began, stop = 0, time.time(), runs.Stop()
     for step in bar:
         lr = optim.lr_at(step, cfg.lr, cfg.warmup, cfg.steps, "cosine")
         images, noise = batch(sets, cfg, step, process)
@@ -224,8 +225,12 @@ def main(argv):
             bar.set_postfix(loss=f"{loss.item():.4f}", img_s=f"{speed:.0f}")
             log.write(step=step + 1, size=images.shape[-1], loss=loss.item(), l1=l1, kl=kl, lr=lr, norm=norm.item(),
                       img_s=speed)
-        if process.master and ((step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps):
+        saving = stop.agree(process.device) or (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps
+        if process.master and saving:
             save(step + 1)
+        if stop.now:
+            break
+    stop.release()
 
 
 if __name__ == "__main__":
