@@ -24,8 +24,12 @@ class Log:
 
     def write(self, **fields):
         fields = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}   # JSON has no NaN
-        with open(self.path, "a") as file:
-            file.write(json.dumps(fields) + "\n")
+        try:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(fields) + "\n")
+        except OSError as error:        # it does not say which file
+            raise InputError(f"{self.path} could not be written ({error.strerror}). Free some space and start the same "
+                             "command.") from None
 
 
 class Stop:

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -150,7 +149,7 @@ class Forked:
         return [process.pid for process in self.processes]
 
     def finish(self, code=0, seconds=60):
-        """code: the exit status that all must have."""
+        """code: the exit status that all must have; None: any but 0."""
         end = time.time() + seconds
         for process in self.processes:
             process.join(max(0, end - time.time()))
@@ -160,35 +159,43 @@ class Forked:
         out, err = ("".join(p.read_text() for p in sorted(self.directory.glob(f"{name}*"))) for name in ("out", "err"))
         assert not late, f"not finished after {seconds} s: {err[-3000:]}"
         codes = [process.exitcode for process in self.processes]
-        assert set(codes) == {code}, f"exit status {codes}: {err[-3000:]}"
+        assert all(codes) if code is None else set(codes) == {code}, f"exit status {codes}: {err[-3000:]}"
         return out, err
 
 
-def torchrun(script, line, *options, **environment):
-    """Start the script on two processes under torchrun -> Popen; the environment tells tests/harness.py what to do to it."""
-    words = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}", *options,
-             ROOT / "tests" / "harness.py", ROOT / script, *line]
-    return subprocess.Popen([sys.executable, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1", **{k: str(v) for k, v in environment.items()}})
+class Torchrun:
+    """The script on two processes under torchrun; the environment tells tests/harness.py what to do to it."""
 
+    def __init__(self, directory, script, line, *options, **environment):
+        words = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}", *options,
+                 ROOT / "tests" / "harness.py", ROOT / script, *line]
+        self.out, self.err = directory / "out", directory / "err"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **{k: str(v) for k, v in environment.items()}}
+        with open(self.out, "w") as out, open(self.err, "w") as err:
+            self.agent = subprocess.Popen([sys.executable, *map(str, words)], stdout=out, stderr=err, env=environment)
 
-def children(run):
-    return [int(pid) for pid in subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()]
+    @property
+    def ranks(self):
+        """Their process numbers; they are in sessions of their own."""
+        said = subprocess.run(["pgrep", "-P", str(self.agent.pid)], capture_output=True, text=True).stdout
+        return [int(pid) for pid in said.split()]
 
-
-def kill_all(run):
-    """SIGKILL to torchrun and its ranks, which are in sessions of their own."""
-    for pid in [run.pid, *children(run)]:
-        with suppress(ProcessLookupError):
+    def finish(self, seconds=60):
+        """Wait for the end -> exit status, stdout, stderr. From the first `error:` to the end of all are at most 20 s."""
+        end, ranks = time.time() + seconds, self.ranks
+        while self.agent.poll() is None and time.time() < end:
+            if "error: " in self.err.read_text():
+                end = min(end, time.time() + 20)
+            ranks, _ = self.ranks or ranks, time.sleep(0.1)
+        late = [pid for pid in [self.agent.pid, *ranks] if alive(pid)]
+        for pid in late:
             os.kill(pid, signal.SIGKILL)
-    run.communicate(timeout=20)
+        status = self.agent.wait()
+        out, err = self.out.read_text(), self.err.read_text()
+        assert not late, f"torchrun {self.agent.pid} or its ranks {ranks} did not end: {err[-3000:]}"
+        return status, out, err
 
 
-def finish(run, seconds=60):
-    """Wait for the end of torchrun -> exit status, stdout, stderr."""
-    try:
-        out, err = run.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        kill_all(run)
-        raise AssertionError(f"not finished after {seconds} s") from None
-    return run.returncode, out, err
+def alive(pid):
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"

@@ -2,14 +2,17 @@
 
 What is done to it stands in the environment:
 
-    KILL=event:part:n     SIGKILL at the n-th audit event of that name whose first argument holds `part`
-                          (docs.python.org/3/library/audit_events.html), or with KILL=step::n after the optimizer's n-th step
+    KILL=event:part:n     SIGKILL to rank 0 at the n-th audit event of that name whose first argument holds `part`
+                          (docs.python.org/3/library/audit_events.html); step::n is after the optimizer's n-th step
+    KILL_RANK=1           to that rank instead; one that torchrun started again is left alone
+    FILE_LIMIT=bytes      no file may grow beyond, as on a disk that is full
     GRADIENTS=directory   the file rank<r> there gets one line a step: hashes of all gradients and weights the optimizer is given
     RANK_1="words"        more words of the command line, on rank 1 alone
     SPOIL=step            the loss of that report batch is a number on rank 1, its gradient is not
 """
 import hashlib
 import os
+import resource
 import runpy
 import signal
 import sys
@@ -60,8 +63,10 @@ def spoil(step):
 def main(script, words):
     rank = int(os.environ.get("RANK", 0))
     sys.path.insert(0, str(Path(script).parent))
-    if "KILL" in os.environ:
+    if "KILL" in os.environ and rank == int(os.environ.get("KILL_RANK", 0)) and not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
         kill(*os.environ["KILL"].split(":"))
+    if "FILE_LIMIT" in os.environ:
+        resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (int(os.environ["FILE_LIMIT"]),))     # Python ignores SIGXFSZ: writes fail
     if "GRADIENTS" in os.environ:
         gradients(Path(os.environ["GRADIENTS"]) / f"rank{rank}")
     if rank == 1:
