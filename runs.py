@@ -2,6 +2,7 @@
 import json
 import math
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -33,22 +34,23 @@ class Log:
 
 
 class Stop:
-    """SIGTERM and SIGINT ask for a checkpoint and an end; a second one ends at once.
+    """SIGTERM and SIGINT ask for a checkpoint and an end; one more, three seconds later or more, ends at once. (A cluster
+    signals torchrun and the ranks, and torchrun hands it on: that is one request.)
 
     A signal reaches processes at different moments, so all of them call `agree` after every step; `now` is the answer.
     """
 
     def __init__(self):
-        self.asked, self.now = 0, False
+        self.asked, self.now = 0.0, False       # asked: when, in seconds of the clock
         self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def ask(self, number, frame):
-        self.asked += 1
-        if self.asked > 1:
+        if self.asked and time.monotonic() - self.asked > 3:
             raise KeyboardInterrupt
+        self.asked = self.asked or time.monotonic()
 
     def agree(self, device):
-        self.now = bool(all_sum(torch.tensor(self.asked, device=device)))
+        self.now = bool(all_sum(torch.tensor(bool(self.asked), dtype=torch.int, device=device)))
         return self.now
 
     def release(self):

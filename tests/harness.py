@@ -5,6 +5,7 @@ What is done to it stands in the environment:
     KILL=event:part:n     SIGKILL to rank 0 at the n-th audit event of that name whose first argument holds `part`
                           (docs.python.org/3/library/audit_events.html); step::n is after the optimizer's n-th step
     KILL_RANK=1           to that rank instead; one that torchrun started again is left alone
+    SLOW=seconds          every step waits so long
     FILE_LIMIT=bytes      no file may grow beyond, as on a disk that is full
     GRADIENTS=directory   the file rank<r> there gets one line a step: hashes of all gradients and weights the optimizer is given
     RANK_1="words"        more words of the command line, on rank 1 alone
@@ -16,6 +17,7 @@ import resource
 import runpy
 import signal
 import sys
+import time
 from pathlib import Path
 
 def kill(event, part, n):
@@ -65,6 +67,9 @@ def main(script, words):
     sys.path.insert(0, str(Path(script).parent))
     if "KILL" in os.environ and rank == int(os.environ.get("KILL_RANK", 0)) and not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
         kill(*os.environ["KILL"].split(":"))
+    if "SLOW" in os.environ:
+        from torch.optim.optimizer import register_optimizer_step_pre_hook
+        register_optimizer_step_pre_hook(lambda *_: time.sleep(float(os.environ["SLOW"])))
     if "FILE_LIMIT" in os.environ:
         resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (int(os.environ["FILE_LIMIT"]),))     # Python ignores SIGXFSZ: writes fail
     if "GRADIENTS" in os.environ:
