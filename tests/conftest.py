@@ -92,7 +92,7 @@ def vae_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def uneven(phantom, tmp_path_factory):
-    """The root of data sets for training whose reports differ in length ten times, with 22 images to train on: no
+    """The root of data sets for training whose reports have 5 to 162 tokens, with 22 images to train on: no
     batch size that the tests use divides them, so an epoch ends in the middle of a batch."""
     from data import Packed
     from pack import Writer
@@ -129,19 +129,21 @@ def fork(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1"), patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
         forkserver.ensure_running()
-    return lambda script, line, processes=1, **environment: Forked(context, tmp_path_factory, script, line, processes, environment)
+    return lambda script, line, processes=1, **environment: Forked(context, tmp_path_factory.mktemp("said"), script, line,
+                                                                   processes, environment)
 
 
 class Forked:
     """One script in one or more processes -> .pids; `finish` waits for the end -> stdout, stderr of all."""
 
-    def __init__(self, context, tmp_path_factory, script, line, n, environment):
-        self.directory, port, self.processes = tmp_path_factory.mktemp("said"), free_port(), []
+    def __init__(self, context, directory, script, line, n, environment):
+        self.directory, port, self.processes = directory, free_port(), []
         for rank in range(n):
             torchrun = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=n, MASTER_ADDR="127.0.0.1", MASTER_PORT=port) if n > 1 else {}
             environ = {k: str(v) for k, v in {**torchrun, **environment}.items()}
             said = [str(self.directory / f"{name}{rank}") for name in ("out", "err")]
-            self.processes.append(context.Process(target=harness.child, args=(str(ROOT / script), [*map(str, line)], environ, *said)))
+            words = str(ROOT / script), [*map(str, line)], environ, *said
+            self.processes.append(context.Process(target=harness.child, args=words, daemon=True))
             self.processes[-1].start()
 
     @property
@@ -161,6 +163,15 @@ class Forked:
         codes = [process.exitcode for process in self.processes]
         assert all(codes) if code is None else set(codes) == {code}, f"exit status {codes}: {err[-3000:]}"
         return out, err
+
+
+@pytest.fixture
+def torchrun(tmp_path):
+    """torchrun(script, line, *options of torchrun, **environment) -> Torchrun. Nothing of it outlives the test."""
+    started = []
+    yield lambda *words, **environment: started.append(Torchrun(tmp_path, *words, **environment)) or started[-1]
+    for run in started:
+        run.kill()
 
 
 class Torchrun:
@@ -188,12 +199,16 @@ class Torchrun:
                 end = min(end, time.time() + 20)
             ranks, _ = self.ranks or ranks, time.sleep(0.1)
         late = [pid for pid in [self.agent.pid, *ranks] if alive(pid)]
-        for pid in late:
-            os.kill(pid, signal.SIGKILL)
-        status = self.agent.wait()
+        self.kill(late)
+        status = self.agent.wait(20)
         out, err = self.out.read_text(), self.err.read_text()
         assert not late, f"torchrun {self.agent.pid} or its ranks {ranks} did not end: {err[-3000:]}"
         return status, out, err
+
+    def kill(self, ranks=()):
+        for pid in {self.agent.pid, *self.ranks, *ranks}:
+            if alive(pid):
+                os.kill(pid, signal.SIGKILL)
 
 
 def alive(pid):

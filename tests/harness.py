@@ -20,6 +20,7 @@ import sys
 import time
 from pathlib import Path
 
+
 def kill(event, part, n):
     seen = [0]
 
@@ -65,7 +66,8 @@ def spoil(step):
 def main(script, words):
     rank = int(os.environ.get("RANK", 0))
     sys.path.insert(0, str(Path(script).parent))
-    if "KILL" in os.environ and rank == int(os.environ.get("KILL_RANK", 0)) and not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    if "KILL" in os.environ and rank == int(os.environ.get("KILL_RANK", 0)) and not restarted:
         kill(*os.environ["KILL"].split(":"))
     if "SLOW" in os.environ:
         from torch.optim.optimizer import register_optimizer_step_pre_hook

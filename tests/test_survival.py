@@ -8,17 +8,16 @@ import os
 import re
 import shutil
 import signal
+import socket
 import time
 
-import numpy as np
 import pytest
 import torch
 
 import checkpoint
 import weights
-from conftest import Torchrun, free_port
 from test_sameness import MAIN, SCRIPT, equal, line, place, story, threads      # noqa: F401 (fixtures)
-from test_train import optimizer, stage1, stage2, tensors, und                  # noqa: F401
+from test_train import stage1, tensors                                          # noqa: F401
 
 
 def sentences(err):
@@ -89,7 +88,7 @@ def test_a_damaged_checkpoint_is_passed_over(eight, place, name, harm, tmp_path,
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_one_process(place, fork, number, tmp_path):
     """It saves, ends with 0, and goes on later. (Stage 1: test_runs.py.)"""
-    run = fork(SCRIPT[2], line(2, tmp_path / "run", place, "--steps", 99999, "--save-every", 99999))
+    run = fork(SCRIPT[2], line(2, tmp_path / "run", place, "--steps", 3000, "--save-every", 3000))
     wait_for_lines(tmp_path / "run" / "log.jsonl", 3)
     os.kill(run.pids[0], number)
     out, err = run.finish(0)
@@ -102,11 +101,11 @@ def test_a_signal_to_one_process(place, fork, number, tmp_path):
 
 
 @pytest.mark.parametrize("to, number", [("torchrun", signal.SIGINT), ("all", signal.SIGTERM)])
-def test_a_signal_under_torchrun(place, to, number, tmp_path):
+def test_a_signal_under_torchrun(place, torchrun, to, number, tmp_path):
     """As Ctrl-C, `kill` or a cluster sends it, to torchrun, which hands it on, or to every process: the ranks stop after the
     same step, and that step's checkpoint is whole."""
-    run = Torchrun(tmp_path, SCRIPT[1], line(1, tmp_path / "run", place, "--micro-batch", 4, "--steps", 99999, "--save-every", 99999),
-                   SLOW=1 if to == "all" else 0)       # torchrun hands it on, so every rank gets it twice within the step
+    words = line(1, tmp_path / "run", place, "--micro-batch", 4, "--steps", 3000, "--save-every", 3000)
+    run = torchrun(SCRIPT[1], words, SLOW=1 if to == "all" else 0)      # handed on, so each gets it twice within the step
     wait_for_lines(tmp_path / "run" / "log.jsonl", 1 if to == "all" else 3)
     for pid in [*(run.ranks if to == "all" else []), run.agent.pid]:
         os.kill(pid, number)
@@ -118,12 +117,12 @@ def test_a_signal_under_torchrun(place, to, number, tmp_path):
     MAIN[1](line(1, tmp_path / "run", place, "--steps", step + 1))
 
 
-def test_torchrun_goes_on_by_itself(place, fork, tmp_path):
+def test_torchrun_goes_on_by_itself(place, fork, torchrun, tmp_path):
     """A rank that is killed in its eighth step: --max-restarts starts both again, from step 5, to the end that two
     processes come to that nobody kills."""
     words = ["--micro-batch", 4, "--keep", 2]
     plain = fork(SCRIPT[1], line(1, tmp_path / "plain", place, *words), 2)
-    run = Torchrun(tmp_path, SCRIPT[1], line(1, tmp_path / "run", place, *words), "--max-restarts=1", KILL="step::8", KILL_RANK=1)
+    run = torchrun(SCRIPT[1], line(1, tmp_path / "run", place, *words), "--max-restarts=1", KILL="step::8", KILL_RANK=1)
     status, out, err = run.finish()
     assert status == 0 and out.count(f"resuming {tmp_path / 'run' / '00000005'}") == 1, err[-3000:]
     plain.finish(0)
@@ -193,7 +192,8 @@ def test_a_sample_without_a_loss_on_one_rank(stage, rare, place, fork, tmp_path)
 
 def test_a_gradient_without_numbers_on_one_rank(place, fork, tmp_path):
     """The losses are numbers, one gradient of rank 1 is not: nobody makes this step."""
-    fork(SCRIPT[1], line(1, tmp_path, place, "--steps", 4, "--save-every", 1, "--keep", 9, "--micro-batch", 2), 2, SPOIL=5).finish(0)
+    words = line(1, tmp_path, place, "--steps", 4, "--save-every", 1, "--keep", 9, "--micro-batch", 2)
+    fork(SCRIPT[1], words, 2, SPOIL=5).finish(0)
     rows = {row["step"]: row for row in story(tmp_path) if "loss" in row}
     assert [step for step in rows if "skipped" in rows[step]] == [3] and rows[3]["loss"] > 0
     at = {step: bits(tmp_path / f"{step:08d}") for step in (1, 2, 3, 4)}
@@ -333,7 +333,6 @@ def test_ranks_that_disagree(place, fork, tmp_path):
 
 
 def test_a_port_in_use(place, fork, tmp_path):
-    import socket
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0)), s.listen()
         port = s.getsockname()[1]
@@ -342,7 +341,7 @@ def test_a_port_in_use(place, fork, tmp_path):
     one_sentence(err, str(port))
 
 
-def test_what_one_rank_alone_sees_ends_torchrun(place, tmp_path):
+def test_what_one_rank_alone_sees_ends_torchrun(place, torchrun, tmp_path):
     """The first report that is too long comes to rank 1: its sentence, and a failure within 20 s."""
     data = shutil.copytree(place[0], tmp_path / "data")
     from common import Process
@@ -352,7 +351,8 @@ def test_what_one_rank_alone_sees_ends_torchrun(place, tmp_path):
     name = samples.data.rows[samples.number(step, index)]["id"]
     for path in (data / "und-64").glob("*.jsonl"):
         rows = [json.loads(text) for text in path.read_text().splitlines()]
-        path.write_text("".join(json.dumps({**row, "report": row["report"] * (40 if row["id"] == name else 1)}) + "\n" for row in rows))
-    run = Torchrun(tmp_path, SCRIPT[1], line(1, tmp_path / "run", (data, *place[1:]), "--micro-batch", 4))
+        rows = [{**row, "report": row["report"] * (40 if row["id"] == name else 1)} for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = torchrun(SCRIPT[1], line(1, tmp_path / "run", (data, *place[1:]), "--micro-batch", 4))
     status, out, err = run.finish()
     assert status and len(sentences(err)) == 1 and name in sentences(err)[0], err[-3000:]
