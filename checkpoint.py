@@ -5,8 +5,10 @@ A run's directory holds `log.jsonl` and one directory a checkpoint, named by its
     out/und/00003840/   config.json  model.safetensors  ema.safetensors  vae.safetensors  tokenizer.json  state.pt
 
 Each is written under a temporary name beside it, flushed, then renamed, so a kill at any moment leaves the old or the
-new one whole. `config.json` lists the sizes of the other files; a checkpoint that lacks a byte is not whole.
+new one whole. `config.json` lists the sizes and hashes of the other files; a checkpoint that lacks a byte is not whole,
+and a run does not resume from one in which a byte has changed.
 """
+import hashlib
 import json
 import os
 import shutil
@@ -21,7 +23,7 @@ from safetensors.torch import save_file
 from common import InputError
 
 FREE = ("steps", "out", "overwrite", "save_every", "eval_every", "sample_every", "log_every", "boards", "keep", "keep_every",
-        "max_skipped", "device", "threads", "workers", "shard", "recompute")
+        "max_skipped", "micro_batch", "device", "threads", "workers", "shard", "recompute")
 
 
 def write(directory, *, config, tensors, tokenizer=None, state=None):
@@ -42,7 +44,8 @@ def write(directory, *, config, tensors, tokenizer=None, state=None):
         if state is not None:
             torch.save(state, temporary / "state.pt")
         files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-        (temporary / "config.json").write_text(json.dumps({**config, "files": files}, indent=1))
+        hashes = {name: digest(temporary / name) for name in files}
+        (temporary / "config.json").write_text(json.dumps({**config, "files": files, "sha256": hashes}, indent=1))
         for path in [*temporary.iterdir(), temporary]:
             flush(path)
         if final.exists():
@@ -71,13 +74,18 @@ def flush(path):
     os.close(descriptor)
 
 
+def digest(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def checkpoints(run):
     """The checkpoint directories of a run, oldest first."""
     return sorted(path for path in Path(run).glob("[0-9]" * 8) if path.is_dir())
 
 
-def read_config(directory):
-    """config.json of a checkpoint directory; every file it lists must be there in full."""
+def read_config(directory, thorough=False):
+    """config.json of a checkpoint directory; every file it lists must be there in full, thorough: byte for byte."""
     directory = Path(directory)
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
@@ -93,11 +101,13 @@ def read_config(directory):
             raise InputError(f"the checkpoint {directory} lacks {name}; copy it anew or use an earlier one.")
         if path.stat().st_size != size:
             raise InputError(f"{path} has {path.stat().st_size} bytes and should have {size}; the checkpoint is damaged.")
+        if thorough and name in config.get("sha256", {}) and digest(path) != config["sha256"][name]:
+            raise InputError(f"{path} holds other bytes than were written; the checkpoint is damaged.")
     return config
 
 
-def newest(path):
-    """A checkpoint directory: `path` itself, or the newest whole checkpoint of the run at `path`."""
+def newest(path, thorough=False):
+    """A checkpoint directory: `path` itself, or the newest whole checkpoint of the run at `path` (see read_config)."""
     path = Path(path)
     if (path / "config.json").exists():
         return path
@@ -106,7 +116,7 @@ def newest(path):
     found = checkpoints(path)
     for directory in reversed(found):
         try:
-            read_config(directory)
+            read_config(directory, thorough)
             return directory
         except InputError as error:
             print(f"passing over {directory}: {error}", file=sys.stderr)
@@ -121,7 +131,7 @@ def start(run, settings, overwrite):
     run = Path(run)
     if overwrite or not checkpoints(run):
         return None
-    directory = newest(run)
+    directory = newest(run, thorough=True)
     config = read_config(directory)
     theirs, ours = config["settings"], json.loads(json.dumps(asdict(settings)))
     other = sorted(k for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k) and k not in FREE)

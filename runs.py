@@ -133,29 +133,34 @@ class Log:
     def write(self, **fields):
         finite = lambda v: None if isinstance(v, float) and not math.isfinite(v) else v                  # JSON has no NaN
         fields = {k: [finite(x) for x in v] if isinstance(v, list) else finite(v) for k, v in fields.items()}
-        with open(self.path, "a") as file:
-            file.write(json.dumps(fields) + "\n")
+        try:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(fields) + "\n")
+        except OSError as error:        # it does not say which file
+            raise InputError(f"{self.path} could not be written ({error.strerror}). Free some space and start the same "
+                             "command.") from None
         for board in self.boards:
             board(fields["step"], {k: v for k, v in fields.items() if isinstance(v, float)})
 
 
 class Stop:
-    """SIGTERM and SIGINT ask for a checkpoint and an end; a second one ends at once.
+    """SIGTERM and SIGINT ask for a checkpoint and an end; one more, three seconds later or more, ends at once. (A cluster
+    signals torchrun and the ranks, and torchrun hands it on: that is one request.)
 
     A signal reaches processes at different moments, so all of them call `agree` after every step; `now` is the answer.
     """
 
     def __init__(self):
-        self.asked, self.now = 0, False
+        self.asked, self.now = 0.0, False       # asked: when, in seconds of the clock
         self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def ask(self, number, frame):
-        self.asked += 1
-        if self.asked > 1:
+        if self.asked and time.monotonic() - self.asked > 3:
             raise KeyboardInterrupt
+        self.asked = self.asked or time.monotonic()
 
     def agree(self, device):
-        self.now = bool(all_sum(torch.tensor(self.asked, device=device)))
+        self.now = bool(all_sum(torch.tensor(bool(self.asked), dtype=torch.int, device=device)))
         return self.now
 
     def release(self):
