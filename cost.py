@@ -1,6 +1,6 @@
 """What a training step costs, in floating-point operations and in bytes, by arithmetic alone: nothing is run or profiled.
 
-    python cost.py      # memory and operations of Table 1's stages (and of Table 5) on eight GPUs of 48 or 80 GB
+    python cost.py      # Table 1's stages (and Table 5) on eight GPUs of 48 or 80 GB
 
 A token uses the weights of ONE branch. N weights cost 2N operations a token forward; backward 2N for the gradient of the input
 and 2N for their own: trained ones 6N, frozen ones 2N (no gradient passes through the frozen u stream), embeddings nothing, the
@@ -9,8 +9,8 @@ activation functions and the optimizer are not counted. Bytes are what autograd 
 
 B images, C width, F width inside the MLP, L layers, H heads, T queries, S keys, V vocabulary; small letters: a vision tower's.
 """
-import statistics
-import time
+import re
+import timeit
 from dataclasses import dataclass, replace
 
 import torch
@@ -43,12 +43,8 @@ class Step:
     shard: bool = False             # AdamW's state is spread over them
     recompute: bool = False         # decoder layers are computed again going backward
     optimizer: str = "adamw"        # or muon
-    dtype: str = "bfloat16"         # of products; weights stay fp32
+    b: int = 2                      # bytes of a number in products: 2 in bf16 (weights stay fp32), 4 in fp32
     device: str = "cuda"            # or cpu
-
-    @property
-    def b(self):
-        return 2 if self.dtype == "bfloat16" else 4
 
 
 def vit_parameters(v):
@@ -78,8 +74,7 @@ def trained(cfg, step):
 
 def vit_flops(v):
     """Forward, one image, as the products of the layers lie."""
-    n, c = v.grid ** 2, v.n_embd
-    T = n + v.class_token
+    n, c, T = v.grid ** 2, v.n_embd, v.grid ** 2 + v.class_token
     return 6 * v.patch_size ** 2 * c * n + v.n_layer * (T * (8 * c * c + 4 * c * v.n_inner) + 4 * c * T * T)
 
 
@@ -95,8 +90,7 @@ def flops(cfg, step):
     C, F, L, v, h, S, T = cfg.n_embd, cfg.n_inner, cfg.n_layer, cfg.vision, step.latents, step.report, step.text
     layers, attention = 2 * L * (4 * C * C + 3 * C * F), 4 * L * C          # a token's products; a pair's attention
     last = 2 * L * C * F                                                    # recomputing stops before a layer's last product
-    # of an inner block only keys and values are read: no gradient of its last layer's attention, q, o and MLP
-    idle = lambda T, S: 2 * (T * (layers / L - 4 * C * C) + T * S * 4 * C)
+    idle = lambda T, S: 2 * (T * (layers / L - 4 * C * C) + T * S * 4 * C)  # an inner block's last layer: only k and v are used
     n, both, again = v.grid ** 2, "u" in step.trains, step.recompute
     image, out = n + 2, dict.fromkeys(("u", "g", "vision", "head", "other", "recomputed"), 0.0)
     if step.und:
@@ -112,39 +106,33 @@ def flops(cfg, step):
         out["g"] = step.gen * (3 * noisy + 10 * h * cfg.latent_channels * C + 2 * (2 * 256 * C + 3 * C * C))
         out["recomputed"] += step.gen * (noisy - h * last + ends + (prefix - S * last) * both) * again
         out["other"] += step.gen * vae_flops(step.vae, step.size) if step.vae and not step.stored else 0
-    if step.projector:
-        encoder, I = step.encoder or v, step.projector
-        out["other"] += step.gen * (vit_flops(encoder) + 6 * h * I * (C + I + encoder.n_embd))
+    encoder, I = step.encoder or v, step.projector
+    out["other"] += step.gen * (vit_flops(encoder) + 6 * h * I * (C + I + encoder.n_embd)) * (I > 0)
     return out
 
 
 # dense bf16 (V100: fp16) products with fp32 sums, operations a second, from the vendors' data sheets, without sparsity
-PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L40": 181e12,
-         "RTX 6000 Ada": 364e12, "RTX A6000": 155e12, "A40": 150e12, "A30": 165e12, "A10G": 70e12, "A10": 125e12, "L4": 121e12,
+PEAKS = {"H200 NVL": 835e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12,
+         "L40S": 362e12, "L40": 181e12, "RTX 6000 Ada": 364e12, "RTX A6000": 155e12, "A40": 150e12, "A30": 165e12, "L4": 121e12,
          "RTX 4090": 165e12, "RTX 3090": 71e12, "V100": 125e12}
 
 
 def peak_flops(device, dtype="bfloat16"):
-    """Operations a second at best: of a GPU by name (None: not in the table, or not bf16), of a CPU by one matrix product."""
+    """Operations a second at best: of a GPU by name (None: not in the table, or not bf16), of a CPU the best of six products."""
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        return next((peak for key, peak in PEAKS.items() if key in name), None) if dtype == "bfloat16" else None
-    a, times = torch.ones(1536, 1536, dtype=getattr(torch, dtype)), []
-    for _ in range(6):
-        began = time.perf_counter()
-        a @ a
-        times.append(time.perf_counter() - began)
-    return 2 * len(a) ** 3 / statistics.median(times[1:])
+        name = torch.cuda.get_device_name(device) if dtype == "bfloat16" else ""
+        return next((peak for key, peak in PEAKS.items() if re.search(rf"\b{key}\b", name)), None)
+    a = torch.ones(1536, 1536, dtype=getattr(torch, dtype))
+    return 2 * len(a) ** 3 / min(timeit.repeat(lambda: a @ a, number=1, repeat=6))
 
 
 def layer_bytes(cfg, step, T, S, branch="u", queries=0, causal=False):
     """What one decoder layer keeps for one sample: T tokens of a branch, S keys; queries: of the whole block (default T)."""
     C, F, H, b, cpu, Q = cfg.n_embd, cfg.n_inner, cfg.n_head, step.b, step.device == "cpu", queries or T
     once = branch == "g" and cpu or b == 4                    # a norm's output has the products' dtype: no cast for each
-    norms = 8 * C * (1 + cpu)                                 # fp32: two inputs; a CPU keeps the normed as well
+    norms = 2 * 8 * C * (1 + cpu)                             # fp32: inputs of two norms, of q's and k's; a CPU keeps both sides
     inputs = b * C * (3 if once else 6)                       # of q, k, v, o, gate, up
-    heads = 8 * C * (1 + cpu)                                 # q and k before their norm; the same
-    tokens = T * (norms + inputs + heads + 4 * b * F + 8 + 8 * H)
+    tokens = T * (norms + inputs + 4 * b * F + 8 + 8 * H)     # gate, silu, up, their product; statistics of the norms
     joint = b * C * (Q + 2 * S)                               # q, k, v as they enter the products
     if cpu:
         return tokens + joint + b * H * Q * S                 # probabilities
@@ -183,10 +171,9 @@ def moments(cfg, step):
     """What comes and goes in a micro-step, at the moments that can be its peak -> {moment: {part: bytes}}."""
     C, F, V, L, b, cpu = cfg.n_embd, cfg.n_inner, cfg.vocab_size, cfg.n_layer, step.b, step.device == "cpu"
     image, T, S, h, again = cfg.vision.grid ** 2 + 2, step.text, step.report, step.latents, step.recompute
-    parts, keep, out = trained(cfg, step), kept(cfg, step), {}
-    gradients = 4 * sum(parts.values())
+    keep, out, gradients = kept(cfg, step), {}, 4 * sum(trained(cfg, step).values())
     before = gradients if step.accumulates or step.world > 1 else 0         # those that are there going forward
-    copies = {k: 2 * n * (b == 2 and k != "embed") for k, n in parts.items()}   # autocast's, in bf16, of each trained weight
+    copies = {k: 2 * n * (b == 2 and k != "embed") for k, n in trained(cfg, step).items()}    # autocast's, in bf16
     left = sum(n for k, n in copies.items() if not (again and k in "ug"))   # and those that autograd keeps
 
     def at(name, gradients, copies, cache, temporary):
@@ -200,13 +187,13 @@ def moments(cfg, step):
         at("logits, backward", max(before, 4 * V * C), left, 0, max(12 * V * chunk, (b + 4) * V * C))
     if step.gen:
         v = step.encoder or cfg.vision
-        M = v.grid ** 2 + v.class_token
-        encode = M * (8 * v.n_embd + max(2 * b * v.n_inner, b * (6 * v.n_embd + 2 * M * v.n_head * cpu))) * (step.projector > 0)
+        M = (v.grid ** 2 + v.class_token) * (step.projector > 0)
+        encode = M * (8 * v.n_embd + max(2 * b * v.n_inner, b * (6 * v.n_embd + 2 * M * v.n_head * cpu)))
         at("end of the forward pass", before, sum(copies.values()), cache, step.gen * encode)
         out["VAE"] = {"gradients": before, **{k: n for k, n in keep.items() if k not in ("decoder, gen", "REPA")},
                       "keys and values": step.gen * L * 2 * b * C * S,
                       "temporary": step.gen * 12 * step.vae.ch * step.size ** 2 if step.vae and not step.stored else 0}
-    # one layer going backward; when layers are computed again, the last costs as much as the first and finds all gradients
+    # computed again, the last layer to go backward costs as much as the first, and finds all gradients
     temporary = 4 * b * F * max(step.und * image, step.und * T, step.gen * h) + 6 * C * F
     if again:
         temporary += b * (4 * C * C + 3 * C * F) + max(
@@ -244,27 +231,22 @@ def describe_memory(cfg, step):
     return "\n".join([head, *(f"    {name:<26}{size / 1e9:8.2f} GB" for name, size in parts.items())])
 
 
-STAGES = {      # of Table 1, and Table 5's row 1:1 -> its Step; then micro-batch and recompute on eight GPUs of 48 and of 80 GB
-    "1": (Step("u"), (8, True), (8, False)),
-    "2": (Step("g", projector=2048, encoder=RAD_DINO, vae=VAEConfig()), (8, False), (32, False)),
-    "3": (Step("g", size=512, latents=1024, vae=VAEConfig()), (4, False), (8, False)),
-    "1:1": (Step("ug", vae=VAEConfig()), (1, True), (4, False)),
+EIGHT = dict(world=8, shard=True)
+DRAWS = dict(vae=VAEConfig(), **EIGHT)
+STAGES = {      # (Table 1's stage, or Table 5's row 1:1; GB of each of eight GPUs) -> settings that fit
+    ("1", 48): Step("u", und=8, recompute=True, **EIGHT), ("1", 80): Step("u", und=8, **EIGHT),
+    ("2", 48): Step("g", gen=8, projector=2048, encoder=RAD_DINO, **DRAWS),
+    ("2", 80): Step("g", gen=32, projector=2048, encoder=RAD_DINO, **DRAWS),
+    ("3", 48): Step("g", gen=4, size=512, latents=1024, **DRAWS), ("3", 80): Step("g", gen=8, size=512, latents=1024, **DRAWS),
+    ("1:1", 80): Step("ug", und=4, gen=4, **DRAWS),             # nothing fits 48 GB: 51 GB with one sample, recomputed
 }
 
 
-def paper(stage, gpu):
-    """-> (UniXConfig, Step) of a row of STAGES."""
-    step, *flags = STAGES[stage]
-    micro, recompute = flags[gpu == 80]
-    und, gen = (micro * (branch in step.trains) for branch in "ug")
-    return UniXConfig(generation=gen > 0), replace(step, und=und, gen=gen, world=8, shard=True, recompute=recompute)
-
-
 def main():
-    """Each stage part by part on 48 GB; then in a line: GB with usual and with longest texts, 1e15 operations a step of 256."""
+    """Each row part by part; then in a line: GB with usual and with the longest texts, 1e15 operations a step of 256."""
     lines = ["stage  GPU  flags                                   GB  longest    ops  again"]
-    for stage, gpu in ((stage, gpu) for stage in STAGES for gpu in (48, 80)):
-        cfg, step = paper(stage, gpu)
+    for (stage, gpu), step in STAGES.items():
+        cfg = UniXConfig(generation=step.gen > 0)
         longest = replace(step, text=2 * cfg.max_text, answer=cfg.max_text, report=cfg.max_text)
         usual, most = (memory(cfg, s)[1]["total"] / 1e9 for s in (step, longest))
         micro, flags = max(step.und, step.gen), " --shard" + " --recompute" * step.recompute
@@ -272,8 +254,7 @@ def main():
         again, parts = work.pop("recomputed"), ", ".join(f"{k} {n:.2f}" for k, n in work.items() if n)
         lines.append(f"{stage:>5}{gpu:>5}  --micro-batch {micro:<3}{flags:<20}{usual:7.1f}{most:9.1f}"
                      f"{sum(work.values()):7.2f}{again:7.2f}  {parts}")
-        if gpu == 48:
-            print(f"stage {stage}:", describe_memory(cfg, step))
+        print(f"stage {stage}, {gpu} GB:", describe_memory(cfg, step))
     print(*lines, sep="\n")
 
 

@@ -1,7 +1,11 @@
 """cost.py: operations against torch's own counter, bytes against what autograd keeps, the peak against a fresh process."""
+import ctypes
 import json
+import resource
 import subprocess
 import sys
+import timeit
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import common
 import cost
+import cpu
+import optim
 import repa
 from conftest import ROOT, tiny_config
 from cost import Step
@@ -47,12 +53,13 @@ def build(step, cfg):
                  torch.ones(step.und, step.text, dtype=torch.bool), labels)
     noise = torch.randn(2, step.gen, 16, side, side)
     draw = Batch(None, grey(step.gen, step.size), torch.full((step.gen, step.report), 7),
-                 torch.ones(step.gen, step.report, dtype=torch.bool), normal=torch.zeros(step.gen), noise=noise[0], posterior=noise[1],
-                 dropped=torch.zeros(step.gen, dtype=torch.bool), moments=torch.zeros(step.gen, 2, 16, side, side) if step.stored else None)
+                 torch.ones(step.gen, step.report, dtype=torch.bool), normal=torch.zeros(step.gen), noise=noise[0],
+                 posterior=noise[1], dropped=torch.zeros(step.gen, dtype=torch.bool),
+                 moments=torch.zeros(step.gen, 2, 16, side, side) if step.stored else None)
     und, gen = UndStep(model), GenStep(model, vae, encoder, projector, SimpleNamespace(shift=1.0, repa_size=0))
 
     def forward():
-        with common.autocast(torch.device("cpu"), step.dtype):
+        with common.autocast(torch.device("cpu"), "bfloat16" if step.b == 2 else "float32"):
             loss = und(read)[0] if step.und else 0.0
             return loss + sum(gen(draw)) if step.gen else loss
     return forward, gen
@@ -79,20 +86,21 @@ def test_parameters(cfg):
 
 STEPS = {
     "stage 1": Step("u", und=2, text=64, answer=40),
-    "stage 1, short": Step("u", und=3, text=32, answer=16),
-    "stage 1, fp32": Step("u", und=2, text=64, answer=40, dtype="float32"),
+    "stage 1, fp32": Step("u", und=2, text=64, answer=40, b=4),
     "stage 2": Step("g", gen=3, report=48, size=64, latents=256, projector=96, encoder=ENCODER, vae=SMALL_VAE),
     "stage 2, own tower": Step("g", gen=2, report=32, size=64, latents=64, projector=96, vae=SMALL_VAE, stored=True),
-    "stage 3": Step("g", gen=2, report=16, size=64, latents=256, vae=SMALL_VAE, stored=True),
-    "stage 3, fp32": Step("g", gen=2, report=16, size=64, latents=256, vae=SMALL_VAE, stored=True, dtype="float32"),
+    "stage 3": Step("g", gen=1, report=16, size=64, latents=256, vae=SMALL_VAE, stored=True),
+    "stage 3, fp32": Step("g", gen=2, report=48, size=32, latents=64, vae=SMALL_VAE, stored=True, b=4),
     "both": Step("ug", und=2, text=64, answer=40, gen=2, report=48, size=64, latents=256, vae=SMALL_VAE, stored=True),
     "both, 0:1": Step("ug", gen=2, report=48, size=64, latents=256, vae=SMALL_VAE, stored=True),
 }
 STEPS = {name: cost.replace(step, device="cpu") for name, step in STEPS.items()}
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("name", STEPS)
+AGAIN = [(name, True) for name in ("stage 1", "stage 2", "both")]
+
+
+@pytest.mark.parametrize("name, recompute", [(name, False) for name in STEPS] + AGAIN)
 def test_flops(name, recompute):
     """Within 1 % of what torch counts in the real forward and backward pass; it too counts products and attention alone."""
     step, cfg = cost.replace(STEPS[name], recompute=recompute), tiny_config(**CFG, generation="g" in STEPS[name].trains)
@@ -148,7 +156,7 @@ def like_cuda(monkeypatch):
 def compare(step, tolerance):
     """What autograd saves, the bf16 copies of the trained weights included, against the formula."""
     cfg = tiny_config(**CFG, generation="g" in step.trains)
-    copies = 2 * sum(n for k, n in cost.trained(cfg, step).items() if k != "embed") * (step.dtype == "bfloat16")
+    copies = 2 * sum(n for k, n in cost.trained(cfg, step).items() if k != "embed") * (step.b == 2)
     ours, theirs = sum(cost.kept(cfg, step).values()) + copies, saved(*build(step, cfg))
     assert abs(ours / theirs - 1) < tolerance, (ours, theirs)
 
@@ -161,3 +169,92 @@ def test_kept_for_backward(name):
 @pytest.mark.parametrize("name", STEPS)
 def test_kept_for_backward_on_cuda(name, like_cuda):
     compare(cost.replace(STEPS[name], device="cuda"), 0.05)
+
+
+BIG = dict(n_layer=6, n_head=8, n_embd=512, n_inner=1408, vocab_size=4096, max_latent_size=16,
+           vision=ViTConfig(image_size=128, n_layer=4, n_head=4, n_embd=256, n_inner=1024))
+BIG_ENCODER = ViTConfig(image_size=224, patch_size=14, n_layer=4, n_head=4, n_embd=256, n_inner=1024, class_token=True)
+RUNS = {
+    "stage 1": Step("u", und=4, text=128, answer=96, accumulates=False),
+    "stage 1, recompute, two micro-steps": Step("u", und=6, text=128, answer=96, recompute=True),
+    "stage 2": Step("g", gen=4, report=96, size=64, latents=256, projector=512, encoder=BIG_ENCODER, vae=SMALL_VAE,
+                    accumulates=False),
+    "stage 2, recompute": Step("g", gen=4, report=96, size=64, latents=256, projector=512, vae=SMALL_VAE, recompute=True,
+                               accumulates=False),
+}
+RUNS = {name: cost.replace(step, device="cpu") for name, step in RUNS.items()}
+
+
+def train(step, cfg):
+    """Two optimizer steps as the scripts make them."""
+    forward, module = build(step, cfg)
+    optimizers = optim.optimizers(module, SimpleNamespace(optimizer=step.optimizer, lr=1e-5, weight_decay=0.0))
+    ema = optim.EMA(module.unix, 0.99)
+    for _ in range(2):
+        for _ in range(1 + step.accumulates):
+            forward().sum().backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optim.step_all(optimizers, 1e-5)
+        ema.update()
+
+
+def measure(name):
+    """In a process of its own: bytes that it had before, bytes that it came to have at most."""
+    torch.set_num_threads(1)
+    train(STEPS[name.split(",")[0]], tiny_config(**CFG, generation="g" in RUNS[name].trains))      # torch loads much on first use
+    ctypes.CDLL(None).malloc_trim(0)
+    cpu.keep_memory()                                                                              # as every script does
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    train(RUNS[name], tiny_config(**BIG, generation="g" in RUNS[name].trains))
+    print(json.dumps([before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("name", RUNS)
+def test_peak_of_a_run(name):
+    """Within 15 % of what a small run takes, counted from what Python and torch take by themselves, which is a line too."""
+    code = f"import conftest, test_cost; test_cost.measure({name!r})"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests", capture_output=True, text=True, check=True).stdout
+    before, most = json.loads(out.splitlines()[-1])
+    _, parts = cost.memory(tiny_config(**BIG, generation="g" in RUNS[name].trains), RUNS[name])
+    libraries = parts.pop("Python and torch")
+    ours = parts["total"] - libraries
+    assert abs(ours / (most - before) - 1) < 0.15, (ours, most - before)
+    assert abs(libraries / before - 1) < 0.25, (libraries, before)
+
+
+@pytest.mark.parametrize("place", cost.STAGES)
+def test_table_1_fits(place):
+    """A tenth of the GPU stays free with texts of usual length; the longest fit too."""
+    (_, gpu), step = place, cost.STAGES[place]
+    cfg = UniXConfig(generation=step.gen > 0)
+    assert cost.memory(cfg, step)[1]["total"] <= 0.9 * gpu * 1e9
+    assert step.world * max(step.und, step.gen) <= 256 and 256 % (step.world * max(step.und, step.gen)) == 0
+
+
+def test_sharding_and_muon():
+    """AdamW keeps 8 bytes a trained parameter, Muon 4 but for embeddings and head."""
+    cfg, step = UniXConfig(generation=False), Step("u", und=1, world=8)
+    N, rows = sum(cost.parameters(cfg).values()), 2 * cfg.vocab_size * cfg.n_embd
+    state = lambda **changes: cost.memory(cfg, cost.replace(step, **changes))[1]["optimizer"]
+    assert (state(), state(shard=True), state(optimizer="muon")) == (8 * N, N, 8 * rows + 4 * (N - rows))
+
+
+@pytest.mark.parametrize("name, peak", [("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA H100 PCIe", 756e12),
+                                        ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA L40S", 362e12), ("NVIDIA RTX A4000", None)])
+def test_peak_by_name(monkeypatch, name, peak):
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: name)
+    assert cost.peak_flops(torch.device("cuda")) == peak
+    assert cost.peak_flops(torch.device("cuda"), "float32") is None
+
+
+def test_peak_of_a_cpu_is_not_passed():
+    """Another matrix product is not much faster than the peak. (Other work on the machine makes both vary.)"""
+    peak, a = cost.peak_flops(torch.device("cpu"), "float32"), torch.ones(512, 512)
+    assert 2 * 512 ** 3 / min(timeit.repeat(lambda: a @ a, number=1, repeat=5)) < 4 * peak
+
+
+def test_the_table_is_printed(capsys):
+    cost.main()
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("stage 1, 48 GB: memory", "weights, trained", "average (EMA)", "--recompute", "1:1"))
