@@ -33,13 +33,14 @@ def test_a_file_fits_a_sitting(name):
 
 PARTS = {"cpu", "attention", "vision", "tokenizer", "settings", "common"}   # common: the error type and boring things, no model
 NETWORK = {"model", "vae", "flow", "repa"}
-ASSEMBLY = {"data", "pack", "images", "layouts", "runs", "weights", "checkpoint", "optim", "generate"}
+ASSEMBLY = {"cost", "data", "pack", "images", "layouts", "runs", "weights", "checkpoint", "optim", "generate"}
 RAW_DATA = {"sections", "cleaning", "llm", "sources", "radiographs", "packing", "audit"}     # of prepare_mimic.py
 MAY = {     # who may import which of our files; a script may use everything below it
     "cpu": set(), "settings": set(), "common": {"cpu", "settings"}, "attention": set(), "tokenizer": set(), "vae": set(), "flow": set(),
     "vision": {"attention"}, "model": {"attention", "vision"}, "repa": {"vision"}, "checkpoint": {"common"},
     "images": {"common"}, "optim": {"common"}, "runs": {"common"}, "data": {"common", "tokenizer"}, "pack": {"data"},
-    "layouts": {"common", "model", "vision"}, "generate": {"attention", "common", "cpu", "flow", "tokenizer", "vision"},
+    "cost": {"model", "vae", "vision"}, "layouts": {"common", "model", "vision"},
+    "generate": {"attention", "common", "cpu", "flow", "images", "tokenizer", "vision"},
     "sections": set(), "cleaning": set(), "llm": {"common", "cleaning"}, "sources": {"common"}, "radiographs": {"images", "vision"},
     "packing": {"common", "pack"}, "audit": {"common", "data", "images", "pack"},
     "weights": {"common", "checkpoint", "layouts", "tokenizer", "attention", "vision"} | NETWORK,
