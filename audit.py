@@ -139,6 +139,17 @@ def check_rows(directory, info, packed):
                              f"the first is {leaked[0]}.")
 
 
+def refuse_leak(root, und_size, gen_size):
+    """Training both tasks together must not see, in one, the patients that the other holds out (CheXGenBench's split of
+    MIMIC-CXR pools and splits anew, so it does)."""
+    und, gen = Packed(root, "und", und_size), Packed(root, "gen", gen_size)
+    patients = lambda data, train: {row["subject"] for row in data.rows if (row["split"] == "train") == train}
+    both = patients(und, True) & patients(gen, False) | patients(gen, True) & patients(und, False)
+    if both:
+        raise InputError(f"{len(both)} patients whom one task trains on are held out by the other in {root}; joint training "
+                         "needs one split for both: prepare_mimic.py --gen-split official.")
+
+
 def show(directory, number):
     """contact-sheet.png beside the shards: images spread over each set, with ids, not reports."""
     for one in sets_in(directory):

@@ -9,9 +9,11 @@ activation functions and the optimizer are not counted. Bytes are what autograd 
 
 B images, C width, F width inside the MLP, L layers, H heads, T queries, S keys, V vocabulary; small letters: a vision tower's.
 """
+import json
 import re
 import timeit
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -78,8 +80,10 @@ def vit_flops(v):
     return 6 * v.patch_size ** 2 * c * n + v.n_layer * (T * (8 * c * c + 4 * c * v.n_inner) + 4 * c * T * T)
 
 
+@cache
 def vae_flops(vae, size):
-    """The encoder on one image, as torch counts its convolutions and attention on tensors without content."""
+    """The encoder on one image, as torch counts its convolutions and attention on tensors without content; vae: its JSON."""
+    vae = VAEConfig(**json.loads(vae))
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         VAE(vae).moments(torch.zeros(1, vae.in_channels, size, size))
     return counter.get_total_flops()
@@ -105,10 +109,21 @@ def flops(cfg, step):
         out["u"] += step.gen * (3 * prefix - idle(S, S) + 3 * ends if both else prefix + ends)
         out["g"] = step.gen * (3 * noisy + 10 * h * cfg.latent_channels * C + 2 * (2 * 256 * C + 3 * C * C))
         out["recomputed"] += step.gen * (noisy - h * last + ends + (prefix - S * last) * both) * again
-        out["other"] += step.gen * vae_flops(step.vae, step.size) if step.vae and not step.stored else 0
+        out["other"] += step.gen * vae_flops(json.dumps(asdict(step.vae)), step.size) if step.vae and not step.stored else 0
     encoder, I = step.encoder or v, step.projector
     out["other"] += step.gen * (vit_flops(encoder) + 6 * h * I * (C + I + encoder.n_embd)) * (I > 0)
     return out
+
+
+def model_flops(cfg, step):
+    """What MFU counts: all but what is computed again."""
+    return sum(n for part, n in flops(cfg, step).items() if part != "recomputed")
+
+
+def of_run(cfg, process):
+    """The fields of a Step that a run's settings and processes give."""
+    return dict(world=process.world, device=process.device.type, accumulates=cfg.batch_size > cfg.micro_batch * process.world,
+                shard=cfg.shard, recompute=cfg.recompute, optimizer=cfg.optimizer, b=2 if cfg.dtype == "bfloat16" else 4)
 
 
 # dense bf16 (V100: fp16) products with fp32 sums, operations a second, from the vendors' data sheets, without sparsity

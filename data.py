@@ -96,17 +96,6 @@ class Packed:
         return tuple(part[n:n + 1][0].float() for part in self.latents[shard])
 
 
-def refuse_leak(root, und_size, gen_size):
-    """Training both tasks together must not see, in one, the patients that the other holds out (CheXGenBench's split of
-    MIMIC-CXR pools and splits anew, so it does)."""
-    und, gen = Packed(root, "und", und_size), Packed(root, "gen", gen_size)
-    patients = lambda data, train: {row["subject"] for row in data.rows if (row["split"] == "train") == train}
-    both = patients(und, True) & patients(gen, False) | patients(gen, True) & patients(und, False)
-    if both:
-        raise InputError(f"{len(both)} patients whom one task trains on are held out by the other in {root}; joint training "
-                         "needs one split for both: prepare_mimic.py --gen-split official.")
-
-
 @dataclass
 class Batch:
     """What one micro-step sees; `index` are the samples' numbers in the data set. Unused fields are None."""

@@ -12,6 +12,7 @@ import flow
 from attention import DecodeCache
 from common import InputError, generator
 from cpu import decoding
+from images import NOTICE, captioned, save_png
 from tokenizer import pad
 from vision import normalize
 
@@ -99,3 +100,22 @@ def choose(logits, temperature, top_p, rngs):
     p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0).cpu()
     drawn = torch.stack([torch.multinomial(row, 1, generator=rng) for row, rng in zip(p, rngs)])
     return order.gather(1, drawn.to(order.device))
+
+
+def show_drawn(model, vae, tokenizer, data, path, n=8):
+    """A picture to look at: the first n images of a data set, each beside one drawn from its report with fixed noise."""
+    reports = [row["report"] for row in data.rows[:n]]
+    drawn = generate_images(model, vae, tokenizer, reports, size=data.size, numbers=range(len(reports)), progress=False)[:, 0]
+    pairs = [picture for i, image in enumerate(drawn) for picture in (data.image(i).numpy(), image)]
+    path.parent.mkdir(exist_ok=True)
+    captions = [text for report in reports for text in ("given: " + report, "drawn from the report")]
+    save_png(captioned(pairs, captions, columns=4), path)
+
+
+def show_written(model, tokenizer, data, path, n=8):
+    """Something to read: the first n reports of a data set, and what the model writes about their images."""
+    n = min(n, len(data))
+    written = generate_reports(model, tokenizer, torch.stack([data.image(i) for i in range(n)]), progress=False)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(f"{data.rows[i]['id']}\n  given    {data.rows[i]['report']}\n  written  {text}\n"
+                              for i, text in enumerate(written)) + NOTICE + "\n", encoding="utf-8")

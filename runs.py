@@ -61,10 +61,10 @@ TIMED = ("img_s", "tok_s", "wait", "mfu")       # fields of the log that two equ
 
 class Meter:
     """How fast a run is since the last look: images and tokens a second, the share of the time that it waited for data,
-    and model FLOP utilisation, when the peak (FLOP/s of all devices together) is known."""
+    and model FLOP utilisation, when the peak of a device in FLOP/s is known."""
 
-    def __init__(self, peak=None):
-        self.peak = peak
+    def __init__(self, peak=None, devices=1):
+        self.peak = peak and peak * devices
         self.reset()
 
     def reset(self):

@@ -2,15 +2,17 @@
 
     torchrun --nproc_per_node=8 train_gen.py              # stage 2: 256 px with REPA, from out/und
     torchrun --nproc_per_node=8 train_gen.py --stage 3    # stage 3: 512 px without, from out/gen256
+    torchrun --nproc_per_node=8 train_gen.py --preset table5-1:2      # a row of Table 5: reading and drawing together
     python train_gen.py --preset phantom [--stage 3]      # the laptop run: 64 px, then 128 px
 
-Trains the generation set alone; everything of understanding is frozen. The sequence is [BOS report EOS] [noisy latent
-block]: text never sees the noise, so its keys and values are computed once, without gradient. For a tenth of the
-samples the text is dropped, which is what guidance needs. Stage 3 reads more of the same position table.
+Trains the generation set alone (but for Table 5); everything of understanding is frozen. The sequence is
+[BOS report EOS] [noisy latent block]: text never sees the noise, so its keys and values are computed once, without
+gradient. For a tenth of the samples the text is dropped, which is what guidance needs. Stage 3 reads more of the same
+position table.
 
 t in [0, 1], 1 = noise; x_0 clean latent, v = noise - x_0.
 """
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import repeat
 from pathlib import Path
 
@@ -21,15 +23,16 @@ from tqdm import tqdm
 
 import checkpoint
 import common
+import cost
 import flow
 import optim
 import repa
 import runs
 import weights
+from audit import refuse_leak
 from common import InputError, print0
-from data import Packed, Samples, loader, refuse_leak
-from generate import generate_images
-from images import captioned, save_png
+from data import Packed, Samples, loader
+from generate import show_drawn
 
 
 @dataclass
@@ -56,7 +59,8 @@ class TrainConfig(runs.RunConfig):
     # optimizer (Table 1, stage 2)
     steps: int = 75000                  # optimizer steps in all
     batch_size: int = 256               # samples a step, over all processes and micro-steps
-    micro_batch: int = 32               # samples of one forward pass of one process
+    micro_batch: int = 8                # samples of one forward pass of one process; with shard it fits eight GPUs of 48 GB
+    shard: bool = True                  # spread AdamW's state over the processes (ZeRO 1)
     lr: float = 2e-4                    # learning rate after warm-up
     warmup: int = 2000                  # steps of linear warm-up
 
@@ -70,9 +74,9 @@ class TrainConfig(runs.RunConfig):
             "--train-u trains the vision tower, so it cannot be what --repa aligns with: name --repa-encoder or use --repa 0.")
 
 
-PAPER3 = dict(init="out/gen256", vae="", out="out/gen512", size=512, repa=0.0, steps=5000, lr=1e-4, warmup=0)
+PAPER3 = dict(init="out/gen256", vae="", out="out/gen512", size=512, repa=0.0, steps=5000, lr=1e-4, warmup=0, micro_batch=4)
 PHANTOM = dict(data="datasets/phantom", vae="out/phantom/vae", max_latent_size=8, repa_inner=384, repa_encoder="", batch_size=32,
-               optimizer="muon", lr=2e-3, warmup=100, decay="cosine", ema=0.998, save_every=250)
+               micro_batch=32, shard=False, optimizer="muon", lr=2e-3, warmup=100, decay="cosine", ema=0.998, save_every=250)
 PRESETS = {     # preset -> stage -> settings
     "paper": {2: {}, 3: PAPER3},
     "phantom": {2: dict(PHANTOM, init="out/phantom/und", out="out/phantom/gen64", size=64, steps=1000),
@@ -83,7 +87,7 @@ PRESETS = {     # preset -> stage -> settings
 TABLE5 = {"0:1-frozen": (False, 0.0), "1:1": (True, 1.0), "1:2": (True, 0.5), "1:4": (True, 0.25), "0:1": (True, 0.0)}
 for name, (train_u, und_share) in TABLE5.items():
     row = dict(train_u=train_u, und_share=und_share, vae="", repa=0.0, warmup=0)
-    PRESETS[f"table5-{name}"] = {2: dict(row, init="out/gen256", out=f"out/table5-{name}", steps=2000)}
+    PRESETS[f"table5-{name}"] = {2: dict(row, init="out/gen256", out=f"out/table5-{name}", steps=2000, micro_batch=4)}
     PRESETS[f"phantom-table5-{name}"] = {2: dict(PHANTOM | row, init="out/phantom/gen64", size=64, steps=500, lr=1e-3,
                                                  decay="constant", out=f"out/phantom/table5-{name}")}
 # parameters that AdamW keeps when Muon has the matrices
@@ -97,9 +101,8 @@ class GenStep(nn.Module):
     def __init__(self, unix, vae, encoder, projector, cfg):
         super().__init__()
         self.unix, self.vae, self.encoder, self.projector, self.cfg = unix, vae, encoder, projector, cfg
-        for frozen in (vae, encoder):
-            if frozen is not None:
-                frozen.requires_grad_(False)
+        for frozen in filter(None, (vae, encoder)):
+            frozen.requires_grad_(False)
 
     @torch.no_grad()
     def clean_latents(self, batch):
@@ -192,16 +195,6 @@ def validate(step_module, samples, process, cfg, n=256, bins=5):
     return float(errors.sum() / counts.sum()), (errors / counts).tolist()
 
 
-def show(model, vae, tokenizer, data, path, n=8):
-    """A picture to look at: the first n images of a data set, each beside one drawn from its report with fixed noise."""
-    reports = [row["report"] for row in data.rows[:n]]
-    drawn = generate_images(model, vae, tokenizer, reports, size=data.size, numbers=range(len(reports)), progress=False)[:, 0]
-    pairs = [picture for i, image in enumerate(drawn) for picture in (data.image(i).numpy(), image)]
-    path.parent.mkdir(exist_ok=True)
-    captions = [text for report in reports for text in ("given: " + report, "drawn from the report")]
-    save_png(captioned(pairs, captions, columns=4), path)
-
-
 def settings(argv):
     """The command line, with the preset's row for the stage."""
     if {"--help", "-h"} & set(argv):
@@ -235,6 +228,15 @@ def main(argv):
         refuse_leak(cfg.data, model.cfg.vision.image_size, cfg.size)
     stored = [samples.data.open_latents(weights.vae_hash(vae)) for samples in (train, val)]
     print0("latents: " + ("stored" if all(stored) else "encoded as we go (train_vae.py --encode stores them)"))
+    longest = lambda samples, part: max(len(samples.text(row, part)) for row in samples.data.rows[:1000])
+    step_cost = cost.Step("ug" if cfg.train_u else "g", gen=cfg.micro_batch, report=longest(train, "report"), size=cfg.size,
+                          latents=latent[1] * latent[2], vae=vae.cfg, stored=all(stored), encoder=encoder and encoder.cfg,
+                          projector=cfg.repa_inner if projector else 0, und=round(cfg.micro_batch * cfg.und_share),
+                          **cost.of_run(cfg, process))
+    if und is not None:
+        answer = longest(und, "report")
+        step_cost = replace(step_cost, text=answer + longest(und, "prompt"), answer=answer)
+    print0(cost.describe_memory(model.cfg, step_cost))
     optimizers = optim.optimizers(step_module, cfg, VECTORS, cfg.shard)
     ema = optim.EMA(model, cfg.ema)
     step, skips = optim.resume(resume, optimizers, ema) if resume else (0, 0)
@@ -260,15 +262,14 @@ def main(argv):
     pairs = zip(batches, repeat(None) if und is None else
                 loader(und, process, round(cfg.micro_batch * cfg.und_share), step, cfg.steps, cfg.workers))
     bar = tqdm(total=cfg.steps, initial=step, desc=f"stage {cfg.stage}", unit="step", disable=not process.master)
-    meter = runs.Meter()
+    meter = runs.Meter(cost.peak_flops(process.device, cfg.dtype), process.world)
     while step < cfg.steps and not stop.now:
         lr = optim.lr_at(step, cfg.lr, cfg.warmup, cfg.steps, cfg.decay)
         losses, parts, tokens = [], meter.fetch(pairs, micro), 1
         if und is not None:         # of the whole step, on all processes and micro-steps, as in stage 1
             tokens = common.all_sum(sum(read.tokens for _, read in parts).to(process.device))
         for i, (batch, read) in enumerate(parts):
-            if process.world > 1:
-                wrapped.require_backward_grad_sync = i == micro - 1
+            wrapped.require_backward_grad_sync = i == micro - 1     # DDP exchanges gradients in the last micro-step
             with common.autocast(process.device, cfg.dtype):
                 mse, align, ce = wrapped(batch.to(process.device), read and read.to(process.device))
             loss = (mse + cfg.repa * align).sum() / cfg.batch_size + ce / tokens
@@ -276,7 +277,11 @@ def main(argv):
             losses.append(torch.stack([mse.sum(), align.sum(), ce]).detach())
         norm = float(nn.utils.clip_grad_norm_(step_module.parameters(), cfg.clip))
         step += 1
-        meter.counts.update(img=cfg.batch_size)
+        meter.counts.update(img=cfg.batch_size, tok=sum(batch.ids.numel() for batch, _ in parts) * process.world)
+        for batch, read in parts:
+            seen = dict(report=batch.ids.shape[1]) | ({} if read is None else
+                                                      dict(text=read.ids.shape[1], answer=int(read.tokens) / len(read.ids)))
+            meter.counts.update(flops=cost.model_flops(model.cfg, replace(step_cost, **seen)) * process.world)
         if bad := skipped.bad(norm, losses, lambda i: train.ids(parts[i][0]) + (und.ids(parts[i][1]) if und else [])):
             optim.forget(optimizers)
         else:
@@ -301,7 +306,7 @@ def main(argv):
                     bar.write(f"step {step}: validation error {val_mse:.4f}")
             if process.master and cfg.sample_every and step % cfg.sample_every == 0:
                 with ema.swapped(), common.autocast(process.device, cfg.dtype):
-                    show(model, vae, tokenizer, val.data, Path(cfg.out) / "samples" / f"{step:08d}.png")
+                    show_drawn(model, vae, tokenizer, val.data, Path(cfg.out) / "samples" / f"{step:08d}.png")
             if saving:
                 save()
     bar.close(), stop.release()

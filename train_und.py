@@ -6,7 +6,7 @@
 Trains the vision tower, the connector and the understanding set; the generation set does not exist yet. The sequence
 is [image block] [BOS prompt EOS] [BOS report EOS], and only the report and its EOS carry loss.
 """
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 import checkpoint
 import common
+import cost
 import optim
 import runs
 import weights
 from common import InputError, print0
 from data import Packed, Samples, loader
-from generate import generate_reports
-from images import NOTICE
+from generate import show_written
 from model import UniX, UniXConfig
 from vision import ViTConfig
 
@@ -48,7 +48,9 @@ class TrainConfig(runs.RunConfig):
     # optimizer (Table 1, stage 1)
     steps: int = 3840                   # optimizer steps in all
     batch_size: int = 256               # samples a step, over all processes and micro-steps
-    micro_batch: int = 32               # samples of one forward pass of one process
+    micro_batch: int = 8                # samples of one forward pass of one process; this and the next two: 8 x 48 GB
+    shard: bool = True                  # spread AdamW's state over the processes (ZeRO 1)
+    recompute: bool = True              # forget what layers compute and compute it again going backward
     lr: float = 1e-4                    # learning rate after warm-up
     warmup: int = 80                    # steps of linear warm-up
 
@@ -60,7 +62,7 @@ PRESETS = {
     "phantom": dict(data="datasets/phantom", init="", out="out/phantom/und", n_layer=6, n_head=4, n_embd=192,
                     n_inner=512, vit_layer=4, vit_head=4, vit_embd=192, image_size=128, repa_layer=2, max_text=128,
                     steps=2600, batch_size=16, micro_batch=16, optimizer="muon", lr=2e-3, warmup=100, decay="cosine",
-                    ema=0.995),
+                    ema=0.995, shard=False, recompute=False),
 }
 VECTORS = ("embed", "lm_head", "positions", "patch")    # parameters that AdamW keeps when Muon has the matrices
 
@@ -108,15 +110,6 @@ def validate(step_module, samples, process, cfg, n=256):
     return loss / tokens
 
 
-def show(model, tokenizer, data, path, n=8):
-    """Something to read: the first n reports of a data set, and what the model writes about their images."""
-    n = min(n, len(data))
-    written = generate_reports(model, tokenizer, torch.stack([data.image(i) for i in range(n)]), progress=False)
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join(f"{data.rows[i]['id']}\n  given    {data.rows[i]['report']}\n  written  {text}\n"
-                              for i, text in enumerate(written)) + NOTICE + "\n", encoding="utf-8")
-
-
 def main(argv):
     cfg = common.override(TrainConfig(), argv, __doc__, PRESETS)
     process = common.setup(cfg.device, cfg.threads, cfg.deterministic)
@@ -132,6 +125,9 @@ def main(argv):
                           cfg.batch_size) for split in ("train", "val"))
     model.recompute = cfg.recompute
     step_module = UndStep(model.to(process.device).train())
+    longest = [max(len(train.text(row, part)) for row in train.data.rows[:1000]) for part in ("prompt", "report")]
+    step_cost = cost.Step("u", und=cfg.micro_batch, text=sum(longest), answer=longest[1], **cost.of_run(cfg, process))
+    print0(cost.describe_memory(model.cfg, step_cost))
     optimizers = optim.optimizers(step_module, cfg, VECTORS, cfg.shard)
     ema = optim.EMA(model, cfg.ema)
     step, skips = optim.resume(resume, optimizers, ema) if resume else (0, 0)
@@ -152,7 +148,7 @@ def main(argv):
     micro = cfg.batch_size // (cfg.micro_batch * process.world)
     batches = iter(loader(train, process, cfg.micro_batch, step, cfg.steps, cfg.workers))
     bar = tqdm(total=cfg.steps, initial=step, desc="stage 1", unit="step", disable=not process.master)
-    meter = runs.Meter()
+    meter = runs.Meter(cost.peak_flops(process.device, cfg.dtype), process.world)
     while step < cfg.steps and not stop.now:
         lr = optim.lr_at(step, cfg.lr, cfg.warmup, cfg.steps, cfg.decay)
         parts = meter.fetch(batches, micro)
@@ -160,8 +156,7 @@ def main(argv):
         tokens = common.all_sum(sum(batch.tokens for batch in parts).to(process.device))
         losses = []
         for i, batch in enumerate(parts):
-            if process.world > 1:
-                wrapped.require_backward_grad_sync = i == micro - 1
+            wrapped.require_backward_grad_sync = i == micro - 1     # DDP exchanges gradients in the last micro-step
             with common.autocast(process.device, cfg.dtype):
                 loss, _ = wrapped(batch.to(process.device))
             (loss * process.world / tokens).backward()             # DDP averages over processes
@@ -169,6 +164,9 @@ def main(argv):
         norm = float(nn.utils.clip_grad_norm_(model.parameters(), cfg.clip))
         step += 1
         meter.counts.update(img=cfg.batch_size, tok=int(tokens))
+        for batch in parts:
+            seen = replace(step_cost, text=batch.ids.shape[1], answer=int(tokens) / cfg.batch_size)
+            meter.counts.update(flops=cost.model_flops(model.cfg, seen) * process.world)
         if bad := skipped.bad(norm, losses, lambda i: train.ids(parts[i])):
             optim.forget(optimizers)
         else:
@@ -192,7 +190,7 @@ def main(argv):
                     bar.write(f"step {step}: validation loss {val_loss:.4f}")
             if process.master and cfg.sample_every and step % cfg.sample_every == 0:
                 with ema.swapped(), common.autocast(process.device, cfg.dtype):
-                    show(model, tokenizer, val.data, Path(cfg.out) / "samples" / f"{step:08d}.txt")
+                    show_written(model, tokenizer, val.data, Path(cfg.out) / "samples" / f"{step:08d}.txt")
             if saving:
                 save()
     bar.close(), stop.release()

@@ -11,7 +11,7 @@ import torch
 import train_gen
 from common import InputError
 from conftest import ROOT, close
-from data import refuse_leak
+from audit import refuse_leak
 from model import is_generation
 from test_train import COMMON, column, log, optimizer, stage1, stage2, tensors        # noqa: F401 (fixtures)
 

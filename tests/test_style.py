@@ -69,7 +69,7 @@ def test_imports_point_one_way(name):
 
 
 CORE = {"torch", "numpy", "safetensors", "tokenizers", "PIL", "tqdm"}
-MORE = {"evaluate": {"scipy", "sklearn", "torchvision", "transformers"}, "app": {"gradio"}, "radiographs": {"pydicom"}}
+MORE = {"evaluate": {"scipy", "sklearn", "torchvision", "transformers"}, "app": {"gradio"}, "radiographs": {"pydicom"}, "runs": {"wandb"}}
 
 
 @pytest.mark.parametrize("name", TREES)
