@@ -163,7 +163,7 @@ def vit_bytes(v, step):
 
 def kept(cfg, step):
     """For backward, by autograd, at the end of a micro-step's forward pass -> {part: bytes}."""
-    C, L, b, n = cfg.n_embd, cfg.n_layer, step.b, cfg.vision.grid ** 2
+    C, L, b, n, last = cfg.n_embd, cfg.n_layer, step.b, cfg.vision.grid ** 2, 4 + 4 * (step.device == "cpu")     # last: norm
     image, T, S, h, both, out = n + 2, step.text, step.report, step.latents, "u" in step.trains, {}
     if step.recompute:                                        # a layer's input (g is bf16, u fp32) and the cache that it reads
         und, gen = L * C * (4 * (image + T) + 2 * b * image), L * C * (b * h + 8 + 2 * b * S + 4 * S * both)
@@ -173,10 +173,10 @@ def kept(cfg, step):
         gen += L * (layer_bytes(cfg, step, S, S, causal=True) + layer_bytes(cfg, step, 2, 0)) if both else 0
     if step.und:
         out["vision"] = step.und * (vit_bytes(cfg.vision, step) + n * b * (cfg.vision.n_embd + 2 * C))
-        out["decoder, und"] = step.und * (und + 8 * C * T + 6 * C * step.answer)
+        out["decoder, und"] = step.und * (und + last * C * T + 6 * C * step.answer)
         out["logits"] = 4 * cfg.vocab_size * step.und * step.answer * (step.und * step.answer <= CHUNK)
     if step.gen:
-        out["decoder, gen"] = step.gen * (gen + 10 * C * h)
+        out["decoder, gen"] = step.gen * (gen + (last + b) * C * h)
     if step.projector:
         out["REPA"] = step.gen * h * (b * (C + 4 * step.projector) + 12 * (step.encoder or cfg.vision).n_embd)
     return out

@@ -89,7 +89,7 @@ STEPS = {
     "stage 1, fp32": Step("u", und=2, text=64, answer=40, b=4),
     "stage 2": Step("g", gen=3, report=48, size=64, latents=256, projector=96, encoder=ENCODER, vae=SMALL_VAE),
     "stage 2, own tower": Step("g", gen=2, report=32, size=64, latents=64, projector=96, vae=SMALL_VAE, stored=True),
-    "stage 3": Step("g", gen=1, report=16, size=64, latents=256, vae=SMALL_VAE, stored=True),
+    "stage 3": Step("g", gen=2, report=16, size=64, latents=256, vae=SMALL_VAE, stored=True),
     "stage 3, fp32": Step("g", gen=2, report=48, size=32, latents=64, vae=SMALL_VAE, stored=True, b=4),
     "both": Step("ug", und=2, text=64, answer=40, gen=2, report=48, size=64, latents=256, vae=SMALL_VAE, stored=True),
     "both, 0:1": Step("ug", gen=2, report=48, size=64, latents=256, vae=SMALL_VAE, stored=True),
@@ -154,21 +154,21 @@ def like_cuda(monkeypatch):
 
 
 def compare(step, tolerance):
-    """What autograd saves, the bf16 copies of the trained weights included, against the formula."""
+    """What autograd saves, less the bf16 copies of the trained weights, against the formula."""
     cfg = tiny_config(**CFG, generation="g" in step.trains)
     copies = 2 * sum(n for k, n in cost.trained(cfg, step).items() if k != "embed") * (step.b == 2)
-    ours, theirs = sum(cost.kept(cfg, step).values()) + copies, saved(*build(step, cfg))
+    ours, theirs = sum(cost.kept(cfg, step).values()), saved(*build(step, cfg)) - copies
     assert abs(ours / theirs - 1) < tolerance, (ours, theirs)
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_kept_for_backward(name):
-    compare(STEPS[name], 0.03)
+    compare(STEPS[name], 0.02)
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_kept_for_backward_on_cuda(name, like_cuda):
-    compare(cost.replace(STEPS[name], device="cuda"), 0.05)
+    compare(cost.replace(STEPS[name], device="cuda"), 0.04)
 
 
 BIG = dict(n_layer=6, n_head=8, n_embd=512, n_inner=1408, vocab_size=4096, max_latent_size=16,
