@@ -150,7 +150,7 @@ class Forked:
     def pids(self):
         return [process.pid for process in self.processes]
 
-    def finish(self, code=0, seconds=60):
+    def finish(self, code=0, seconds=120):
         """code: the exit status that all must have; None: any but 0."""
         end = time.time() + seconds
         for process in self.processes:
@@ -191,7 +191,7 @@ class Torchrun:
         said = subprocess.run(["pgrep", "-P", str(self.agent.pid)], capture_output=True, text=True).stdout
         return [int(pid) for pid in said.split()]
 
-    def finish(self, seconds=60):
+    def finish(self, seconds=180):
         """Wait for the end -> exit status, stdout, stderr. From the first `error:` to the end of all are at most 20 s."""
         end, ranks = time.time() + seconds, self.ranks
         while self.agent.poll() is None and time.time() < end:

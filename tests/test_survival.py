@@ -31,7 +31,7 @@ def one_sentence(err, *words):
     assert "Traceback" not in err, err[-2000:]
 
 
-def wait_for_lines(path, n, seconds=60):
+def wait_for_lines(path, n, seconds=120):
     end = time.time() + seconds
     while not path.exists() or path.read_text().count("\n") < n:
         assert time.time() < end, f"no {n} lines in {path}"
@@ -261,7 +261,7 @@ def test_a_disk_that_is_full(place, fork, four, full, tmp_path):
 def test_a_disk_that_is_full_ends_all_ranks(place, fork, four, tmp_path):
     run = back(four, 2, tmp_path / "run")
     words = line(1, run, place, "--steps", 9, "--save-every", 2, "--micro-batch", 4)
-    _, err = fork(SCRIPT[1], words, 2, FILE_LIMIT=500_000).finish(None, 30)
+    _, err = fork(SCRIPT[1], words, 2, FILE_LIMIT=500_000).finish(None, 60)
     assert len(sentences(err)) == 1 and "00000004" in sentences(err)[0]
     assert [path.name for path in sorted(run.iterdir())] == ["00000002", "log.jsonl"]
 
@@ -320,14 +320,14 @@ def test_bad_input(stage, more, word, place, fork, tmp_path):
                                         (["--max-text", 8], "max_text 8")])
 def test_bad_input_that_all_ranks_see(more, word, place, fork, tmp_path):
     """One of them says so, all end."""
-    _, err = fork(SCRIPT[1], line(1, tmp_path / "run", place, "--micro-batch", 4, *more), 2).finish(None, 30)
+    _, err = fork(SCRIPT[1], line(1, tmp_path / "run", place, "--micro-batch", 4, *more), 2).finish(None, 60)
     one_sentence(err, word)
 
 
 def test_ranks_that_disagree(place, fork, tmp_path):
     """One rank of two is started with other settings: both stop before the first step, and one says which."""
     words = line(1, tmp_path / "run", place, "--micro-batch", 4)
-    _, err = fork(SCRIPT[1], words, 2, RANK_1="--lr 1e-4").finish(None, 30)
+    _, err = fork(SCRIPT[1], words, 2, RANK_1="--lr 1e-4").finish(None, 60)
     one_sentence(err, "ranks disagree about their settings (lr:")
     assert not list(tmp_path.glob("run/*"))
 
