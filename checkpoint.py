@@ -95,6 +95,8 @@ def read_config(directory, thorough=False):
         raise InputError(f"{directory}/config.json is not JSON ({error}); the checkpoint is damaged.") from None
     if not isinstance(config, dict):
         raise InputError(f"{directory}/config.json holds no settings; the checkpoint is damaged.")
+    if thorough and "files" not in config:
+        raise InputError(f"{directory}/config.json does not name the files beside it; the checkpoint is damaged.")
     for name, size in config.get("files", {}).items():
         path = directory / name
         if not path.exists():

@@ -1,11 +1,8 @@
-"""The boring parts of a run: how a script begins and ends, processes, randomness.
+"""The boring parts of a run: processes, devices, randomness.
 
 Nothing here knows the model. Every script ends with `common.cli(main)`: bad input ends in one sentence.
 """
 import os
-import signal
-import sys
-import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -15,27 +12,8 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import cpu
-from settings import InputError, override       # noqa: F401 (scripts know them as common's)
-
-
-def cli(main):
-    """Run a script's main(argv): bad input, a full disk or a missing permission is one sentence, exit code 2."""
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        if "RANK" in os.environ:        # what all processes notice the first one says; torchrun ends those who wait to say it
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(min(3 * int(os.environ["RANK"]), 10))
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        print(f"error: {error.filename or 'a file'} could not be read or written: {error.strerror or error}.", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+import settings
+from settings import InputError, cli, override      # noqa: F401 (scripts know them as common's)
 
 
 @dataclass
@@ -68,12 +46,15 @@ def setup(device="auto", threads=0, deterministic=False):
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     try:
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        store, rank, world = next(dist.rendezvous("env://"))
+        settings.store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)     # it outlives a restart
+        backend = "nccl" if device.startswith("cuda") else "gloo"
+        dist.init_process_group(backend, store=settings.store, rank=rank, world_size=world)
     except dist.DistNetworkError as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise InputError(f"the processes cannot meet at {place} ({str(error).splitlines()[0]}); if the port is in use, "
                          "give torchrun another --master_port.") from None
-    return Process(dist.get_rank(), dist.get_world_size(), torch.device(device))
+    return Process(rank, world, torch.device(device))
 
 
 def wrap(step_module, process, compiled):

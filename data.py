@@ -73,7 +73,14 @@ class Packed:
         if key not in self.files:
             self.files[key] = os.open(self.shards[shard].with_suffix(".bin"), os.O_RDONLY)
         content = os.pread(self.files[key], length, offset)
-        return torch.from_numpy(np.array(Image.open(io.BytesIO(content)).convert("L")))
+        try:
+            pixels = np.array(Image.open(io.BytesIO(content)).convert("L"))
+        except (OSError, SyntaxError, ValueError):
+            raise InputError(f"image {self.rows[i]['id']} of {self.directory} cannot be decoded; prepare it anew.") from None
+        if pixels.shape != (self.size, self.size):
+            raise InputError(f"image {self.rows[i]['id']} of {self.directory} has {pixels.shape[1]}x{pixels.shape[0]} pixels, not "
+                             f"{self.size}x{self.size}; prepare it anew.")
+        return torch.from_numpy(pixels)
 
     def open_latents(self, vae_hash):
         """Use the posteriors stored by `train_vae.py --encode` if they are there -> whether they are."""

@@ -1,14 +1,18 @@
-"""A dataclass of settings becomes a command line: one line and one comment a field, presets as tables of its fields.
+"""How a script begins and ends: a dataclass of settings becomes a command line, bad input one sentence and exit code 2.
 
-    cfg = override(TrainConfig(), argv, __doc__, PRESETS)
+    cfg = override(TrainConfig(), argv, __doc__, PRESETS)      # one line and one comment a field, presets as tables of fields
 """
 import dataclasses
 import difflib
 import inspect
 import math
+import os
 import re
 import sys
+import time
 import typing
+
+import torch.distributed as dist
 
 
 class InputError(Exception):
@@ -94,3 +98,32 @@ def help_text(cfg, doc, presets):
     for name, values in presets.items():
         lines.append(f"preset {name}: " + ", ".join(f"{k}={v}" for k, v in values.items()))
     return "\n".join(lines)
+
+
+store = None        # where processes leave word for each other, once they have met (common.setup)
+
+
+def first_to_say():
+    """What all processes notice is said once: by the first, or before they have met by rank 0 (torchrun then ends the rest)."""
+    if store is not None:
+        return store.add("errors", 1) == 1
+    time.sleep(min(3 * int(os.environ.get("RANK", 0)), 10))
+    return True
+
+
+def cli(main):
+    """Run a script's main(argv): bad input, a full disk or a missing permission is one sentence, exit code 2."""
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except InputError as error:
+        if first_to_say():
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"error: {error.filename or 'a file'} could not be read or written: {error.strerror or error}.", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

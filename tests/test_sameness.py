@@ -13,6 +13,7 @@ import checkpoint
 import train_gen
 import train_und
 import weights
+from runs import TIMED
 from test_train import gen, identical, optimizer, stage1, tensors, und      # noqa: F401 (fixture)
 
 SCRIPT = {1: "train_und.py", 2: "train_gen.py"}
@@ -42,7 +43,7 @@ def place(uneven, stage1, vae_run):
 def story(run):
     """The log but for what measures time."""
     rows = [json.loads(text) for text in (run / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not (k.endswith("_s") or "second" in k or "time" in k)} for row in rows]
+    return [{k: v for k, v in row.items() if k not in TIMED} for row in rows]
 
 
 def losses(run):

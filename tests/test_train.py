@@ -23,7 +23,7 @@ from conftest import ROOT, close
 from model import is_generation
 from vae import VAE, VAEConfig
 
-COMMON = "--device cpu --dtype float32 --warmup 0 --log-every 1 --eval-every 1000 --save-every 1000 --ema 0.9".split()
+COMMON = "--device cpu --dtype float32 --warmup 0 --log-every 1 --eval-every 1000 --save-every 1000 --ema 0.9 --no-shard --no-recompute".split()
 UND = ("--init= --n-layer 2 --n-head 2 --n-embd 32 --n-inner 64 --vit-layer 1 --vit-head 2 --vit-embd 32 --image-size 64 "
        "--repa-layer 1 --max-text 256 --batch-size 4 --micro-batch 4 --lr 3e-3").split()
 GEN = "--size 32 --max-latent-size 8 --repa-inner 32 --repa-encoder= --vae= --batch-size 4 --micro-batch 4 --lr 3e-3".split()
