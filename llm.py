@@ -22,8 +22,8 @@ from urllib.parse import urlparse
 
 from tqdm import tqdm
 
-import cleaning
 from common import InputError
+from guards import guard, parse
 
 PROMPTS = Path(__file__).parent / "cleaning_prompts.txt"
 PATIENCE = 600          # seconds for one answer: servers queue
@@ -108,96 +108,6 @@ class Endpoint:
                 time.sleep(min(pause, 120))
                 wait *= 2
         raise InputError(f"{self.url} {problem}, {TRIES} times in a row; is the server running? What was answered is kept.")
-
-
-# ---- guards: sentences that say what is wrong with an answer ----
-
-STEM = re.compile(r"(?:ies|es|s|ed|ing|ly|al)$")
-STOP = set("a an and are as at be been both by for from has have in into is it no not of on or over seen shows that the "
-           "there these this to under was were which with within without".split())
-LEFTOVER = re.compile(rf"_{{2,}}|{cleaning.DATE}|\b\d{{1,2}}:\d{{2}}\b|\b(?:Drs?|compar(?:ed|ison)|previous(?:ly)?|interval|"
-                      rf"prior)\b",
-                      re.I)
-SIDES = ("left", "right", "bilateral")
-CLASSES = {     # a small lexicon of the 14 CheXpert classes; "No Finding" follows from the others
-    "Enlarged Cardiomediastinum": r"widened mediast|mediastinal (?:widening|enlarge)|enlarged (?:cardio)?mediast",
-    "Cardiomegaly": r"cardiomegaly|heart (?:size )?(?:is |appears )?(?:\w+ )?enlarged|enlarged (?:heart|cardiac)|"
-                    r"cardiac enlargement",
-    "Lung Opacity": r"opaci", "Lung Lesion": r"nodul|\bmass(?:es)?\b|lesion", "Edema": r"edema|vascular congestion",
-    "Consolidation": r"consolidat", "Pneumonia": r"pneumonia|infectio", "Atelectasis": r"atelecta|collapse",
-    "Pneumothorax": r"pneumothora", "Pleural Effusion": r"effusion", "Pleural Other": r"pleural thicken|pleural scar|fibrothorax",
-    "Fracture": r"fracture",
-    "Support Devices": r"catheter|\btubes?\b|picc|pacemaker|\blines?\b|\bleads?\b|port-a-cath|stent|prosthetic"}
-NEGATED = re.compile(r"\b(?:no|not|without|free of|negative for|resolved|absence of|clear of|never|nor|neither|"
-                     r"resolution of|removed|removal of)\b")
-DENIED = re.compile(r"\w* (?:has|have|is|are) (?:been )?(?:resolved|not)\b")      # "pneumothorax has resolved"
-
-
-def stems(text):
-    return [STEM.sub("", word) for word in re.findall(r"[a-z]{3,}", text.lower()) if word not in STOP]
-
-
-def labels(text):
-    """{class: "yes" or "no"}; a class both affirmed and denied is affirmed. A negation reaches to the end of its clause."""
-    found = {}
-    for clause in re.split(r"[.;:\n]|\bbut\b|\bhowever\b|, (?=there )", text.lower()):
-        for name, pattern in CLASSES.items():
-            for hit in re.finditer(pattern, clause):
-                verdict = "no" if NEGATED.search(clause[:hit.start()]) or DENIED.match(clause[hit.end():]) else "yes"
-                found[name] = "yes" if "yes" in (verdict, found.get(name)) else "no"
-    return found
-
-
-def sides(text):
-    """{(side, class)} of what is affirmed or denied in one clause with the side."""
-    found = set()
-    for clause in re.split(r"[.;:\n]|\bbut\b", text.lower().replace("both", "bilateral")):
-        for side in SIDES:
-            if re.search(rf"\b{side}\b", clause):
-                found |= {(side, name) for name, pattern in CLASSES.items() if re.search(pattern, clause)}
-    return found
-
-
-def parse(content, finish_reason, raw_findings):
-    """An answer -> ((findings, impression), complaints). Guard 1: whole, valid JSON with findings."""
-    if finish_reason == "length":
-        return None, ["the answer was cut off"]
-    try:
-        answer = json.loads(re.sub(r"^```(?:json)?|```$", "", content.strip()).strip())
-    except ValueError:
-        return None, ["the answer was not json"]
-    if not isinstance(answer, dict) or not all(isinstance(answer.get(k), str | None) for k in ("findings", "impression")):
-        return None, ['the answer was not {"findings": .., "impression": ..}']
-    findings, impression = ((answer.get(k) or "").strip() or None for k in ("findings", "impression"))
-    if raw_findings and not findings:
-        return None, ["the findings are missing"]
-    return (findings, impression), []
-
-
-def guard(raw, clean):
-    """Guards 2 to 7 on the joined texts -> (complaints, warnings)."""
-    complaints, warnings = [], []
-    ratio = len(clean.split()) / max(1, len(raw.split()))
-    if not 0.25 <= ratio <= 1.15:
-        complaints.append("the length changed too much")
-    if LEFTOVER.search(clean):
-        complaints.append("blanks, dates, times, names or comparisons are left")
-    number = r"\d+(?:\.\d+)?"
-    if set(re.findall(number, clean)) - set(re.findall(number, raw)):
-        complaints.append("a number is new")
-    known, words = set(stems(raw)), stems(clean)
-    if sum(word not in known for word in words) > 0.15 * max(1, len(words)):
-        complaints.append("too many words are new")
-    if new := sides(clean) - sides(raw):
-        complaints.append("a side is new for " + ", ".join(sorted({name for _, name in new})))
-    before, after = labels(raw), labels(clean)
-    for name in CLASSES:
-        was, now = before.get(name), after.get(name)
-        if was == "no" and now is None:
-            warnings.append(f"lost negative: {name}")
-        elif was != now:
-            complaints.append(f"{name} was {was or 'absent'} and is now {now or 'absent'}")
-    return complaints, warnings
 
 
 # ---- one study, and all of them ----

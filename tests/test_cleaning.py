@@ -9,22 +9,25 @@ import numpy as np
 import pytest
 
 import cleaning
+import comparing
+import guards
 import llm
 import prepare_mimic
 import prepare_phantom
 import sections
 import sources
+import wording
 from common import InputError
 
 prepare_phantom.conflict = functools.lru_cache(maxsize=None)(prepare_phantom.conflict)         # thousands of draws below; 625 pairs
 
 
-@pytest.mark.parametrize("module", [cleaning, sections, sources], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [cleaning, comparing, wording, guards, sections, sources], ids=lambda m: m.__name__)
 def test_examples_in_docstrings(module):
     result = doctest.testmod(module)
     assert result.failed == 0 and result.attempted > 0
     if module is cleaning:
-        for rule in (*cleaning.TEXT_RULES, *cleaning.SENTENCE_RULES, cleaning.lateral_remarks):
+        for rule in (*cleaning.TEXT_RULES, *cleaning.CLAUSE_RULES, cleaning.lateral_remarks):
             assert ">>>" in rule.__doc__, f"{rule.__name__} has no example"
 
 
@@ -83,8 +86,8 @@ def test_examples_in_docstrings(module):
     ("Interval placement of a right chest tube.", "A right chest tube."),
     ("Interval removal of the endotracheal tube.", None),
     ("There has been interval increase in the right effusion.", "Right effusion."),
-    ("No new consolidation.", None),
-    ("No new consolidation, but a large left effusion.", "No new consolidation, but a large left effusion."),
+    ("No new consolidation.", "No consolidation."),
+    ("No new consolidation, but a large left effusion.", "No consolidation, but a large left effusion."),
     ("New right lower lobe opacity.", "Right lower lobe opacity."),
     ("Persistent left basilar atelectasis.", "Left basilar atelectasis."),
     ("The heart remains moderately enlarged.", "The heart is moderately enlarged."),
@@ -191,12 +194,12 @@ RAW = "FINDINGS:\nThe left effusion has increased, now moderate. No pneumothorax
     ("FINDINGS:\nModerate left effusion. No pneumothorax. Edema. Right PICC ends in the low SVC.", "Edema"),
 ])
 def test_guards(clean, complaint):
-    complaints, _ = llm.guard(RAW, clean)
+    complaints, _ = guards.guard(RAW, clean)
     assert not complaints if complaint is None else any(complaint in one for one in complaints), complaints
 
 
 def test_a_lost_negative_only_warns():
-    complaints, warnings = llm.guard(RAW, "FINDINGS:\nModerate left effusion. Right PICC ends in the low SVC.")
+    complaints, warnings = guards.guard(RAW, "FINDINGS:\nModerate left effusion. Right PICC ends in the low SVC.")
     assert complaints == [] and warnings == ["lost negative: Pneumothorax"]
 
 
@@ -205,7 +208,7 @@ def test_a_lost_negative_only_warns():
     ('{"findings": "Clear."', "stop", "json"), ("   ", "stop", "json"), ('{"findings": "Clear."}', "length", "cut off"),
     ('{"findings": null, "impression": "x"}', "stop", "missing"), ("[1]", "stop", "findings"), ('{"findings": 3}', "stop", "findings")])
 def test_answers(content, finish, wrong):
-    answer, complaints = llm.parse(content, finish, "Clear lungs.")
+    answer, complaints = guards.parse(content, finish, "Clear lungs.")
     assert (answer == ("Clear.", None)) if not wrong else (answer is None and wrong in complaints[0])
 
 
