@@ -10,7 +10,7 @@ negation or a "possible", the clause is left as it is. All examples are invented
 import re
 from collections import Counter
 
-from comparing import HARMLESS, change_words, comparisons, dates, no_new, now, removals
+from comparing import HARMLESS, affirmed, change_words, comparisons, dates, no_new, now, removals
 from wording import BLANK, DENIES, FINDING, I, ended, facts, has_words, sentences, tidy
 
 DANGLING = re.compile(r"(?:[ ,;]|\b(?:and|for which|which|for|this|these|was|were|is|are|has been|have been)(?= |$)){1,6}$", I)
@@ -236,9 +236,9 @@ AT_OWN_RISK = (removals, no_new, now, history, dates, blanks, remnants, lateral_
 TAKES = {advice: ADVICE, communication: TOLD, comparisons: HARMLESS, change_words: HARMLESS}
 
 
-def applied(rule, clause, others):
+def applied(rule, clause, known):
     """What the rule leaves of the clause, or the clause itself where a fact would be lost."""
-    left = rule(clause, others) if rule is no_new else rule(clause)
+    left = rule(clause, known) if rule is no_new else rule(clause)
     if left == clause or rule in AT_OWN_RISK:
         return left
     neutral = lambda text: facts(TAKES[rule].sub(" ", text) if rule in TAKES else text)
@@ -254,20 +254,23 @@ def clean(text, drop_lateral=False, beside=""):
     dropped, kept = Counter(), []
     for rule in TEXT_RULES:
         text = rule(text)
-    whole = sentences(text)
-    for n, sentence in enumerate(whole):
-        others, clauses = " ".join([*whole[:n], *whole[n + 1:], beside]), []
-        for clause in sentence.split("; "):
+    whole = [sentence.split("; ") for sentence in sentences(text)]
+    mentioned = Counter()
+    if " new " in text:
+        every = [clause for part in (*whole, *(s.split("; ") for s in sentences(unwrap(beside)))) for clause in part]
+        mentioned.update(word for clause in every for word in affirmed(clause))
+    for parts in whole:
+        clauses = []
+        for clause in parts:
+            known = {word for word, n in mentioned.items() if n > (word in affirmed(clause))} if mentioned else set()
             for rule in CLAUSE_RULES + (lateral_remarks,) * drop_lateral:
-                left = applied(rule, clause, others)
+                left = applied(rule, clause, known)
                 if not has_words(left):
                     dropped[rule.__name__] += has_words(clause)
                     break
                 clause = left
             else:
-                clauses.append(clause)
+                clauses.append(clause.rstrip(" .!?"))
         if clauses:
-            stop = sentence[-1] if sentence[-1] in ".!?" else ""
-            kept.append(tidy("; ".join(one.rstrip(" .") for one in clauses[:-1]) + "; " * (len(clauses) > 1) + clauses[-1].rstrip(" .!?")
-                             + stop))
+            kept.append(tidy("; ".join(clauses) + parts[-1][-1:] * parts[-1].endswith((".", "!", "?"))))
     return " ".join(repeats(kept)) or None, +dropped

@@ -89,21 +89,27 @@ NO_NEW = re.compile(r"\b(no|without|nor|any)((?: (?:definite|evidence of|appreci
 DENIAL = re.compile(r"^(?:there (?:is|are) )?(?:no|without)\b(?!.*\b(?:but|with|however|although|except|other)\b)", I)
 
 
-def no_new(clause, others):
-    """"No new" is "no" where the rest of the report knows none of it; else it stays: an old one may be there.
+def affirmed(clause):
+    """The findings that a clause does not merely deny."""
+    words = {"lung" if LUNG.match(word) else word for word in facts(clause) if FINDING.match(word)} - {"normal", "clear"}
+    return set() if DENIAL.match(clause) else words
 
-    >>> no_new("No new consolidation or effusion.", "Normal heart.")
+
+def no_new(clause, known=frozenset()):
+    """"No new" is "no" where the rest of the report knows none of it (`known`); else it stays: an old one may be there.
+
+    >>> no_new("No new consolidation or effusion.")
     'No consolidation or effusion.'
-    >>> no_new("No new effusion or edema.", "Small effusion.")
+    >>> no_new("No new effusion or edema.", known={"effusion"})
     'No new effusion or edema.'
     """
-    if not NO_NEW.search(clause):
+    found = NO_NEW.search(clause)
+    if not found:
         return clause
-    words = lambda text: {"lung" if LUNG.match(word) else word for word in facts(text) if FINDING.match(word)} - {"normal"}
-    known = set().union(*(words(one) for one in re.split(r"[.;] ?", others) if not DENIAL.match(one)))
-    if not words(clause):
-        return ""                       # "no new abnormality" only compares
-    return clause if words(clause) & known else NO_NEW.sub(r"\1\2", clause)
+    denied, _, rest = clause[found.end():].partition(",")
+    if not affirmed(denied):
+        return clause if affirmed(clause) else ""       # "no new abnormality" only compares
+    return clause if affirmed(denied) & (known | affirmed(rest)) else NO_NEW.sub(r"\1\2", clause)
 
 
 SOFT = r"(?:effusions?|edema|pneumothora(?:x|ces)|atelectas[ie]s|congestion|consolidations?|cardiomegaly|pneumonia)"

@@ -8,6 +8,7 @@ replaced by that of the rules. Complaints name findings and sides, they never qu
 """
 import json
 import re
+from bisect import bisect
 
 from comparing import HARMLESS, dates, now
 from wording import DATE, DOUBT, FINDING, SEVERITY, SIDE, SIZE, sentences
@@ -84,13 +85,13 @@ def degrees(text):
     """{(size in mm or severity, finding or side next to it)}: what is small and what is 15 mm."""
     found = set()
     for clause in clauses(text):
+        findings, places = named(clause), [(hit.start(), hit.end(), hit[0]) for hit in re.finditer(rf"\b{SIDE}\b", clause)]
+        starts, sites = [start for start, *_ in findings], [start for start, *_ in places]
         for hit in re.finditer(rf"{SIZE}|\b{SEVERITY}\b", clause):
-            degree = millimetres(hit[0]) if hit[0][-1] == "m" and hit[0][0].isdigit() else re.sub(r"ly$", "", hit[0])
-            places = [(s.start(), s.end(), s[0]) for s in re.finditer(rf"\b{SIDE}\b", clause)]
-            after = [word for start, _, word in named(clause) if start >= hit.end()]
-            before = [word for _, end, word in named(clause) if end <= hit.start()]
-            found |= {(degree, ""), (degree, (after[:1] or before[-1:] or [""])[0])}
-            found |= {(degree, min(places, key=lambda p: min(abs(p[0] - hit.end()), abs(hit.start() - p[1])))[2])} if places else set()
+            degree = millimetres(hit[0]) if hit[0][0].isdigit() else re.sub(r"ly$", "", hit[0])
+            n, m = bisect(starts, hit.start()), bisect(sites, hit.start())
+            near = sorted(places[max(m - 1, 0):m + 1], key=lambda place: max(place[0] - hit.end(), hit.start() - place[1]))
+            found |= {(degree, word) for _, _, word in (findings[n:n + 1] or findings[-1:]) + near[:1]} | {(degree, "")}
     return found
 
 
