@@ -29,7 +29,10 @@ def refuse_git(out):
 
 def read_ids(path, known):
     """The image ids of the official test JSON (its paths end in them), of a list with one id a line, or of our ids.csv."""
-    text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not a text file in UTF-8; --test-ids wants the official JSON or a list of ids.") from None
     ids = {part for part in re.findall(r"[\w.-]+", text) if part in known or part.rpartition(".")[0] in known}
     ids = {part if part in known else part.rpartition(".")[0] for part in ids}
     if not ids:
@@ -77,12 +80,21 @@ def sets_in(directory):
     return found
 
 
+KEYS = {"schema": int, "task": str, "size": int, "counts": dict, "settings": dict, "hash": str, "sha256": dict}
+
+
 def open_set(directory):
     try:
         info = json.loads((directory / "dataset.json").read_text())
-        return info, Packed(directory.parent, info["task"], info["size"])
-    except (ValueError, KeyError):
-        raise InputError(f"{directory}/dataset.json is damaged; prepare the data set anew.") from None
+        if not isinstance(info, dict) or any(type(info.get(key)) is not kind for key, kind in KEYS.items()):
+            raise ValueError
+        packed = Packed(directory.parent, info["task"], info["size"])
+        whole = all(isinstance(row.get(key), str) for row in packed.rows for key in ("id", "subject", "split", "report"))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise InputError(f"{directory}: its dataset.json or rows are damaged; prepare the data set anew.") from None
+    if not whole:
+        raise InputError(f"{directory} has rows of another form; prepare the data set anew.")
+    return info, packed
 
 
 def check(directory):
@@ -92,7 +104,7 @@ def check(directory):
         if info["hash"] != settings_hash(info["settings"]):
             raise InputError(f"{one}/dataset.json: its settings do not have its hash; it was edited.")
         files = {path.name for ending in ("bin", "idx.npy", "jsonl") for path in one.glob(f"[0-9]*.{ending}")}
-        if files != info.get("sha256", {}).keys():
+        if files != info["sha256"].keys():
             raise InputError(f"{one}: its shards are not those that dataset.json names; prepare it anew.")
         for name, expected in info["sha256"].items():
             with open(one / name, "rb") as file:

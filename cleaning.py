@@ -95,8 +95,9 @@ def views(sentence):
 
 TO_SOMEONE = (rf"(?:with|to|by|at|via|over) (?:the |a )?(?:Drs?\b|{BLANK}|team|referring|ordering|physician|nurse|"
               rf"resident|tele|phone|pager|e-?mail)")
-TOLD = re.compile(rf"\b(?:was |were |is |are |has been |have been )?(?:(?:discussed|communicated|conveyed|phoned|telephoned|paged|"
-                  rf"relayed|reported|called|e-?mailed|reviewed)\b[^.;]{{0,100}}?\b{TO_SOMEONE}|(?:notified|informed|made aware)\b)", I)
+TOLD = re.compile(rf"\b(?:was |were |is |are |has been |have been )?(?:(?:discussed|communicated|conveyed|phoned|"
+                  rf"telephoned|paged|relayed|reported|called|e-?mailed|reviewed)\b[^.;]{{0,100}}?\b{TO_SOMEONE}|"
+                  r"(?:notified|informed|made aware)\b)", I)
 NOTIFIED = re.compile(r"^[^,;:]{0,60}\b(?:was|were|is) (?:notified|informed|made aware) (?:of|about|that) (?:the )?", I)
 BY_PHONE = re.compile(r",? (?:by|via|over|on) (?:the )?(?:tele)?phone\b[^,;.]*", I)
 SIGNED = re.compile(r"^(?:dictated|transcribed|electronically signed|approved|signed|edited|interpreted|reviewed) (?:by|on)\b|"
@@ -118,7 +119,8 @@ def communication(sentence):
     return "" if SIGNED.search(sentence) else cut_clause(sentence, TOLD)
 
 
-AGED = re.compile(rf"^(?:(?:this|the|an?) )?(?:{BLANK}|\d{{1,3}})[ -]?(?:year|yr|y)s?[ -]?(?:old|o)\b[^,;:]{{0,30}}?(?:(?: with|,) |(?=[.;]|$))", I)
+AGED = re.compile(rf"^(?:(?:this|the|an?) )?(?:{BLANK}|\d{{1,3}})[ -]?(?:year|yr|y)s?[ -]?(?:old|o)\b"
+                  r"[^,;:]{0,30}?(?:(?: with|,) |(?=[.;]|$))", I)
 LABEL = re.compile(r"^(?:clinical )?(?:history|indication|reason for \w+) ?:", I)
 PATIENT = re.compile(r"^(?:the )?patient (?:is|has|presents with)(?! been) (?:an? )?", I)
 ASKED = re.compile(r"\b(?:evaluat\w*|assess\w*|rule out|r/o|query|question of|presents|presenting|\?)", I)
@@ -171,11 +173,11 @@ def advice(sentence):
     return cut_clause(sentence, ADVICE)
 
 
-AFTER_BLANK = (r" ?(?:[.,;:)]|$|\b(?:at|on|is|are|was|were|has|have|had|there|and|or|but|as|in|with|without|no|which|that|shows?|when|"
-               r"where|remains?)\b)")
+AFTER_BLANK = (r" ?(?:[.,;:)]|$|\b(?:at|on|is|are|was|were|has|have|had|there|and|or|but|as|in|with|without|no|which|that|"
+               r"shows?|when|where|remains?)\b)")
 PREPOSITION = re.compile(rf"[ ,(]{{0,3}}(?:(?:\b(?:at|on|from|of|since|dated|to|by|in|with|per|via|as of|performed|obtained|the) "
-                         rf"){{1,4}}(?:Drs?\.? )?|\b(?:and|or) (?={BLANK} ?(?:[.,;]|$))){BLANK}(?: ?(?:and|,|-) ?{BLANK}){{0,5}}\)?"
-                         rf"(?={AFTER_BLANK})", I)
+                         rf"){{1,4}}(?:Drs?\.? )?|\b(?:and|or) (?={BLANK} ?(?:[.,;]|$))){BLANK}"
+                         rf"(?: ?(?:and|,|-) ?{BLANK}){{0,5}}\)?(?={AFTER_BLANK})", I)
 
 
 def blanks(sentence):
@@ -190,10 +192,11 @@ def blanks(sentence):
     return "" if BLANK in cut else cut
 
 
-NOT_A_WORD = re.compile(r"\b(?:an?|the|this|these|that|there|it|its|as|new|old|is|are|was|were|has|have|had|been|be|and|or|but|of|in|on|"
-                        r"with|to|from|at|by|for|also|still|now|then|than|which|when|today|seen|noted|findings?|study|exam|"
-                        r"examination|chest|heart|lungs?|lobes?|hil[ai]r?|cardiac|mediastin(?:um|al)|cardiomediastinal|silhouettes?|"
-                        r"contours?|size|appearance|positions?|left|right|upper|lower|both|patient|history|changes?)\b", I)
+NOT_A_WORD = re.compile(r"\b(?:an?|the|this|these|that|there|it|its|as|new|old|is|are|was|were|has|have|had|been|be|and|or|but|"
+                        r"of|in|on|with|to|from|at|by|for|also|still|now|then|than|which|when|today|seen|noted|findings?|"
+                        r"study|exam|examination|chest|heart|lungs?|lobes?|hil[ai]r?|cardiac|mediastin(?:um|al)|cardiomediastinal|"
+                        r"silhouettes?|contours?|size|appearance|positions?|left|right|upper|lower|both|"
+                        r"patient|history|changes?)\b", I)
 
 
 def remnants(sentence):

@@ -8,15 +8,16 @@ import re
 from wording import BLANK, DATE, DENIES, DEVICES, EARLIER, FINDING, PRIOR, SEVERITY, SIZE, TIME, I, ended, facts
 
 MUCH = (r"(?:significant|relevant|interval|major|appreciable|substantial|important|definite|notable|short-interval|radiographic|"
-        r"essentially|largely|grossly|relatively|overall|otherwise|(?:not )?(?:significantly|substantially|appreciably)|not|slightly|"
-        r"markedly|mildly|moderately|somewhat|quite|very|further)")
+        r"essentially|largely|grossly|relatively|overall|otherwise|(?:not )?(?:significantly|substantially|"
+        r"appreciably)|not|slightly|markedly|mildly|moderately|somewhat|quite|very|further)")
 SAME = rf"(?:{MUCH} ){{0,4}}(?:unchanged|stable|similar|unaltered|changed|as before|the same)"
 COMPARED = rf"(?:as |when )?(?:compared|in comparison|comparison is made|relative|comparing|allowing for) (?:to|with)"
-THAN = (rf"(?: (?:(?:{COMPARED}|from|since|to|as on|over) {PRIOR}|in (?:the )?(?:position|appearance|size|extent|severity|degree|interval)"
-        r"(?: and (?:position|appearance|size|extent))?|as before|overall)){0,3}")
+THAN = (rf"(?: (?:(?:{COMPARED}|from|since|to|as on|over) {PRIOR}|in (?:the )?(?:position|appearance|size|"
+        r"extent|severity|degree|interval)(?: and (?:position|appearance|size|extent))?|as before|overall)){0,3}")
 END = r"(?=[,;.]|$)"
 LEADING = re.compile(rf"^(?:(?:{COMPARED}|in the interval since|since|from) {PRIOR}(?:[,:] ?| (?=there |the |an? |no ))|"
-                     rf"(?:(?:{COMPARED}|(?:in the interval )?since (?:the )?{EARLIER}) [^,;:]*|in the interval|from {BLANK}[^,;:]*)[,:] ?)", I)
+                     rf"(?:(?:{COMPARED}|(?:in the interval )?since (?:the )?{EARLIER}) [^,;:]*|in the interval|"
+                     rf"from {BLANK}[^,;:]*)[,:] ?)", I)
 NO_CHANGE = re.compile(rf"^(?:there (?:is|has been|are) )?(?:no|little|minimal|without) (?:{MUCH} ){{0,4}}changes? (?:in|of) "
                        r"(?:the )?(?:(?:size|extent|appearance|position|degree|severity) of (?:the )?)?", I)
 IS = r"(?:is|are|remains?|appears?|has been|have been|has|have)"
@@ -85,7 +86,8 @@ def removals(sentence):
 
 # synonyms: what is new may be more of an old one by another name
 LUNG = re.compile(r"opaci|consolidat|infiltrat|airspace|pneumonia|densit|atelecta|collapse", I)
-NO_NEW = re.compile(r"\b(no|without|nor|any)((?: (?:definite|evidence of|appreciable|suspicious))?) new(?: (?:or|and)(?= \w))?\b", I)
+NO_NEW = re.compile(r"\b(no|without|nor|any)((?: (?:definite|evidence of|appreciable|suspicious))?) new"
+                    r"(?: (?:or|and)(?= \w))?\b", I)
 DENIAL = re.compile(r"^(?:there (?:is|are) )?(?:no|without)\b(?!.*\b(?:but|with|however|although|except|other)\b)", I)
 
 
@@ -118,8 +120,8 @@ PLACED = (r"(?:(?:right|left|bilateral|bibasilar|basilar|small|moderate|large|mi
 AGAIN = r"(?:seen|noted|demonstrated|visualized|visualised|identified|present|redemonstrated)"
 ADVERBS = re.compile(
     r"(\ban? )?\b(?:unchanged|persistent|persisting|redemonstrated|newly|(?<!no )(?<!without )(?<!any )new|once again|again|"
-    r"(?:unchanged|stable)(?: and)?|improving|worsening|(?<!has )(?<!have )(?<!not )(?:improved|worsened)|enlarging|resolving|(?:slightly |markedly )?"
-    r"(?:increasing|decreasing)|previously (?:seen|noted|described)|now|currently|"
+    r"(?:unchanged|stable)(?: and)?|improving|worsening|(?<!has )(?<!have )(?<!not )(?:improved|worsened)|enlarging|resolving|"
+    r"(?:slightly |markedly )?(?:increasing|decreasing)|previously (?:seen|noted|described)|now|currently|"
     rf"(?:increased|decreased)(?= {PLACED}{SOFT})) (?=(\w))(?!(?:and|but|not|or|in|on|at|from|since|to|with|by|as|over|of|"
     r"compared|relative)\b)", I)
 MEANWHILE = re.compile(r", (?=(?:an? )?(?:unchanged|stable|persist\w+|new|improv\w+|worsen\w+|increas\w+|decreas\w+|enlarging|"
@@ -159,8 +161,8 @@ def now(sentence):
     if not degree or re.search(r"[,;]| and ", sentence[:found.start()]):
         return re.sub(BECOME, lambda f: (" are " if f[1].lower() == "have" else " is ") if f[1] else f[0], sentence)
     head = re.sub(rf"\b{SEVERITY} ", "", sentence[:found.start()], flags=I)
-    verb = "are" if (found[1] or "").lower() in ("have", "are") or head.endswith(("effusions", "opacities", "nodules", "masses")) else "is"
-    return f"{head[:1].upper()}{head[1:]} {verb} {sentence[found.end():]}"
+    many = (found[1] or "").lower() in ("have", "are") or head.endswith(("effusions", "opacities", "nodules", "masses"))
+    return f"{head[:1].upper()}{head[1:]} {'are' if many else 'is'} {sentence[found.end():]}"
 
 
 def change_words(sentence):
@@ -195,8 +197,9 @@ def change_words(sentence):
     return cut if re.search(r"[^\W\d_]{2}", cut) else ""
 
 
-BEFORE = re.compile(rf"[ ,(]{{0,3}}\b(?:previously|formerly|prior(?:ly)?|versus|vs\.?|compared (?:to|with)) (?:measur(?:ed|ing) )?"
-                    rf"(?:approximately )?{SIZE}(?: previously| before| on {BLANK})?\)?(?= ?(?:[.,;)]|$))", I)
+BEFORE = re.compile(rf"[ ,(]{{0,3}}\b(?:previously|formerly|prior(?:ly)?|versus|vs\.?|compared (?:to|with)) "
+                    rf"(?:measur(?:ed|ing) )?(?:approximately )?{SIZE}(?: previously| before| on {BLANK})?\)?"
+                    r"(?= ?(?:[.,;)]|$))", I)
 WHEN = re.compile(rf"[ ,(]{{0,3}}(?:\b(?:on|at|from|dated|of|since|obtained|performed|the) ){{0,4}}(?:{DATE}|{TIME})\)?", I)
 
 

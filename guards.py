@@ -16,7 +16,8 @@ from wording import DATE, DOUBT, FINDING, SEVERITY, SIDE, SIZE, sentences
 STEM = re.compile(r"(?:ies|es|s|ed|ing|ly|al)$")
 STOP = set("a an and are as at be been both by for from has have in into is it no not of on or over seen shows that the "
            "there these this to under was were which with within without".split())
-LEFTOVER = re.compile(rf"_{{2,}}|{DATE}|\b\d{{1,2}}:\d{{2}}\b|\b(?:Drs?|compar(?:ed|ison)|previous(?:ly)?|interval|prior)\b", re.I)
+LEFTOVER = re.compile(rf"_{{2,}}|{DATE}|\b\d{{1,2}}:\d{{2}}\b|"
+                      r"\b(?:Drs?|compar(?:ed|ison)|previous(?:ly)?|interval|prior)\b", re.I)
 BROKEN = re.compile("[\ud800-\udfff]")      # half a character, which no file can hold
 CLASSES = {     # a small lexicon of the 14 CheXpert classes; "No Finding" follows from the others
     "Enlarged Cardiomediastinum": r"widened mediast|mediastinal (?:widening|enlarge)|enlarged (?:cardio)?mediast",
@@ -31,7 +32,8 @@ NEGATED = re.compile(r"\b(?:no|not|without|free of|negative for|resolved|absence
                      r"resolution of|removed|removal of)\b")
 DENIED = re.compile(r"\w* (?:has|have|is|are) (?:been )?(?:resolved|not)\b")      # "pneumothorax has resolved"
 DOUBTED = re.compile(rf"\b(?:{DOUBT}|definite|convincing|obvious|apparent|perhaps|presum\w+|favou?r\w*)\b|\?")
-DOUBTED_AFTER = re.compile(r"[^,]*?\b(?:excluded|possible|probable|likely|suspected|question\w*|versus|vs|considered|equivocal)\b|[^,]*\?")
+DOUBTED_AFTER = re.compile(r"[^,]*?\b(?:excluded|possible|probable|likely|suspected|question\w*|versus|vs|considered|"
+                           r"equivocal)\b|[^,]*\?")
 UNSPECIFIC = ("pleural", "interstitial", "airspace", "clear", "normal")
 
 
@@ -152,11 +154,13 @@ def same_degrees(raw, clean):
     was, is_now = degrees(today), degrees(HARMLESS.sub(" ", clean))
     kept = {word for _, _, word in named(clean)} | {""} | set(re.findall(rf"\b{SIDE}\b", clean))
     lost = {degree for degree, word in was - is_now if word in kept}
+    other = {degree for degree, _ in is_now - was}
     return [f"a size or severity is {how}: {', '.join(sorted(which))}"
-            for how, which in (("lost", lost), ("new or belongs to something else", {degree for degree, _ in is_now - was})) if which]
+            for how, which in (("lost", lost), ("new or belongs to something else", other)) if which]
 
 
 def same_doubts(raw, clean):
     was, is_now = doubts(raw), doubts(clean)
-    changed = {word for word, _ in was & is_now | is_now if {d for w, d in was if w == word} != {d for w, d in is_now if w == word}}
+    both = {word for word, _ in was} & {word for word, _ in is_now}
+    changed = {word for word, _ in was ^ is_now if word in both}
     return [f"certainty has changed for {', '.join(sorted(changed))}"] if changed else []

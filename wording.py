@@ -9,8 +9,8 @@ from collections import Counter
 
 I = re.IGNORECASE
 # words that say something is (or is not) to be seen: a sentence with one of them is cut, not dropped
-DEVICES = (r"catheter|\blines?\b|\btubes?\b|picc|pacemaker|\bleads?\b|wires?\b|clips?\b|device|\bport\b|valve|\bstents?\b|prosthe|"
-           r"sternotom|hardware")
+DEVICES = (r"catheter|\blines?\b|\btubes?\b|picc|pacemaker|\bleads?\b|wires?\b|clips?\b|device|\bport\b|valve|\bstents?\b|"
+           r"prosthe|sternotom|hardware")
 FINDING = re.compile(
     r"effusion|pneumothora|opaci|consolidat|edema|cardiomegaly|enlarge|nodul|\bmass|atelecta|pneumonia|infiltrat|fracture|"
     rf"{DEVICES}|hernia|emphysem|fibros|scar|thicken|congesti|calcif|granuloma|cavit|lesion|densit|lucen|deformit|scolio|"
@@ -33,9 +33,9 @@ TIME = r"(?:\d{1,2}:\d{2}(?::\d{2})?(?: ?[AaPp]\.?[Mm]\b\.?)?(?: hours| hrs)?|\d
 EARLIER = (r"(?:prior|previous|earlier|preceding|last|most recent|recent|comparison|outside|old|remote|baseline|study|exam|"
            rf"radiograph|film|{BLANK})")
 # an earlier study by whatever name: "the prior chest radiograph of ___"
-PRIOR = (rf"(?:the |a |an |those |that )?(?:{EARLIER}(?!\w)|examination|radiographs|films|studies|exams|priors?|chest|portable|CT|x-ray|"
-         rf"multiple|day|same|{DATE})(?: (?:{EARLIER}(?!\w)|examination|radiographs|films|studies|exams|chest|portable|CT|x-rays?|image|"
-         rf"scan|of|from|dated|on|performed|obtained|at|the|{DATE}|{TIME}))" + "{0,8}")
+PRIOR = (rf"(?:the |a |an |those |that )?(?:{EARLIER}(?!\w)|examination|radiographs|films|studies|exams|priors?|chest|portable|"
+         rf"CT|x-ray|multiple|day|same|{DATE})(?: (?:{EARLIER}(?!\w)|examination|radiographs|films|studies|exams|chest|portable|"
+         rf"CT|x-rays?|image|scan|of|from|dated|on|performed|obtained|at|the|{DATE}|{TIME}))" + "{0,8}")
 
 
 def has_words(text):
