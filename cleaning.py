@@ -9,6 +9,7 @@ negation or a "possible", the clause is left as it is. All examples are invented
 """
 import re
 from collections import Counter
+from itertools import dropwhile
 
 from comparing import HARMLESS, affirmed, change_words, comparisons, dates, no_new, now, removals
 from wording import BLANK, DENIES, FINDING, I, ended, facts, has_words, sentences, tidy
@@ -141,8 +142,9 @@ def history(sentence):
     if LABEL.search(sentence):
         return ""
     if AGED.search(sentence):
-        rest = AGED.sub("", sentence)
-        return rest if FINDING.search(rest) and not ASKED.search(rest) else ""
+        parts = AGED.sub("", sentence).split(", ")
+        rest = ", ".join(dropwhile(lambda part: not facts(part), parts))        # "with cough, now with an effusion"
+        return re.sub(r"^now (?:with )?(?:an? )?", "", rest) if FINDING.search(rest) and not ASKED.search(rest) else ""
     past = HISTORY.search(sentence)
     if past:
         if re.search(rf"\b(?:and|with|now|but)\b.*(?:{FINDING.pattern})", past["what"], I):
