@@ -14,12 +14,14 @@ PIECE, LONGEST = 1 << 20, 1 << 24       # characters read at a time; of one obje
 
 def json_objects(path):
     """The objects of a JSON list, one by one: the LLaVA-Rad files would fill the memory otherwise. Bare NaN is read."""
-    decoder, held = json.JSONDecoder(), ""
+    decoder, held, begun = json.JSONDecoder(), "", False
     wrong = InputError(f"{path} is cut short, damaged or no JSON list of objects; download it again.")
     try:
         with open_text(path) as file:
             while piece := file.read(PIECE):
-                held = (held + piece).lstrip("[, \n\r\t")
+                held = (held + piece).lstrip(", \n\r\t")
+                if not begun and held.startswith("["):
+                    held, begun = held[1:].lstrip(), True
                 while held.startswith("{"):
                     try:
                         value, end = decoder.raw_decode(held)
@@ -27,7 +29,7 @@ def json_objects(path):
                         break                               # an object that goes on in the next piece
                     yield whole_characters(value)
                     held = held[end:].lstrip(", \n\r\t")
-                if held and held[0] not in "{]" or len(held) > LONGEST:
+                if held and (held[0] not in "{]" or not begun) or len(held) > LONGEST:
                     break
     except (ValueError, RecursionError):                    # not UTF-8, numbers without end, nests without end
         raise wrong from None

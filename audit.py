@@ -40,13 +40,21 @@ def read_ids(path, known):
     return ids
 
 
+def well_formed(row):
+    return isinstance(row, dict) and all(isinstance(row.get(key), str) for key in ("id", "subject", "split", "report"))
+
+
 def rows_of(directory):
     """The rows of a packed data set, one by one."""
     for path in sorted(directory.glob("[0-9]*.jsonl")):
         with open(path, encoding="utf-8") as file:
             try:
-                yield from map(json.loads, file)
-            except ValueError:
+                for line in file:
+                    row = json.loads(line)
+                    if not well_formed(row):
+                        raise ValueError
+                    yield row
+            except (ValueError, RecursionError):
                 raise InputError(f"{path} is damaged; prepare the data set anew.") from None
 
 
@@ -89,11 +97,10 @@ def open_set(directory):
         if not isinstance(info, dict) or any(type(info.get(key)) is not kind for key, kind in KEYS.items()):
             raise ValueError
         packed = Packed(directory.parent, info["task"], info["size"])
-        whole = all(isinstance(row.get(key), str) for row in packed.rows for key in ("id", "subject", "split", "report"))
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        if not all(map(well_formed, packed.rows)):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise InputError(f"{directory}: its dataset.json or rows are damaged; prepare the data set anew.") from None
-    if not whole:
-        raise InputError(f"{directory} has rows of another form; prepare the data set anew.")
     return info, packed
 
 

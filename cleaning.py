@@ -194,11 +194,11 @@ def blanks(sentence):
     return "" if BLANK in cut else cut
 
 
-NOT_A_WORD = re.compile(r"\b(?:an?|the|this|these|that|there|it|its|as|new|old|is|are|was|were|has|have|had|been|be|and|or|but|"
-                        r"of|in|on|with|to|from|at|by|for|also|still|now|then|than|which|when|today|seen|noted|findings?|"
-                        r"study|exam|examination|chest|heart|lungs?|lobes?|hil[ai]r?|cardiac|mediastin(?:um|al)|cardiomediastinal|"
-                        r"silhouettes?|contours?|size|appearance|positions?|left|right|upper|lower|both|"
-                        r"patient|history|changes?)\b", I)
+NOT_A_WORD = re.compile(
+    r"\b(?:an?|the|this|these|that|there|it|its|as|new|old|is|are|was|were|has|have|had|been|be|and|or|but|of|in|on|with|to|from|"
+    r"at|by|for|also|still|now|then|than|which|when|today|seen|noted|findings?|study|exam|examination|chest|heart|lungs?|lobes?|"
+    r"hil[ai]r?|cardiac|mediastin(?:um|al)|cardiomediastinal|silhouettes?|contours?|size|appearance|positions?|left|right|upper|"
+    r"lower|both|patient|history|changes?)\b", I)
 
 
 def remnants(sentence):

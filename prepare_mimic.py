@@ -16,6 +16,7 @@ MIMIC-CXR may not be passed on: the output is readable by you alone, may not lie
 import csv
 import hashlib
 import io
+import logging
 import warnings
 import zlib
 from collections import Counter
@@ -175,7 +176,8 @@ def row_of(cfg, task, item, content, answer):
 
 def start_worker(cfg, root, sets):
     global CFG, ROOT, SETS
-    warnings.simplefilter("ignore")         # what decoders say of single files; the verdict on each is in skipped.csv
+    warnings.simplefilter("ignore")         # decoders quote single files; the verdict on each is in skipped.csv
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     CFG, ROOT, SETS = cfg, root, sets
 
 

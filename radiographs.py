@@ -71,6 +71,7 @@ def read_dicom(path, limits):
     """Window (VOI) as the file says, MONOCHROME1 turned over, scaled to 8 bits."""
     try:
         import pydicom
+        from pydicom.errors import BytesLengthException, InvalidDicomError
         from pydicom.pixels import apply_modality_lut, apply_voi_lut
     except ImportError:
         raise Unusable("a DICOM file needs pydicom 3: pip install pydicom") from None
@@ -79,7 +80,7 @@ def read_dicom(path, limits):
         check((int(dataset.Rows), int(dataset.Columns)), *limits)       # before memory is taken for them
         values = np.asarray(apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset), dtype=np.float64)
         inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
-    except DAMAGE:
+    except (*DAMAGE, BytesLengthException, InvalidDicomError):
         raise Unusable("damaged or unreadable DICOM") from None
     if values.ndim != 2:
         raise Unusable(f"DICOM with {values.ndim} dimensions, wanted one grey picture")
@@ -94,13 +95,12 @@ def read_file(path, largest, limits):
         check(image.size, *limits)
         image.draft("L", (2 * largest, 2 * largest))        # JPEG only; never below the size asked for
         image.load()
-        image = ImageOps.exif_transpose(image)
+        return stretch(ImageOps.exif_transpose(image)) if image.mode.startswith(("I", "F")) else to_grey(image)
     except UnidentifiedImageError:
         size = path.stat().st_size
         raise Unusable(f"not an image ({size} bytes)" if size else "empty file") from None
     except DAMAGE:
         raise Unusable("truncated or damaged") from None
-    return stretch(image) if image.mode.startswith(("I", "F")) else to_grey(image)
 
 
 def read(path, largest, min_side=64, max_aspect=3.0, equalize=False):

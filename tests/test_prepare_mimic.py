@@ -407,6 +407,7 @@ def test_junk_in_the_exif_is_no_traceback(tmp_path, name):
     assert (picture is None) == (reason == "truncated or damaged")
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["dcm", "png", "jpg", "tiff", "gif", "bmp", "webp"])
 def test_files_with_random_bytes_changed_are_read_or_skipped(tmp_path, kind):
     dice, whole = np.random.default_rng(0), io.BytesIO()
@@ -724,7 +725,7 @@ def test_check_of_rows_of_another_form(built, tmp_path, row):
     shutil.copytree(built.out, tmp_path / "out")
     path = tmp_path / "out" / "und-48" / "00000.jsonl"
     path.write_text("\n".join([row, *path.read_text().splitlines()[1:]]) + "\n")
-    with pytest.raises(InputError, match="damaged|of another form"):
+    with pytest.raises(InputError, match="damaged"):
         prepare_mimic.main(["--check", str(tmp_path / "out")])
 
 
