@@ -72,7 +72,8 @@ def list_numbers(text):
 VIEW = (r"(?:(?:a|an|the|of|and|or|in|single|one|two|three|frontal|lateral|portable|upright|supine|semi-?erect|semi-?upright|"
         r"erect|AP|PA|bedside|digital|chest|thorax|views?|radiographs?|radiography|x-?rays?|films?|images?|exam|"
         r"examination|study|projections?|position)\b[ ,&/]*)+")
-VIEW_PREFIX = re.compile(rf"^(?=[^:]*\b(?:chest|views?|radiographs?|AP|PA|x-?rays?)\b){VIEW}(?:{BLANK})? ?: ?", I)
+VIEW_PREFIX = re.compile(rf"^(?=[^:]*\b(?:chest|views?|radiographs?|AP|PA|x-?rays?)\b){VIEW}"
+                         rf"(?:(?:as )?compared (?:to|with) {BLANK}|{BLANK})? ?: ?", I)
 VIEW_ONLY = re.compile(rf"^{VIEW}(?:(?:was|were|is|are|has been|have been)\b ?)?(?:(?:obtained|performed|provided|submitted|"
                        r"presented|acquired|available|reviewed|taken|for review|for interpretation)\b ?)*"
                        r"(?:(?:on|at|dated) [^,;]*)?[.:]?$", I)
@@ -99,7 +100,8 @@ TO_SOMEONE = (rf"(?:with|to|by|at|via|over) (?:the |a )?(?:Drs?\b|{BLANK}|team|r
 TOLD = re.compile(rf"\b(?:was |were |is |are |has been |have been )?(?:(?:discussed|communicated|conveyed|phoned|"
                   rf"telephoned|paged|relayed|reported|called|e-?mailed|reviewed)\b[^.;]{{0,100}}?\b{TO_SOMEONE}|"
                   r"(?:notified|informed|made aware)\b)", I)
-NOTIFIED = re.compile(r"^[^,;:]{0,60}\b(?:was|were|is) (?:notified|informed|made aware) (?:of|about|that) (?:the )?", I)
+NOTIFIED = re.compile(r"^[^,;:]{0,60}\b(?:was|were|is) (?:notified|informed|made aware|called|paged|told|alerted) "
+                      r"(?:of|about|that|regarding) (?:the )?", I)
 BY_PHONE = re.compile(r",? (?:by|via|over|on) (?:the )?(?:tele)?phone\b[^,;.]*", I)
 SIGNED = re.compile(r"^(?:dictated|transcribed|electronically signed|approved|signed|edited|interpreted|reviewed) (?:by|on)\b|"
                     r"personally reviewed|attending radiologist|^please (?:see|refer)|voice recognition|^Dr\. ", I)
@@ -123,7 +125,7 @@ def communication(sentence):
 AGED = re.compile(rf"^(?:(?:this|the|an?) )?(?:{BLANK}|\d{{1,3}})[ -]?(?:year|yr|y)s?[ -]?(?:old|o)\b"
                   r"[^,;:]{0,30}?(?:(?: with|,) |(?=[.;]|$))", I)
 LABEL = re.compile(r"^(?:clinical )?(?:history|indication|reason for \w+) ?:", I)
-PATIENT = re.compile(r"^(?:the )?patient (?:is|has|presents with)(?! been) (?:an? )?", I)
+PATIENT = re.compile(r"^(?:the )?patient (?:is|has|presents with)(?! been| had) (?:an? )?", I)
 ASKED = re.compile(r"\b(?:evaluat\w*|assess\w*|rule out|r/o|query|question of|presents|presenting|\?)", I)
 HISTORY = re.compile(r",? ?(?:\b(?:there is|in|given|with|for|has|had|and|the|an?|this|her|his|patient|known|remote|prior|past|"
                      r"clinical|medical|status post|s/p) ){0,8}\bhistory of (?P<what>[^,;.]*)(?:, ?)?", I)
@@ -190,7 +192,8 @@ def blanks(sentence):
     >>> blanks("The ___ lobe is clear.")
     ''
     """
-    cut = PREPOSITION.sub("", sentence)
+    comma = lambda found: "," * (found[0][0] == "," and sentence.startswith(" there", found.end()))
+    cut = PREPOSITION.sub(comma, sentence)
     return "" if BLANK in cut else cut
 
 

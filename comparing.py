@@ -25,7 +25,8 @@ PREDICATE = re.compile(rf",? (?:which )?{IS} {SAME}{THAN}{END}|,? and (?:{IS} )?
                        rf",? {SAME}{THAN}(?:,(?= (?:is|are|was|were|has|have)\b)|{END})", I)
 # "the effusion is unchanged and there is no edema": two statements; "is stable and normal": one, ADVERBS' business
 AND_SO_ON = re.compile(rf"(?: {IS}|,) {SAME}{THAN},? and (?=(?:there|the|an?|no|right|left|bilateral|it)\b)", I)
-TAIL = re.compile(rf",? (?:{COMPARED} [^,;]*|(?:since|from) {PRIOR})(?!, (?:when|where|at which|in which)){END}", I)
+TAIL = re.compile(rf",? (?:{COMPARED} [^,;]*|(?:since|from|than(?: on| in| at)?) {PRIOR})"
+                  rf"(?!, (?:when|where|at which|in which)){END}", I)
 ONLY_CHANGE = re.compile(r"\b(?:change|unchanged|stable|similar|as before|compar\w+|interval|prior|previous|unaltered|"
                          r"(?:no|without) new)\b", I)
 WORSE = r"(?:increased|decreased|improved|worsened|progressed|enlarged|grown|diminished)"
@@ -62,7 +63,8 @@ def comparisons(sentence):
 
 
 REMOVED = re.compile(r"(?:there has been )?(?:interval )?(?:removal of|extubation)\b", I)
-BESIDES = re.compile(rf"(?:,|,? (with|without|but)|,? and(?= (?:new|interval|increas|decreas|{SEVERITY}|there|no)\b)) ", I)
+BESIDES = re.compile(rf"(?:,|,? (with|without|but)|,? and(?= (?:new|interval|placement|insertion|increased|decreased|"
+                     rf"{SEVERITY}|there|no)\b)) ", I)
 IN_PLACE = re.compile(r"\b(?:is|are|unchanged|stable|remain\w*|in place|ends?|tip|terminat\w*|new|plac\w+|insert\w+)\b", I)
 
 
@@ -120,12 +122,14 @@ PLACED = (r"(?:(?:right|left|bilateral|bibasilar|basilar|small|moderate|large|mi
 AGAIN = r"(?:seen|noted|demonstrated|visualized|visualised|identified|present|redemonstrated)"
 ADVERBS = re.compile(
     r"(\ban? )?\b(?:unchanged|persistent|persisting|redemonstrated|newly|(?<!no )(?<!without )(?<!any )new|once again|again|"
-    r"(?:unchanged|stable)(?: and)?|improving|worsening|(?<!has )(?<!have )(?<!not )(?:improved|worsened)|enlarging|resolving|"
-    r"(?:slightly |markedly )?(?:increasing|decreasing)|previously (?:seen|noted|described)|now|currently|"
-    rf"(?:increased|decreased)(?= {PLACED}{SOFT})) (?=(\w))(?!(?:and|but|not|or|in|on|at|from|since|to|with|by|as|over|of|"
-    r"compared|relative)\b)", I)
+    r"(?:unchanged|stable)(?: and)?|improving|worsening|enlarging|resolving|"
+    r"(?<!has )(?<!have )(?<!not )(?<!but )(?:slightly |markedly |mildly )?(?:improved|worsened)|"
+    r"(?:slightly |markedly |mildly )?(?:increasing|decreasing)|previously (?:seen|noted|described)|now|currently|"
+    rf"(?:slightly |markedly |mildly )?(?:increased|decreased)(?= {PLACED}{SOFT})) (?=(\w))(?!(?:and|but|not|or|"
+    r"in|on|at|from|since|to|with|by|as|over|of|compared|relative)\b)", I)
 MEANWHILE = re.compile(r", (?=(?:an? )?(?:unchanged|stable|persist\w+|new|improv\w+|worsen\w+|increas\w+|decreas\w+|enlarging|"
                        r"resolving) (?!or\b|and\b))", I)
+STRAY = re.compile(rf"^(?:unchanged|stable|persistent), |,(?= (?:unchanged|stable|persistent) {SOFT})", I)       # "stable, mild"
 SEEN_AGAIN = re.compile(rf"^(?:once )?again,? {AGAIN} (is|are) ([^,;]*?)(\.?)$", I)
 NEW_IS = re.compile(rf"^new(?: (?:since|from|compared to) {PRIOR})? (is|are) ", I)
 DEVELOPED = re.compile(r"^(?:there (?:has been|is) )?(?:an )?interval (?:increase|decrease|improvement|worsening|"
@@ -138,6 +142,7 @@ IS_NOW = re.compile(r" (is|are) (?:now|currently) ", I)
 BECOME = re.compile(rf" (?:(has|have) (?:{MUCH} ){{0,4}})?{WORSE}{NOW.pattern}", I)
 WAS = re.compile(rf",? (?:(?:which|that) (?:was|were) )?(?:previously|formerly) {DEGREE},?(?: and)?(?= (?:(?:is|are|measures|"
                  r"measuring) )?(?:now|currently|today)\b)", I)
+WAS_IS = re.compile(rf" (?:was|were|measured) {DEGREE},? (?:and |but )?(?:(?:is|are|measures) )?now ", I)
 # "no worsening edema" does not say that there is none, "not previously seen nodule" says that there is one: left as it is
 NO_MORE = re.compile(r"\b(?:no|not|without|nor|neither|any)\b[^,;.]{0,120}?\b(?:newly|new|worsening|worsened|increas(?:ed|ing)|"
                      r"decreas(?:ed|ing)|enlarging|improv(?:ed|ing)|resolving|previously (?:seen|noted|described)) \w", I)
@@ -155,12 +160,12 @@ def now(sentence):
     >>> now("Nodule has increased from 9 mm to 12 mm.")
     'Nodule is 12 mm.'
     """
-    sentence = WAS.sub("", sentence)
+    sentence = WAS_IS.sub(" is ", WAS.sub("", sentence))
     found = BECOME.search(sentence) or IS_NOW.search(sentence)
     degree = found and re.match(DEGREE, sentence[found.end():], I)
     if not degree or re.search(r"[,;]| and ", sentence[:found.start()]):
         return re.sub(BECOME, lambda f: (" are " if f[1].lower() == "have" else " is ") if f[1] else f[0], sentence)
-    head = re.sub(rf"\b{SEVERITY} ", "", sentence[:found.start()], flags=I)
+    head = re.sub(rf"\b(?:(?:previously|formerly) {DEGREE}|{SEVERITY}) ", "", sentence[:found.start()], flags=I)
     many = (found[1] or "").lower() in ("have", "are") or head.endswith(("effusions", "opacities", "nodules", "masses"))
     return f"{head[:1].upper()}{head[1:]} {'are' if many else 'is'} {sentence[found.end():]}"
 
@@ -179,7 +184,7 @@ def change_words(sentence):
     'There is an effusion.'
     """
     sentence = SEEN_AGAIN.sub(r"\2 \1 seen\3", NEW_IS.sub(r"there \1 ", sentence))
-    sentence = DEVELOPED.sub("", sentence)
+    sentence = STRAY.sub("", DEVELOPED.sub("", sentence))
     if FINDING.search(HAS_CHANGED.sub("", sentence)):
         sentence = HAS_CHANGED.sub("", sentence)
     if not DENIES.search(sentence):
@@ -197,7 +202,8 @@ def change_words(sentence):
     return cut if re.search(r"[^\W\d_]{2}", cut) else ""
 
 
-BEFORE = re.compile(rf"[ ,(]{{0,3}}\b(?:previously|formerly|prior(?:ly)?|versus|vs\.?|compared (?:to|with)) "
+BEFORE = re.compile(rf", (?:previously|formerly) {SEVERITY}{END}|"
+                    r"[ ,(]{0,3}\b(?:previously|formerly|prior(?:ly)?|versus|vs\.?|compared (?:to|with)) "
                     rf"(?:measur(?:ed|ing) )?(?:approximately )?{SIZE}(?: previously| before| on {BLANK})?\)?"
                     r"(?= ?(?:[.,;)]|$))", I)
 WHEN = re.compile(rf"[ ,(]{{0,3}}(?:\b(?:on|at|from|dated|of|since|obtained|performed|the) ){{0,4}}(?:{DATE}|{TIME})\)?", I)

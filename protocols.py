@@ -42,16 +42,17 @@ def listing(cfg, left_out):
 
 def by_image(chosen, left_out):
     """{task: items} -> [(path, [(task, item)])], each image and each id once a task: the first counts."""
-    jobs, seen = {}, set()
+    jobs = {}
     for task, items in chosen.items():
+        seen = set()
         for item in items:
-            if (task, item.id) in seen:
+            if item.id in seen:
                 left_out.add(item.id, item.image, "duplicate row")
             elif any(task == other for other, _ in jobs.get(item.image, ())):
                 left_out.add(item.id, item.image, "another row has this image")
             else:
                 jobs.setdefault(item.image, []).append((task, item))
-                seen.add((task, item.id))
+                seen.add(item.id)
     return list(jobs.items())
 
 

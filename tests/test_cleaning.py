@@ -184,6 +184,13 @@ def test_sentences(text, expected):
     ("Moderate left effusion has improved, now small.", "Left effusion is small."),
     ("Left effusion decreased from large to small.", "Left effusion is small."), ("Small effusion on ___ is now large.", "Effusion is large."),
     ("Right nodule of 8 mm, left nodule previously 5 mm, now 6 mm.", "Right nodule of 8 mm, left nodule 6 mm."),
+    ("Nodule was 8 mm, now 10 mm.", "Nodule is 10 mm."), ("Previously 12 mm nodule is now 15 mm.", "Nodule is 15 mm."),
+    ("Edema is now moderate, previously mild.", "Edema is moderate."), ("Left effusion is larger than on ___.", "Left effusion is larger."),
+    ("Slightly increased moderate right effusion.", "Moderate right effusion."), ("Stable, mild cardiomegaly.", "Mild cardiomegaly."),
+    ("There is persistent but improved edema.", "There is persistent but improved edema."),
+    ("Interval removal of right catheter and placement of left PICC with tip in SVC.", "Placement of left PICC with tip in SVC."),
+    ("Dr. ___ was called about the pneumothorax.", "Pneumothorax."), ("AP chest compared to ___: small left effusion.", "Small left effusion."),
+    ("History of CHF with moderate edema.", "History of CHF with moderate edema."),
     # what is left says something
     ("As.", None), ("New.", None), ("The heart.", None), ("The heart is unchanged.", None), ("The mediastinum remains stable.", None),
     ("Seen by Dr. ___ today.", None), ("No effusion or ___.", "No effusion."), ("The left effusion seen on ___ has resolved.", "The left effusion seen has resolved."),
