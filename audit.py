@@ -29,7 +29,10 @@ def refuse_git(out):
 
 def read_ids(path, known):
     """The image ids of the official test JSON (its paths end in them), of a list with one id a line, or of our ids.csv."""
-    text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not a text file in UTF-8; --test-ids wants the official JSON or a list of ids.") from None
     ids = {part for part in re.findall(r"[\w.-]+", text) if part in known or part.rpartition(".")[0] in known}
     ids = {part if part in known else part.rpartition(".")[0] for part in ids}
     if not ids:
@@ -37,13 +40,21 @@ def read_ids(path, known):
     return ids
 
 
+def well_formed(row):
+    return isinstance(row, dict) and all(isinstance(row.get(key), str) for key in ("id", "subject", "split", "report"))
+
+
 def rows_of(directory):
     """The rows of a packed data set, one by one."""
     for path in sorted(directory.glob("[0-9]*.jsonl")):
         with open(path, encoding="utf-8") as file:
             try:
-                yield from map(json.loads, file)
-            except ValueError:
+                for line in file:
+                    row = json.loads(line)
+                    if not well_formed(row):
+                        raise ValueError
+                    yield row
+            except (ValueError, RecursionError):
                 raise InputError(f"{path} is damaged; prepare the data set anew.") from None
 
 
@@ -77,12 +88,20 @@ def sets_in(directory):
     return found
 
 
+KEYS = {"schema": int, "task": str, "size": int, "counts": dict, "settings": dict, "hash": str, "sha256": dict}
+
+
 def open_set(directory):
     try:
         info = json.loads((directory / "dataset.json").read_text())
-        return info, Packed(directory.parent, info["task"], info["size"])
-    except (ValueError, KeyError):
-        raise InputError(f"{directory}/dataset.json is damaged; prepare the data set anew.") from None
+        if not isinstance(info, dict) or any(type(info.get(key)) is not kind for key, kind in KEYS.items()):
+            raise ValueError
+        packed = Packed(directory.parent, info["task"], info["size"])
+        if not all(map(well_formed, packed.rows)):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        raise InputError(f"{directory}: its dataset.json or rows are damaged; prepare the data set anew.") from None
+    return info, packed
 
 
 def check(directory):
@@ -92,7 +111,7 @@ def check(directory):
         if info["hash"] != settings_hash(info["settings"]):
             raise InputError(f"{one}/dataset.json: its settings do not have its hash; it was edited.")
         files = {path.name for ending in ("bin", "idx.npy", "jsonl") for path in one.glob(f"[0-9]*.{ending}")}
-        if files != info.get("sha256", {}).keys():
+        if files != info["sha256"].keys():
             raise InputError(f"{one}: its shards are not those that dataset.json names; prepare it anew.")
         for name, expected in info["sha256"].items():
             with open(one / name, "rb") as file:

@@ -22,12 +22,14 @@ from urllib.parse import urlparse
 
 from tqdm import tqdm
 
-import cleaning
 from common import InputError
+from guards import guard, parse
 
 PROMPTS = Path(__file__).parent / "cleaning_prompts.txt"
 PATIENCE = 600          # seconds for one answer: servers queue
 TRIES, FIRST_WAIT = 8, 1.0
+OF_ONE = (400, 413, 414, 422)       # a refusal that may be about one report; so many of them before any answer are not
+HOPELESS = 16
 
 
 def prompts():
@@ -43,29 +45,44 @@ def prompt_hash(cfg):
 
 # ---- the endpoint ----
 
+ADDRESS = re.compile(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?(/[a-z0-9._~/-]*)?", re.I)
+
+
+def host_of(url):
+    """The one host that an address of a plain form names: everything that two readers could read differently is refused."""
+    found = ADDRESS.fullmatch(url)
+    host = found and found[2].strip("[]").lower()
+    try:
+        if not found or int(found[3] or 80) > 65535 or found[2].startswith("[") and not ipaddress.IPv6Address(host):
+            raise ValueError
+    except ValueError:
+        raise InputError(f"--llm-url {url} is no address like http://127.0.0.1:8000/v1.") from None
+    return host
+
+
 def on_this_machine(url):
-    host = urlparse(url).hostname or ""
+    host = host_of(url)
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
+    except ValueError:          # another name
         return False
 
 
 def refuse_others(cfg):
     """Before anything is read: MIMIC may not be sent to a host that keeps it."""
-    if urlparse(cfg.llm_url).scheme not in ("http", "https") or not urlparse(cfg.llm_url).hostname:
-        raise InputError(f"--llm-url {cfg.llm_url} is no address like http://127.0.0.1:8000/v1.")
+    host = host_of(cfg.llm_url)
     if cfg.dataset == "mimic" and not on_this_machine(cfg.llm_url) and not cfg.i_verified_zero_retention:
         raise InputError(
-            f"{urlparse(cfg.llm_url).hostname} is not this machine, and PhysioNet's data use agreement forbids sending "
-            f"credentialed "
-            "data to third parties, APIs included: run the model on a server of your own, or give --i-verified-zero-retention "
-            "if you have verified that this host keeps nothing, trains on nothing and shows nothing to a human.")
+            f"{host} is not this machine, and PhysioNet's data use agreement forbids sending credentialed data to third parties, "
+            "APIs included: run the model on a server of your own, or give --i-verified-zero-retention if you have verified "
+            "that this host keeps nothing, trains on nothing and shows nothing to a human.")
     try:
         if cfg.llm_extra and not isinstance(json.loads(cfg.llm_extra), dict):
             raise ValueError
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError("--llm-extra wants a JSON object, as {\"thinking\": {\"type\": \"disabled\"}}.") from None
+    if not re.fullmatch("[!-~]*", os.environ.get(cfg.llm_key_env, "")):
+        raise InputError(f"the key in ${cfg.llm_key_env} has characters that no key has (a line break?); set it anew.")
 
 
 class NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -73,16 +90,25 @@ class NoRedirect(urllib.request.HTTPRedirectHandler):
         return None             # a report goes to the host that was named, and to no other
 
 
+class Refused(Exception):
+    """The server does not want this one request (400, 413, 422, …): too long, or of a form that it does not take."""
+
+
 class Endpoint:
-    """`ask(messages)` -> (content, finish_reason), with patience for a busy server."""
+    """`ask(messages)` -> (content, finish_reason), with patience for a busy server. `answered`: how often it did."""
 
     def __init__(self, cfg):
         self.url, self.cfg = cfg.llm_url.rstrip("/") + "/chat/completions", cfg
+        self.answered, self.refused = 0, 0
         key = os.environ.get(cfg.llm_key_env, "")
         self.headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         # a proxy from the environment would see what is meant for this machine
         direct = [urllib.request.ProxyHandler({})] if on_this_machine(cfg.llm_url) else []
         self.opener = urllib.request.build_opener(NoRedirect, *direct)
+
+    def refusal(self, code):
+        return InputError(f"{self.url} answers {code}: check --llm-url, --llm-model, --llm-extra, and the key in "
+                          f"${self.cfg.llm_key_env}.")
 
     def ask(self, messages):
         body = {"model": self.cfg.llm_model, "messages": messages, "temperature": 0, "max_tokens": 2048,
@@ -93,111 +119,25 @@ class Endpoint:
             try:
                 with self.opener.open(request, timeout=PATIENCE) as response:
                     choice = json.loads(response.read())["choices"][0]
-                    return choice["message"]["content"] or "", choice.get("finish_reason")
+                    content, finish = choice["message"]["content"], choice.get("finish_reason")
+                self.answered += 1
+                return content if isinstance(content, str) else "", finish
             except urllib.error.HTTPError as error:         # its text may quote the report: the number alone is told
-                if error.code != 429 and error.code < 500:
-                    raise InputError(f"{self.url} answers {error.code}: check --llm-url, --llm-model, --llm-extra, and the key "
-                                     f"in ${self.cfg.llm_key_env}.") from None
+                if error.code < 500 and error.code not in (408, 425, 429):
+                    self.refused += 1
+                    if error.code not in OF_ONE or not self.answered and self.refused >= HOPELESS:
+                        raise self.refusal(error.code) from None
+                    raise Refused(f"the server answered {error.code}") from None
                 after, problem = error.headers.get("Retry-After"), f"answers {error.code}"
             except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
                 problem = f"does not answer ({type(error).__name__})"
-            except (ValueError, KeyError, IndexError, TypeError):
+            except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
                 problem = "answers something that is no chat completion"
             if attempt + 1 < TRIES:
-                pause = float(after) if after and after.isdigit() else wait * random.uniform(0.5, 1.5)
+                pause = float(after) if re.fullmatch("[0-9]{1,4}", after or "") else wait * random.uniform(0.5, 1.5)
                 time.sleep(min(pause, 120))
                 wait *= 2
         raise InputError(f"{self.url} {problem}, {TRIES} times in a row; is the server running? What was answered is kept.")
-
-
-# ---- guards: sentences that say what is wrong with an answer ----
-
-STEM = re.compile(r"(?:ies|es|s|ed|ing|ly|al)$")
-STOP = set("a an and are as at be been both by for from has have in into is it no not of on or over seen shows that the "
-           "there these this to under was were which with within without".split())
-LEFTOVER = re.compile(rf"_{{2,}}|{cleaning.DATE}|\b\d{{1,2}}:\d{{2}}\b|\b(?:Drs?|compar(?:ed|ison)|previous(?:ly)?|interval|"
-                      rf"prior)\b",
-                      re.I)
-SIDES = ("left", "right", "bilateral")
-CLASSES = {     # a small lexicon of the 14 CheXpert classes; "No Finding" follows from the others
-    "Enlarged Cardiomediastinum": r"widened mediast|mediastinal (?:widening|enlarge)|enlarged (?:cardio)?mediast",
-    "Cardiomegaly": r"cardiomegaly|heart (?:size )?(?:is |appears )?(?:\w+ )?enlarged|enlarged (?:heart|cardiac)|"
-                    r"cardiac enlargement",
-    "Lung Opacity": r"opaci", "Lung Lesion": r"nodul|\bmass(?:es)?\b|lesion", "Edema": r"edema|vascular congestion",
-    "Consolidation": r"consolidat", "Pneumonia": r"pneumonia|infectio", "Atelectasis": r"atelecta|collapse",
-    "Pneumothorax": r"pneumothora", "Pleural Effusion": r"effusion", "Pleural Other": r"pleural thicken|pleural scar|fibrothorax",
-    "Fracture": r"fracture",
-    "Support Devices": r"catheter|\btubes?\b|picc|pacemaker|\blines?\b|\bleads?\b|port-a-cath|stent|prosthetic"}
-NEGATED = re.compile(r"\b(?:no|not|without|free of|negative for|resolved|absence of|clear of|never|nor|neither|"
-                     r"resolution of|removed|removal of)\b")
-DENIED = re.compile(r"\w* (?:has|have|is|are) (?:been )?(?:resolved|not)\b")      # "pneumothorax has resolved"
-
-
-def stems(text):
-    return [STEM.sub("", word) for word in re.findall(r"[a-z]{3,}", text.lower()) if word not in STOP]
-
-
-def labels(text):
-    """{class: "yes" or "no"}; a class both affirmed and denied is affirmed. A negation reaches to the end of its clause."""
-    found = {}
-    for clause in re.split(r"[.;:\n]|\bbut\b|\bhowever\b|, (?=there )", text.lower()):
-        for name, pattern in CLASSES.items():
-            for hit in re.finditer(pattern, clause):
-                verdict = "no" if NEGATED.search(clause[:hit.start()]) or DENIED.match(clause[hit.end():]) else "yes"
-                found[name] = "yes" if "yes" in (verdict, found.get(name)) else "no"
-    return found
-
-
-def sides(text):
-    """{(side, class)} of what is affirmed or denied in one clause with the side."""
-    found = set()
-    for clause in re.split(r"[.;:\n]|\bbut\b", text.lower().replace("both", "bilateral")):
-        for side in SIDES:
-            if re.search(rf"\b{side}\b", clause):
-                found |= {(side, name) for name, pattern in CLASSES.items() if re.search(pattern, clause)}
-    return found
-
-
-def parse(content, finish_reason, raw_findings):
-    """An answer -> ((findings, impression), complaints). Guard 1: whole, valid JSON with findings."""
-    if finish_reason == "length":
-        return None, ["the answer was cut off"]
-    try:
-        answer = json.loads(re.sub(r"^```(?:json)?|```$", "", content.strip()).strip())
-    except ValueError:
-        return None, ["the answer was not json"]
-    if not isinstance(answer, dict) or not all(isinstance(answer.get(k), str | None) for k in ("findings", "impression")):
-        return None, ['the answer was not {"findings": .., "impression": ..}']
-    findings, impression = ((answer.get(k) or "").strip() or None for k in ("findings", "impression"))
-    if raw_findings and not findings:
-        return None, ["the findings are missing"]
-    return (findings, impression), []
-
-
-def guard(raw, clean):
-    """Guards 2 to 7 on the joined texts -> (complaints, warnings)."""
-    complaints, warnings = [], []
-    ratio = len(clean.split()) / max(1, len(raw.split()))
-    if not 0.25 <= ratio <= 1.15:
-        complaints.append("the length changed too much")
-    if LEFTOVER.search(clean):
-        complaints.append("blanks, dates, times, names or comparisons are left")
-    number = r"\d+(?:\.\d+)?"
-    if set(re.findall(number, clean)) - set(re.findall(number, raw)):
-        complaints.append("a number is new")
-    known, words = set(stems(raw)), stems(clean)
-    if sum(word not in known for word in words) > 0.15 * max(1, len(words)):
-        complaints.append("too many words are new")
-    if new := sides(clean) - sides(raw):
-        complaints.append("a side is new for " + ", ".join(sorted({name for _, name in new})))
-    before, after = labels(raw), labels(clean)
-    for name in CLASSES:
-        was, now = before.get(name), after.get(name)
-        if was == "no" and now is None:
-            warnings.append(f"lost negative: {name}")
-        elif was != now:
-            complaints.append(f"{name} was {was or 'absent'} and is now {now or 'absent'}")
-    return complaints, warnings
 
 
 # ---- one study, and all of them ----
@@ -217,7 +157,7 @@ def judged(endpoint, texts, raw, clean):
     try:
         verdict = json.loads(content)
         return [f"the judge found something {key}" for key in ("lost", "added", "changed", "leftover") if verdict.get(key)]
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return ["the judge gave no json"]
 
 
@@ -227,52 +167,76 @@ def clean_study(endpoint, cfg, findings, impression):
     messages = [{"role": "system", "content": texts["clean"]}, {"role": "user", "content": fenced(texts["example report"])},
                 {"role": "assistant", "content": texts["example answer"]}, {"role": "user", "content": fenced(raw)}]
     for attempt in range(2):
-        content, finish = endpoint.ask(messages)
-        answer, complaints = parse(content, finish, findings)
-        if answer:
-            clean = joined(*answer)
-            complaints, warnings = guard(raw, clean)
-            if not complaints and cfg.llm_judge:
-                complaints = judged(endpoint, texts, raw, clean)
-            if not complaints:
-                return {"text": answer, "method": "llm", "flags": warnings + ["retried"] * attempt}
+        try:
+            content, finish = endpoint.ask(messages)
+            answer, complaints = parse(content, finish, findings)
+            if answer:
+                clean = joined(*answer)
+                complaints, warnings = guard(raw, clean)
+                if not complaints and cfg.llm_judge:
+                    complaints = judged(endpoint, texts, raw, clean)
+                if not complaints:
+                    return {"text": answer, "method": "llm", "flags": warnings + ["retried"] * attempt}
+        except Refused as reason:
+            return {"text": None, "method": "rules", "flags": [f"llm refused: {reason}"]}
         messages += [{"role": "assistant", "content": content},
                      {"role": "user", "content": texts["retry"].replace("{complaints}", "; ".join(complaints))}]
     return {"text": None, "method": "rules", "flags": ["llm refused: " + one for one in complaints]}
 
 
+def usable(line):
+    """A line of the answers -> its entry, or None where it is damaged."""
+    try:
+        entry = json.loads(line)
+        answer = entry["answer"]
+        texts = answer["text"] or [None, None]
+        whole = all(isinstance(entry[key], str) for key in ("key", "prompt", "raw")) and len(texts) == 2 and \
+            all(isinstance(one, str | None) for one in texts) and all(isinstance(one, str) for one in answer["flags"]) and \
+            answer["method"] == ("llm" if isinstance(texts[0], str) else "rules")
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return entry if whole else None
+
+
 def stored(path, prompt):
     """The answers of earlier runs {key: (hash of the raw text, answer)}; a line that a kill has torn is cut off the file."""
-    answers = {}
+    answers, damaged = {}, 0
     if path.exists():
         content = path.read_bytes()
         whole = content[:content.rfind(b"\n") + 1]
         if len(whole) < len(content):
             os.truncate(path, len(whole))
-        for line in whole.decode().splitlines():
-            entry = json.loads(line)
-            if entry["prompt"] == prompt:
+        for line in whole.splitlines():
+            entry = usable(line)
+            damaged += not entry
+            if entry and entry["prompt"] == prompt:
                 answers[entry["key"]] = entry["raw"], entry["answer"]
+    if damaged:
+        print(f"{damaged} lines of {path} are damaged; what they held is asked for again")
     return answers
 
 
 def clean_all(cfg, path, texts):
     """texts: (key, findings, impression) -> {key: answer}, asking for what `path` does not hold yet."""
     prompt, endpoint, lock = prompt_hash(cfg), Endpoint(cfg), threading.Lock()
-    known, answers, todo = stored(path, prompt), {}, []
+    known, answers, todo, held = stored(path, prompt), {}, [], []
     for key, findings, impression in texts:
         raw = hashlib.sha256(joined(findings, impression).encode()).hexdigest()[:16]
-        if known.get(key, ("",))[0] == raw:
-            answers[key] = known[key][1]
+        found, answer = known.get(key, ("", None))
+        if found == raw and not (answer["text"] and guard(joined(findings, impression), joined(*answer["text"]))[0]):
+            answers[key] = answer           # the guards may be stricter than when it was stored
         else:
             todo.append((key, raw, findings, impression))
     path.touch(0o600), path.chmod(0o600)         # it may be there from before
     with open(path, "a", encoding="utf-8") as file, ThreadPoolExecutor(cfg.llm_workers) as pool:
         def one(key, raw, findings, impression):
             answer = clean_study(endpoint, cfg, findings, impression)
-            with lock:
-                file.write(json.dumps({"key": key, "prompt": prompt, "raw": raw, "answer": answer}) + "\n")
-                file.flush()
+            with lock:                      # refusals count once it is clear that the server answers at all
+                held.append(json.dumps({"key": key, "prompt": prompt, "raw": raw, "answer": answer}) + "\n")
+                if endpoint.answered:
+                    file.writelines(held)
+                    file.flush()
+                    held.clear()
             return key, answer
         try:
             futures = [pool.submit(one, *job) for job in todo]
@@ -280,6 +244,8 @@ def clean_all(cfg, path, texts):
                 key, answers[key] = future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+    if held:
+        raise endpoint.refusal("every request with a refusal (400 or the like)")
     counts = Counter(answer["method"] for answer in answers.values())
-    print(f"cleaned by the model {counts['llm']:,}, by the rules after two refusals {counts['rules']:,}")
+    print(f"cleaned by the model {counts['llm']:,}, by the rules after a refusal {counts['rules']:,}")
     return answers

@@ -22,6 +22,9 @@ from common import InputError
 from pack import Shard, write
 
 
+DONE = {"counts", "sha256", "skipped", "inputs"}
+
+
 @dataclass
 class Set:
     """One packed data set in the making; `info` is the content of its dataset.json."""
@@ -65,9 +68,37 @@ def begin(one, overwrite):
     write(known, content)
 
 
+def finished(one, k):
+    """What `00000.done.json` says of a shard, or None where it is not finished, damaged, or without its files."""
+    try:
+        done = json.loads((one.directory / f"{k:05d}.done.json").read_bytes())
+        whole = all((one.directory / name).exists() for name in done["sha256"]) and done.keys() == DONE
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return done if whole else None
+
+
+def inputs_unchanged(sets, jobs, size, stamp, overwrite):
+    """Finished shards were made of images and reports that are still the same; otherwise say so, or forget those shards."""
+    for k, first in enumerate(tqdm(range(0, len(jobs), size), desc="looking at the inputs of finished shards", unit="shards")):
+        found, part = {n: finished(one, k) for n, one in enumerate(sets)}, jobs[first:first + size]
+        marks = {task: [stamp(job, task) for job in part] for task in {sets[n].task for n, done in found.items() if done}}
+        for n, done in found.items():
+            pairs = zip(part, done["inputs"], marks[sets[n].task]) if done else []
+            other = [path for (path, _), old, new in pairs if old != new]
+            if other and not overwrite:
+                raise InputError(f"{sets[n].directory} was packed from other files: {len(other)} images or reports of shard {k} "
+                                 f"have changed, come or gone since, the first at {other[0]}; --overwrite makes "
+                                 "such shards anew.")
+            if other:
+                (sets[n].directory / "dataset.json").unlink(missing_ok=True)
+                for old in sorted(sets[n].directory.glob(f"{k:05d}.*"), key=lambda path: not path.name.endswith("done.json")):
+                    old.unlink()
+
+
 def finish(one, number_of_shards):
     """Write dataset.json -> [(id, path, reason)] of what was skipped."""
-    done = [json.loads((one.directory / f"{n:05d}.done.json").read_text()) for n in range(number_of_shards)]
+    done = [finished(one, k) for k in range(number_of_shards)]
     counts = sum((Counter(shard["counts"]) for shard in done), Counter())
     hashes = {name: digest for shard in done for name, digest in shard["sha256"].items()}
     write(one.directory / "dataset.json", json.dumps({**one.info, "counts": counts, "sha256": hashes}, indent=1).encode())
@@ -95,7 +126,7 @@ def in_order(pool, function, jobs, ahead):
         yield waiting.popleft().result()
 
 
-def pack_all(sets, jobs, size, workers, function, initializer, arguments, prepared):
+def pack_all(sets, jobs, size, stamp, workers, function, initializer, arguments, prepared):
     """jobs: [(path, [(task, item)])]. `function` gets what `prepared(jobs, numbers of the sets)` yields, one a job, and
     returns ({task: row, or a reason to skip}, {number of the set: encoded image})."""
     workers = workers or len(os.sched_getaffinity(0))
@@ -104,11 +135,12 @@ def pack_all(sets, jobs, size, workers, function, initializer, arguments, prepar
         with tqdm(total=len(jobs), unit="images", smoothing=0.05) as bar:
             for k, first in enumerate(range(0, len(jobs), size)):
                 part, done = jobs[first:first + size], f"{k:05d}.done.json"
-                numbers = [n for n, one in enumerate(sets) if not (one.directory / done).exists()]
+                numbers = [n for n, one in enumerate(sets) if not finished(one, k)]
                 if not numbers:
                     bar.initial += len(part)            # the rate is that of the images of this run
                     bar.update(len(part))
                     continue
+                inputs = {task: [stamp(job, task) for job in part] for task in {sets[n].task for n in numbers}}
                 shards, skipped = {n: Shard(sets[n].directory, k) for n in numbers}, {}
                 results = in_order(pool, function, prepared(part, numbers), 8 * workers)
                 for (path, items), (rows, pictures) in zip(part, results):
@@ -120,7 +152,8 @@ def pack_all(sets, jobs, size, workers, function, initializer, arguments, prepar
                     bar.update()
                 for n, shard in shards.items():
                     counts, hashes = Counter(row["split"] for row in shard.rows), shard.close()
-                    about = {"counts": counts, "sha256": hashes, "skipped": skipped.get(sets[n].task, [])}
+                    about = {"counts": counts, "sha256": hashes, "skipped": skipped.get(sets[n].task, []),
+                             "inputs": inputs[sets[n].task]}
                     write(sets[n].directory / done, json.dumps(about).encode())
     except BrokenProcessPool:
         raise InputError("a worker was killed, most likely for want of memory; run again with fewer --workers.") from None

@@ -16,18 +16,29 @@ MIMIC-CXR may not be passed on: the output is readable by you alone, may not lie
 import csv
 import hashlib
 import io
+import logging
+import warnings
+import zlib
 from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import annotations
 import audit
 import cleaning
 import common
+import comparing
+import guards
+import images
 import llm
+import pack
 import packing
+import protocols
 import radiographs
 import sections
 import sources
+import vision
+import wording
 from common import InputError
 from pack import describe, write
 
@@ -82,9 +93,13 @@ class Settings:
             value = self.__dict__[name]
             assert value in known, f"--{name.replace('_', '-')} {value} is none of {', '.join(known)}."
         assert self.task and set(self.task) <= {"und", "gen"}, f"--task {' '.join(self.task)}: wanted und, gen or both."
-        assert min([*self.und_sizes, *self.gen_sizes, self.shard]) > 0, "sizes and --shard want 1 or more."
-        assert 1 <= self.quality <= 100 and 0 <= self.max_bad <= 1, "--quality wants 1 to 100, --max-bad 0 to 1."
-        assert self.max_aspect >= 1 and min(self.min_side, self.limit, self.show) >= 0, "--max-aspect wants 1 or more."
+        ranges = dict(shard=(1, 10**9), llm_workers=(1, 1000), workers=(0, 1000), und_pad=(0, 255), gen_pad=(0, 255),
+                      quality=(1, 100), min_side=(1, 10**5), limit=(0, 10**9), show=(0, 1000), max_bad=(0, 1),
+                      max_aspect=(1, 1000))
+        for name, (low, high) in ranges.items():
+            assert low <= self.__dict__[name] <= high, f"--{name.replace('_', '-')} wants {low} to {high}."
+        for sizes in (self.und_sizes, self.gen_sizes):
+            assert min(sizes) >= 1 and max(sizes) <= 4096 and len({*sizes}) == len(sizes), "sizes want 1 to 4096, each once."
         assert self.gen_split == "official" or self.chexgenbench, "--gen-split chexgenbench needs --chexgenbench FOLDER."
 
 
@@ -141,12 +156,14 @@ def row_of(cfg, task, item, content, answer):
     if clean == "llm":
         findings, impression = answer["text"]
     elif clean == "rules":
-        findings, dropped = cleaning.clean(findings, cfg.drop_lateral)
-        impression, more = cleaning.clean(impression or "", cfg.drop_lateral)
+        pair = findings, impression or ""
+        (findings, dropped), (impression, more) = (cleaning.clean(one, cfg.drop_lateral, beside)
+                                                   for one, beside in (pair, pair[::-1]))
         flags = flags + sorted({*dropped, *more})
     if not findings:
         return "no findings after cleaning"
     both = f"FINDINGS: {findings}" + (f"\nIMPRESSION: {impression}" if impression else "")
+    odd = "broken characters" if "\ufffd" in both else odd
     row = dict(id=item.id, subject=item.subject, study=item.study, split=item.split, view=item.view,
                prompt=question(item, impression) if task == "und" else "", report=both if task == "und" else findings,
                labels=item.labels or {}, source=source, clean=clean, flags=flags + [odd] * bool(odd), image=item.image)
@@ -155,67 +172,12 @@ def row_of(cfg, task, item, content, answer):
     return row
 
 
-# ---- which images, in which split ----
-
-def listing(cfg, left_out):
-    """-> (image root, {task: items}, ids of the understanding test)."""
-    if not cfg.images and cfg.dataset != "table":
-        raise InputError("--images names the folder of the images; --help and docs/data.md say what belongs there.")
-    root, items = {"mimic": sources.mimic, "openi": sources.open_i, "table": sources.table}[cfg.dataset](cfg, left_out)
-    if cfg.one_per_study:
-        items = sources.one_per_study(items, left_out)
-    test = {item.id for item in items if item.split == "test"}
-    und, gen = items, items
-    if cfg.test_ids:
-        pinned = audit.read_ids(cfg.test_ids, {item.id for item in items})
-        und = pin(items, pinned, left_out)
-        test |= pinned
-    if cfg.gen_split == "chexgenbench":
-        gen = sources.chexgenbench(cfg.chexgenbench, items, left_out)
-    if cfg.llava_rad:
-        texts = sources.llava_rad(cfg.llava_rad)
-        # the official loader: the test is rule-parsed; for drawing the model's parse where there is one
-        und = with_text(und, texts["rule-based"], {}, left_out)
-        gen = gen if cfg.gen_split == "chexgenbench" else with_text(gen, texts["rule-based"], texts["gpt4"], left_out)
-    kept = []
-    for item in gen:
-        if item.split != "test" and item.id in test:
-            left_out.add(item.id, item.image, "understanding test, not to be trained on")
-        else:
-            kept.append(item)
-    chosen = {"und": und, "gen": kept}
-    return root, {task: chosen[task] for task in ("und", "gen") if task in cfg.task}, test
-
-
-def pin(items, pinned, left_out):
-    """The understanding test is exactly `pinned`; the other splits keep no image of its patients."""
-    patients, kept = {item.subject for item in items if item.id in pinned}, []
-    for item in items:
-        if item.id in pinned:
-            kept.append(replace(item, split="test"))
-        elif item.split == "test" or item.subject in patients:
-            left_out.add(item.id, item.image, "not in --test-ids" if item.split == "test" else "patient of a test image")
-        else:
-            kept.append(item)
-    return kept
-
-
-def with_text(items, rules, preferred, left_out):
-    """Items with the findings of the LLaVA-Rad annotations."""
-    kept = []
-    for item in items:
-        text = (item.split != "test" and preferred.get(item.id)) or rules.get(item.id)
-        if text:
-            kept.append(replace(item, text=text))
-        else:
-            left_out.add(item.id, item.image, "no findings in the LLaVA-Rad annotations")
-    return kept
-
-
 # ---- packing: one process takes one image ----
 
 def start_worker(cfg, root, sets):
     global CFG, ROOT, SETS
+    warnings.simplefilter("ignore")         # decoders quote single files; the verdict on each is in skipped.csv
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     CFG, ROOT, SETS = cfg, root, sets
 
 
@@ -259,7 +221,7 @@ def first_look(cfg, root, jobs, reports):
     if len(missing) > len(some) / 2 and cfg.max_bad < 0.5:
         raise InputError(f"{len(missing)} of {len(some)} images looked for are missing, as {missing[0]}[.jpg]; is --images "
                          "the folder above files/? (For a partial copy on purpose: --max-bad 1.)")
-    items = [items[0][1] for _, items in some if not items[0][1].text]
+    items = [item for _, items in some for task, item in items if task in cfg.task and not item.text]
     lost = [item.study for item in items if reports.read(item) is None]
     if len(lost) > len(items) / 2 and cfg.max_bad < 0.5:
         raise InputError(f"{len(lost)} of {len(items)} reports looked for are missing in {reports.path}, as {lost[0]}.txt.")
@@ -271,14 +233,27 @@ def settings_of(cfg, task, jobs):
             "max_aspect shard").split() + ["llm_model", "llm_extra", "llm_judge"] * (cfg.clean == "llm")
     settings = {name: value for name, value in asdict(cfg).items() if name in used}
     asked = hashlib.sha256()
-    for path, items in jobs:
-        asked.update(repr((path, [(t, i.id, i.subject, i.study, i.split, i.view, i.text, i.labels) for t, i in items])).encode())
-    code = [Path(module.__file__).read_bytes() for module in (cleaning, sections, radiographs)]
+    for n, (path, items) in enumerate(jobs):
+        for i in (item for its, item in items if its == task):
+            asked.update(repr((n, path, i.id, i.subject, i.study, i.split, i.view, i.text, i.labels)).encode("utf-8", "replace"))
+    modules = [cleaning, comparing, wording, sections, sources, annotations, protocols, radiographs, images, vision, pack]
+    modules += [llm, guards] * (cfg.clean == "llm")
+    code = [Path(file).read_bytes() for file in (__file__, *(module.__file__ for module in modules))]
     settings |= {"sizes": cfg.und_sizes if task == "und" else cfg.gen_sizes, "asked": asked.hexdigest()[:16],
                  "code": hashlib.sha256(b"".join(code)).hexdigest()[:16]}
+    if task == "und":
+        settings["questions"] = hashlib.sha256(repr(PROMPTS).encode()).hexdigest()[:16]
     if cfg.clean == "llm":
         settings["prompts"] = llm.prompt_hash(cfg)
     return settings
+
+
+def stamp(root, reports, job, task):
+    """What a rerun compares: the image's size and time (or why it is not there), and the same of the report files it needs."""
+    path, items = job
+    wanted = [item for its, item in items if its == task]
+    texts = [reports.stamp(item) for item in wanted if not item.text]
+    return f"{zlib.crc32(repr((radiographs.stamp(root / path), texts)).encode()):08x}" if wanted else ""
 
 
 def main(argv):
@@ -298,50 +273,50 @@ def main(argv):
 
 def run(cfg, out):
     left_out = sources.LeftOut()
-    root, chosen, test = listing(cfg, left_out)
-    by_image = {}
-    for task, items in chosen.items():
-        for item in items:
-            by_image.setdefault(item.image, []).append((task, item))
-    jobs = list(by_image.items())
+    root, chosen, test = protocols.listing(cfg, left_out)
+    # both tasks' images, whatever --task says: so shard k holds the same, whether they are made together or one by one
+    jobs = protocols.by_image(chosen, left_out)
     for path, items in jobs[cfg.limit or len(jobs):]:
         left_out.add(items[0][1].id, path, "beyond --limit")
     jobs = jobs[:cfg.limit or None]
-    if not jobs:
+    asked = [item for _, items in jobs for task, item in items if task in cfg.task]
+    if not asked:
         raise InputError(f"no image is left for {' and '.join(cfg.task)}; {len(left_out)} were left out.")
-    needed = any(not item.text for _, items in jobs for _, item in items)
+    needed = any(not item.text for item in asked)
     if needed and not cfg.reports:
         raise InputError("--reports names mimic-cxr-reports.zip or its unpacked folder; the JPG release has no reports.")
     reports = sources.Reports(cfg.reports) if needed else None
     first_look(cfg, root, jobs, reports)
 
     sets = []
-    for task in chosen:
+    for task in (task for task in chosen if task in cfg.task):
         for size in cfg.und_sizes if task == "und" else cfg.gen_sizes:
             settings = settings_of(cfg, task, jobs)
             sets.append(packing.Set(task, size, out / f"{task}-{size}", describe(task, size, settings)))
     for one in sets:
         audit.refuse_git(one.directory)             # it may be a link
         packing.begin(one, cfg.overwrite)
+    marks = lambda job, task: stamp(root, reports, job, task)
+    packing.inputs_unchanged(sets, jobs, cfg.shard, marks, cfg.overwrite)
     write(out / "und-test-ids.txt", "".join(f"{name}\n" for name in sorted(test)).encode())
     answers = {}
     if cfg.clean == "llm":
         answers = llm.clean_all(cfg, out / "llm.jsonl", studies(cfg, jobs, reports))
-    packing.pack_all(sets, jobs, cfg.shard, cfg.workers, pack_image, start_worker, (cfg, root, sets),
+    packing.pack_all(sets, jobs, cfg.shard, marks, cfg.workers, pack_image, start_worker, (cfg, root, sets),
                      lambda part, numbers: prepared(part, sets, numbers, reports, answers))
 
     skipped = list(left_out)
     for one in sets:
         skipped += packing.finish(one, -(-len(jobs) // cfg.shard))
-    return report(cfg, out, sets, list(dict.fromkeys(skipped)), len(jobs))
+    return report(cfg, out, sets, list(dict.fromkeys(skipped)), len({item.id for item in asked}))
 
 
 def studies(cfg, jobs, reports):
     """(key, findings, impression) of every distinct text, for the language model."""
     seen = set()
     for _, items in jobs:
-        for _, item in items:
-            if item.text_key not in seen:
+        for task, item in items:
+            if task in cfg.task and item.text_key not in seen:
                 seen.add(item.text_key)
                 raw = raw_text(cfg, item, None if item.text else reports.read(item))
                 if not isinstance(raw, str):
@@ -372,7 +347,7 @@ def report(cfg, out, sets, skipped, asked):
 def csv_bytes(rows):
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
+    return text.getvalue().encode("utf-8", "backslashreplace")
 
 
 if __name__ == "__main__":

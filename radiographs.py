@@ -6,7 +6,10 @@
 An image that is damaged is never repaired: Pillow would fill the rest with grey. The whole file is decoded, because
 `open` and `verify` accept truncated JPEGs.
 """
+import glob
 import io
+import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,11 @@ from vision import preprocess
 ENDINGS = ("", ".jpg", ".dcm", ".png")      # MIMIC-CXR as JPG, as DICOM, or as somebody's PNG
 
 
+# what decoders raise for damaged files: more than they document
+DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, RuntimeError,
+          EOFError, struct.error)
+
+
 class Unusable(Exception):
     """An image that is skipped; the message is the reason."""
 
@@ -25,13 +33,21 @@ class Unusable(Exception):
 def locate(path):
     """The file itself, with the ending it has here; or why there is none."""
     for ending in ENDINGS:
-        found = Path(f"{path}{ending}")
-        if found.is_file():
-            return found
-    parent, name = path.parent, path.name
-    if any(parent.glob(f"{name}*.gstmp")):
+        if os.path.isfile(f"{path}{ending}"):           # unlike Path.is_file it is content with names that cannot be
+            return Path(f"{path}{ending}")
+    if path.name and "\0" not in str(path) and any(path.parent.glob(f"{glob.escape(path.name)}*.gstmp")):
         raise Unusable("unfinished download (.gstmp)")
     raise Unusable("missing")
+
+
+def stamp(path):
+    """Size and time of the file, or why there is none: enough to notice that it was replaced or came back."""
+    try:
+        found = locate(path)
+    except Unusable as reason:
+        return str(reason)
+    about = found.stat()
+    return found.suffix, about.st_size, about.st_mtime_ns
 
 
 def stretch(values):
@@ -55,19 +71,21 @@ def read_dicom(path, limits):
     """Window (VOI) as the file says, MONOCHROME1 turned over, scaled to 8 bits."""
     try:
         import pydicom
+        from pydicom.errors import BytesLengthException, InvalidDicomError
         from pydicom.pixels import apply_modality_lut, apply_voi_lut
     except ImportError:
         raise Unusable("a DICOM file needs pydicom 3: pip install pydicom") from None
     try:
         dataset = pydicom.dcmread(path)
-        values = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset)
+        check((int(dataset.Rows), int(dataset.Columns)), *limits)       # before memory is taken for them
+        values = np.asarray(apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset), dtype=np.float64)
         inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
-    except (pydicom.errors.InvalidDicomError, AttributeError, ValueError, RuntimeError, NotImplementedError, OSError, KeyError):
+    except (*DAMAGE, BytesLengthException, InvalidDicomError):
         raise Unusable("damaged or unreadable DICOM") from None
     if values.ndim != 2:
         raise Unusable(f"DICOM with {values.ndim} dimensions, wanted one grey picture")
     check(values.shape, *limits)
-    return stretch(-values.astype(np.float64) if inverted else values)
+    return stretch(-values if inverted else values)
 
 
 def read_file(path, largest, limits):
@@ -77,13 +95,12 @@ def read_file(path, largest, limits):
         check(image.size, *limits)
         image.draft("L", (2 * largest, 2 * largest))        # JPEG only; never below the size asked for
         image.load()
+        return stretch(ImageOps.exif_transpose(image)) if image.mode.startswith(("I", "F")) else to_grey(image)
     except UnidentifiedImageError:
         size = path.stat().st_size
         raise Unusable(f"not an image ({size} bytes)" if size else "empty file") from None
-    except (OSError, SyntaxError, ValueError):
+    except DAMAGE:
         raise Unusable("truncated or damaged") from None
-    image = ImageOps.exif_transpose(image)
-    return stretch(image) if image.mode.startswith(("I", "F")) else to_grey(image)
 
 
 def read(path, largest, min_side=64, max_aspect=3.0, equalize=False):

@@ -1,18 +1,19 @@
-"""Where images and reports lie: MIMIC-CXR, LLaVA-Rad and CheXGenBench files, Open-I, a table of your own -> lists of `Item`.
+"""Where images and reports lie: MIMIC-CXR, Open-I, a table of your own -> lists of `Item` (annotations.py reads those of others).
 
 Tables are read as streams, every id stays a string, and every row that is not used goes to `left_out` with a reason.
 docs/data.md says which files there are and where they come from.
 """
-import ast
 import csv
 import gzip
 import hashlib
 import io
 import json
+import os
 import re
 import sys
 import zipfile
 import zlib
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -21,6 +22,7 @@ from common import InputError
 
 csv.field_size_limit(2**31 - 1)
 FRONTAL = ("PA", "AP")          # exactly these two, the convention of the field; in the order of --one-per-study
+HALF = re.compile("[\ud800-\udfff]")
 DICOM_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{8}){4}")
 LABELS = ("Atelectasis,Cardiomegaly,Consolidation,Edema,Enlarged Cardiomediastinum,Fracture,Lung Lesion,Lung Opacity,No Finding,"
           "Pleural Effusion,Pleural Other,Pneumonia,Pneumothorax,Support Devices").split(",")
@@ -44,6 +46,12 @@ class Item:
         return f"{self.study}/{hashlib.sha256(repr(self.text).encode()).hexdigest()[:8] if self.text else 'report'}"
 
 
+def whole_characters(value):
+    """JSON can hold half a character (a lone surrogate), which no file can: it becomes U+FFFD, and the row is flagged."""
+    text = json.dumps(value, ensure_ascii=False)
+    return json.loads(HALF.sub("\ufffd", text)) if HALF.search(text) else value
+
+
 class LeftOut(list):
     """(id, path, reason) of everything that is not packed, and of nothing else: never a word of a report."""
 
@@ -53,26 +61,44 @@ class LeftOut(list):
 
 def open_text(path):
     """A text file, gzipped or not, with or without BOM."""
-    raw = gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
+    raw = gzip.open(path) if Path(path).suffix == ".gz" else open(path, "rb")
     return io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
 
 
-def read_table(path, columns, optional=()):
-    """A CSV file -> tuples of the values of `columns` (and of `optional` ones, "" where absent), row by row."""
+def lines_of(path):
+    with damage_told(path), open_text(path) as file:
+        yield from file
+
+
+def read_table(path, columns):
+    """A CSV file -> tuples of the values of `columns`, row by row."""
+    with damage_told(path), open_text(path) as file:
+        rows = csv.reader(file)
+        header = next(rows, [])
+        for column in columns:
+            if column not in header:
+                raise InputError(f"{path} has no column '{column}'; is it the right table?")
+        places = [header.index(column) for column in columns]
+        for row in rows:
+            if row and len(row) != len(header):
+                raise InputError(f"{path}, line {rows.line_num}: {len(row)} values in {len(header)} columns; is it damaged?")
+            if row:
+                yield tuple(row[place] for place in places)
+
+
+def header_of(path):
+    with damage_told(path), open_text(path) as file:
+        return next(csv.reader(file), [])
+
+
+@contextmanager
+def damage_told(path):
+    """What is damaged ends in one sentence."""
     try:
-        with open_text(path) as file:
-            rows = csv.reader(file)
-            header = next(rows, [])
-            for column in columns:
-                if column not in header:
-                    raise InputError(f"{path} has no column '{column}'; is it the right table?")
-            places = [header.index(column) if column in header else None for column in (*columns, *optional)]
-            for row in rows:
-                if row and len(row) != len(header):
-                    raise InputError(f"{path}, line {rows.line_num}: {len(row)} values in {len(header)} columns; is it damaged?")
-                if row:
-                    yield tuple("" if place is None else row[place] for place in places)
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, csv.Error):
+        yield
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not a text file in UTF-8; save it as UTF-8 (CSV UTF-8 in a spreadsheet program).") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error, csv.Error):
         raise InputError(f"{path} is damaged or no CSV table; download it again.") from None
 
 
@@ -130,8 +156,21 @@ class Reports:
         name = f"p{item.subject[:2]}/p{item.subject}/{item.study}.txt"
         try:
             return self.zip.read(self.prefix + name) if self.zip else (self.prefix / name).read_bytes()
-        except (KeyError, FileNotFoundError, zipfile.BadZipFile, zlib.error):
+        except (KeyError, FileNotFoundError, NotADirectoryError, IsADirectoryError, zipfile.BadZipFile, zlib.error, EOFError,
+                RuntimeError):          # encrypted, or packed in a way that zipfile does not know
             return None
+
+    def stamp(self, item):
+        """What changes when the report changes, without reading it: its checksum in the zip, or size and time of the file."""
+        name = f"p{item.subject[:2]}/p{item.subject}/{item.study}.txt"
+        if self.zip:
+            found = self.zip.NameToInfo.get(self.prefix + name)
+            return found and (found.CRC, found.file_size)
+        try:
+            about = (self.prefix / name).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return about.st_size, about.st_mtime_ns
 
 
 def chexpert_labels(path):
@@ -191,62 +230,6 @@ def one_per_study(items, left_out):
     return [item for item in items if best[item.study] is item]
 
 
-def json_objects(path):
-    """The objects of a JSON list, one by one: the LLaVA-Rad files would fill the memory otherwise. Bare NaN is read."""
-    decoder, held = json.JSONDecoder(), ""
-    with open_text(path) as file:
-        while piece := file.read(1 << 20):
-            held = (held + piece).lstrip("[, \n\r\t")
-            while held.startswith("{"):
-                try:
-                    value, end = decoder.raw_decode(held)
-                except json.JSONDecodeError:
-                    break                               # an object that goes on in the next piece
-                yield value
-                held = held[end:].lstrip(", \n\r\t")
-    if held.strip() != "]":
-        raise InputError(f"{path} is cut short or no JSON list of objects; download it again.")
-
-
-def llava_rad(folder):
-    """LLaVA-Rad annotations -> {method: {dicom id: (findings, impression, source)}}, first row of a pair wins."""
-    texts, files = {"rule-based": {}, "gpt4": {}}, sorted(Path(folder).expanduser().glob("**/chat_*MIMIC_CXR*.json"))
-    if not files:
-        raise InputError(f"no chat_*_MIMIC_CXR_*.json in {folder}: --llava-rad wants the folder of the LLaVA-Rad annotations.")
-    for path in files:
-        for entry in json_objects(path):
-            missing = {"image", "generate_method", "conversations"} - entry.keys()
-            if missing or entry["generate_method"] not in texts:
-                raise InputError(f"{path} has an entry without {sorted(missing) or 'a known generate_method'}: the wrong file?")
-            findings = next((turn["value"] for turn in entry["conversations"] if turn["from"] == "gpt"), None)
-            if isinstance(findings, str) and findings.strip():
-                impression = entry.get("impression")
-                impression = impression if isinstance(impression, str) and impression.strip() else None
-                texts[entry["generate_method"]].setdefault(
-                    Path(entry["image"]).stem, (findings, impression, f"llava-rad:{entry['generate_method']}"))
-    return texts
-
-
-def chexgenbench(folder, items, left_out):
-    """CheXGenBench's own split and texts -> items for generation; its images in the official validate set are `val`."""
-    official, chosen = {item.id: item for item in items}, {}
-    for split in ("TRAIN", "TEST"):
-        path = find(folder, f"LLAVARAD_ANNOTATIONS_{split}.csv", "--chexgenbench wants the folder of CheXGenBench's CSV files.")
-        for image, text in read_table(path, ("path", "annotated_prompt")):
-            parts = re.fullmatch(r"files/p1\d/p(\d{8})/(s\d{8})/([0-9a-f-]{44})\.jpg", image)
-            if not parts:
-                raise InputError(f"{path} has a path that is not like files/p10/p1.../s5.../<id>.jpg; is it the right file?")
-            subject, study, dicom = parts.groups()
-            if dicom in chosen or not text.strip():
-                left_out.add(dicom, image, "duplicate row" if dicom in chosen else "no text")
-                continue
-            known = official.get(dicom)
-            place = "test" if split == "TEST" else "val" if known and known.split == "val" else "train"
-            chosen[dicom] = Item(dicom, subject, study, place, known.view if known else "", image[:-4],
-                                 (text, None, "chexgenbench"), known.labels if known else None)
-    return list(chosen.values())
-
-
 # ---- data for everyone ----
 
 def open_i(cfg, left_out):
@@ -263,13 +246,13 @@ def open_i(cfg, left_out):
         for path in sorted(reports.glob("**/*.xml"), key=lambda p: (len(p.stem), p.stem)):
             try:
                 tree = ElementTree.parse(path).getroot()
-            except ElementTree.ParseError:
+            except (ElementTree.ParseError, ValueError, LookupError):
                 left_out.add(path.stem, str(path), "damaged XML")
                 continue
             parts = {part.get("Label"): part.text or "" for part in tree.iter("AbstractText")}
             labels = [major.text for major in tree.iter("major") if major.text]
             texts[path.stem] = parts.get("FINDINGS", ""), parts.get("IMPRESSION", ""), labels
-            names = [image.get("id") for image in tree.iter("parentImage")]
+            names = [image.get("id") for image in tree.iter("parentImage") if image.get("id")]
             frontal = next((name for name in names if name.endswith("-1001")), None)
             images += [(path.stem, name + ".png", "Frontal" if name == frontal else "Lateral") for name in names]
             if not names:
@@ -309,19 +292,16 @@ def table(cfg, left_out):
     path = Path(cfg.reports).expanduser()
     if not path.is_file():
         raise InputError(f"--dataset table wants --reports FILE.csv or .jsonl with columns image, report; {path} is no file.")
-    known, items, seen = ("image", "report", "split", "id", "subject", "study", "view"), [], set()
-    for number, row in enumerate(own_rows(path), 2):
+    known, items = ("image", "report", "split", "id", "subject", "study", "view"), []
+    for number, row in enumerate(own_rows(path), 1):
         row = {key: value for key, value in row.items() if value not in (None, "")}
-        split = {"validate": "val", "valid": "val", "validation": "val"}.get(row.get("split"), row.get("split"))
-        if "image" not in row or split not in (None, "train", "val", "test"):
-            raise InputError(f"{path}, row {number}: wanted an image, and train, val or test where there is a split.")
-        image = str(row["image"])
-        name = str(row.get("id", image))
+        split = str(row.get("split", ""))
+        split = {"validate": "val", "valid": "val", "validation": "val"}.get(split, split)
+        if "image" not in row or split not in ("", "train", "val", "test"):
+            raise InputError(f"{path}, entry {number}: wanted an image, and train, val or test where there is a split.")
+        image = os.path.normpath(str(row["image"]))            # "./a.png" and "a.png" are one file
+        name = str(row.get("id", row["image"]))
         subject = str(row.get("subject", name))
-        if name in seen:
-            left_out.add(name, image, "duplicate row")
-            continue
-        seen.add(name)
         study, view = (str(row.get(key, default)) for key, default in (("study", name), ("view", "")))
         items.append(Item(name, subject, study, split or hashed_split(subject), view, image,
                           parts_of(str(row.get("report", ""))), {k: v for k, v in row.items() if k not in known}))
@@ -331,17 +311,16 @@ def table(cfg, left_out):
 def own_rows(path):
     """The rows of a CSV or JSONL file as dictionaries."""
     if path.suffix in (".jsonl", ".json"):
-        for number, line in enumerate(open_text(path), 1):
+        for number, line in enumerate(lines_of(path), 1):
             try:
-                row = json.loads(line)
-            except ValueError:
+                row = whole_characters(json.loads(line))
+            except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict) or not {"image", "report"} <= row.keys():
                 raise InputError(f"{path}, line {number}: wanted one JSON object a line with image and report.")
             yield row
     else:
-        with open_text(path) as file:
-            header = next(csv.reader(file), [])
+        header = header_of(path)
         rest = [column for column in header if column not in ("image", "report")]
         for values in read_table(path, ("image", "report", *rest)):
             yield dict(zip(("image", "report", *rest), values))

@@ -18,6 +18,7 @@ from PIL import Image
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 import mimic_tree
 import prepare_mimic
+import protocols
 import sources
 
 
@@ -68,7 +69,7 @@ def tables(rows):
     maker.join()
     start = time.perf_counter()
     cfg = prepare_mimic.Settings(images=str(folder), reports=str(folder / "reports.zip"))
-    _, chosen, _ = prepare_mimic.listing(cfg, sources.LeftOut())
+    _, chosen, _ = protocols.listing(cfg, sources.LeftOut())
     print(f"{rows:,} rows of metadata and split, {rows // 2:,} of labels: {time.perf_counter() - start:.1f} s, "
           f"{megabytes(resource.RUSAGE_SELF):.0f} MB at most; {len(chosen['und']):,} frontal images")
     reports = sources.Reports(cfg.reports)

@@ -3,28 +3,32 @@ import doctest
 import functools
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 
 import cleaning
+import comparing
+import guards
 import llm
 import prepare_mimic
 import prepare_phantom
 import sections
 import sources
+import wording
 from common import InputError
 
 prepare_phantom.conflict = functools.lru_cache(maxsize=None)(prepare_phantom.conflict)         # thousands of draws below; 625 pairs
 
 
-@pytest.mark.parametrize("module", [cleaning, sections, sources], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [cleaning, comparing, wording, guards, sections, sources], ids=lambda m: m.__name__)
 def test_examples_in_docstrings(module):
     result = doctest.testmod(module)
     assert result.failed == 0 and result.attempted > 0
     if module is cleaning:
-        for rule in (*cleaning.TEXT_RULES, *cleaning.SENTENCE_RULES, cleaning.lateral_remarks):
+        for rule in (*cleaning.TEXT_RULES, *cleaning.CLAUSE_RULES, cleaning.lateral_remarks):
             assert ">>>" in rule.__doc__, f"{rule.__name__} has no example"
 
 
@@ -83,8 +87,8 @@ def test_examples_in_docstrings(module):
     ("Interval placement of a right chest tube.", "A right chest tube."),
     ("Interval removal of the endotracheal tube.", None),
     ("There has been interval increase in the right effusion.", "Right effusion."),
-    ("No new consolidation.", None),
-    ("No new consolidation, but a large left effusion.", "No new consolidation, but a large left effusion."),
+    ("No new consolidation.", "No consolidation."),
+    ("No new consolidation, but a large left effusion.", "No consolidation, but a large left effusion."),
     ("New right lower lobe opacity.", "Right lower lobe opacity."),
     ("Persistent left basilar atelectasis.", "Left basilar atelectasis."),
     ("The heart remains moderately enlarged.", "The heart is moderately enlarged."),
@@ -122,6 +126,98 @@ def test_examples_in_docstrings(module):
 ])
 def test_sentences(text, expected):
     assert cleaning.clean(text)[0] == expected
+
+
+@pytest.mark.parametrize("text, expected", [
+    # history with findings beside it
+    ("The patient has severe cardiomegaly and bilateral effusions.", "Severe cardiomegaly and bilateral effusions."),
+    ("Patient is rotated to the left, which limits evaluation; there is a left pneumothorax.", "There is a left pneumothorax."),
+    ("The patient is status post median sternotomy with intact wires.", "Status post median sternotomy with intact wires."),
+    ("In this patient with history of lung cancer, there is a large left mass.", "There is a large left mass."),
+    ("Given history of lung cancer, the right nodule is suspicious.", "The right nodule is suspicious."),
+    ("There is a history of left pneumothorax, now no pneumothorax.", "No pneumothorax."),
+    ("Pacemaker in this patient with history of CHF.", "Pacemaker."),
+    ("57-year-old man with cough, now with a small left effusion.", "Small left effusion."),
+    ("57-year-old man with fever.", None), ("The patient was rotated.", None),
+    # what was taken out, and what is found besides
+    ("Interval removal of the left chest tube with small left pneumothorax.", "Small left pneumothorax."),
+    ("Removal of the right chest tube without pneumothorax.", "No pneumothorax."),
+    ("Extubation and removal of NG tube with new left lower lobe opacity.", "Left lower lobe opacity."),
+    ("There has been removal of left chest tube and new right effusion.", "Right effusion."),
+    ("Interval removal of the endotracheal tube, nasogastric tube, and left PICC.", None),
+    ("Interval removal of left PICC, right catheter is unchanged.", "Right catheter."),
+    # "no new"
+    ("No new consolidation and effusion.", "No consolidation and effusion."),
+    ("No new focal consolidation, pleural effusion or pneumothorax.", "No focal consolidation, pleural effusion or pneumothorax."),
+    ("No new or residual pneumothorax.", "No residual pneumothorax."),
+    ("Stable small right effusion. No new effusion.", "Small right effusion. No new effusion."),
+    ("Right base opacity. No new consolidation or edema.", "Right base opacity. No new consolidation or edema."),
+    ("No effusion. No new effusion or edema.", "No effusion. No effusion or edema."),
+    ("No new abnormality.", None),
+    ("No pneumothorax, unchanged left effusion.", "No pneumothorax; left effusion."),
+    # advice and people, and what stands beside them
+    ("Left nodule should be followed with CT; no effusion.", "Left nodule; no effusion."),
+    ("Left nodule can be followed, and right effusion.", "Left nodule, and right effusion."),
+    ("Recommend CT for left nodule.", "Recommend CT for left nodule."),
+    ("Dr. ___ was notified of the large left pneumothorax.", "Large left pneumothorax."),
+    ("Large left pneumothorax was communicated to Dr. ___, no right effusion.", "Large left pneumothorax, no right effusion."),
+    ("Pneumonia, which was discussed with Dr. ___, has resolved.", "Pneumonia has resolved."),
+    ("No acute process, discussed with Dr. ___ at 3 PM.", "No acute process."),
+    # views with a finding
+    ("Lateral view on which a small effusion is seen.", "Lateral view on which a small effusion is seen."),
+    ("Frontal view on which no pneumothorax is seen.", "Frontal view on which no pneumothorax is seen."),
+    # large is a size of the heart too
+    ("Heart is large and unchanged.", "Heart is large."), ("Heart size is moderately large and stable.", "Heart size is moderately large."),
+    ("Unchanged large heart.", "Large heart."), ("Heart has not enlarged.", "Heart has not enlarged."),
+    # statements joined by "and"
+    ("Left effusion is unchanged in size and there is no pneumothorax.", "Left effusion; there is no pneumothorax."),
+    ("Large right effusion, unchanged from ___ and no left effusion.", "Large right effusion; no left effusion."),
+    ("Effusion is unchanged on the left but resolved on the right.", "Effusion is unchanged on the left but resolved on the right."),
+    ("Improved but not resolved left effusion.", "Improved but not resolved left effusion."),
+    ("There is no left, but an unchanged right effusion.", "There is no left, but a right effusion."),
+    ("Compared to the right lung, which is clear, the left lung has edema.", "Compared to the right lung, which is clear, the left lung has edema."),
+    ("As compared to the prior study there is no pneumothorax, small left effusion.", "There is no pneumothorax, small left effusion."),
+    ("New since ___ is a left pneumothorax.", "There is a left pneumothorax."),
+    # of two sizes that of today
+    ("Nodule, previously 12 mm, now 15 mm.", "Nodule 15 mm."), ("Nodule has increased from 12 mm to 15 mm.", "Nodule is 15 mm."),
+    ("Left effusion, previously moderate, is now small.", "Left effusion is small."),
+    ("Moderate left effusion has improved, now small.", "Left effusion is small."),
+    ("Left effusion decreased from large to small.", "Left effusion is small."), ("Small effusion on ___ is now large.", "Effusion is large."),
+    ("Right nodule of 8 mm, left nodule previously 5 mm, now 6 mm.", "Right nodule of 8 mm, left nodule 6 mm."),
+    ("Nodule was 8 mm, now 10 mm.", "Nodule is 10 mm."), ("Previously 12 mm nodule is now 15 mm.", "Nodule is 15 mm."),
+    ("Edema is now moderate, previously mild.", "Edema is moderate."), ("Left effusion is larger than on ___.", "Left effusion is larger."),
+    ("Slightly increased moderate right effusion.", "Moderate right effusion."), ("Stable, mild cardiomegaly.", "Mild cardiomegaly."),
+    ("There is persistent but improved edema.", "There is persistent but improved edema."),
+    ("Interval removal of right catheter and placement of left PICC with tip in SVC.", "Placement of left PICC with tip in SVC."),
+    ("Dr. ___ was called about the pneumothorax.", "Pneumothorax."), ("AP chest compared to ___: small left effusion.", "Small left effusion."),
+    ("History of CHF with moderate edema.", "History of CHF with moderate edema."),
+    # what is left says something
+    ("As.", None), ("New.", None), ("The heart.", None), ("The heart is unchanged.", None), ("The mediastinum remains stable.", None),
+    ("Seen by Dr. ___ today.", None), ("No effusion or ___.", "No effusion."), ("The left effusion seen on ___ has resolved.", "The left effusion seen has resolved."),
+    ("Opacity in the left lower lobe may 2 be atelectasis.", "Opacity in the left lower lobe may 2 be atelectasis."),
+])
+def test_nothing_found_is_lost(text, expected):
+    assert cleaning.clean(text)[0] == expected
+
+
+def test_no_new_looks_at_the_other_section_too():
+    assert cleaning.clean("No new effusion.", beside="Small left effusion.")[0] == "No new effusion."
+    assert cleaning.clean("No new effusion.", beside="Clear lungs.")[0] == "No effusion."
+
+
+def test_what_says_nothing_is_counted():
+    text, dropped = cleaning.clean("As. New. The heart. Small effusion.")
+    assert text == "Small effusion." and dropped == {"remnants": 3}
+
+
+@pytest.mark.parametrize("unit", ["AP/PA ", "chest ", "the ", "on at ", "1. ", "not ", "discussed ", "3 mm ", "x 3 ", "___ ", ", ", "; ", "no new. ",
+                                  "as compared to the prior ", "history of ", "unchanged and ", "Dr. ", "is unchanged and the ", "____ "])
+def test_contrived_texts_take_no_time(unit):
+    """20,000 characters; a rule that tries all ways to split them would not come back."""
+    text, start = (unit * 20_000)[:20_000] + "x", time.process_time()
+    cleaning.clean(text)
+    guards.guard(text, text)
+    assert time.process_time() - start < 2                          # both together, on a busy machine; a second at most here
 
 
 def test_lateral_sentences_go_when_asked():
@@ -191,12 +287,35 @@ RAW = "FINDINGS:\nThe left effusion has increased, now moderate. No pneumothorax
     ("FINDINGS:\nModerate left effusion. No pneumothorax. Edema. Right PICC ends in the low SVC.", "Edema"),
 ])
 def test_guards(clean, complaint):
-    complaints, _ = llm.guard(RAW, clean)
+    complaints, _ = guards.guard(RAW, clean)
     assert not complaints if complaint is None else any(complaint in one for one in complaints), complaints
 
 
+@pytest.mark.parametrize("raw, clean, complaint", [
+    ("Small left effusion. Heart is normal.", "Large left effusion. Heart is normal.", "size or severity"),
+    ("Small left effusion. Heart is normal.", "Left effusion. Heart is normal.", "lost: small"),
+    ("A 1.5 cm nodule in the left apex.", "A nodule in the left apex.", "lost: 15 mm"),
+    ("A 1.5 cm nodule in the left apex.", "A 1.5 mm nodule in the left apex.", "size or severity"),
+    ("Nodule previously 12 mm, now 15 mm, in the left apex.", "Nodule of 12 mm in the left apex.", "lost: 15 mm"),
+    ("Nodule previously 12 mm, now 15 mm, in the left apex.", "Nodule of 15 mm in the left apex.", None),
+    ("A 5 mm right and 9 mm left nodule.", "A 9 mm right and 5 mm left nodule.", "belongs to something else"),
+    ("Large right and small left effusions.", "Small right and large left effusions.", "belongs to something else"),
+    ("Left pneumonia in the lung base cannot be excluded.", "Left pneumonia in the lung base.", "certainty"),
+    ("Possible left basal pneumonia. Clear right lung.", "Left basal pneumonia. Clear right lung.", "certainty"),
+    ("Left basal pneumonia. Clear right lung.", "Probable left basal pneumonia. Clear right lung.", "certainty|words"),
+    ("Left opacity may represent pneumonia or atelectasis.", "Left opacity represents pneumonia or atelectasis.", "certainty"),
+    ("No definite pneumothorax. Normal heart size.", "No pneumothorax. Normal heart size.", "certainty"),
+    ("Left opacity may represent pneumonia, unchanged.", "Left opacity may represent pneumonia.", None),
+    ("Moderate left effusion has improved, now small. No edema.", "Small left effusion. No edema.", None),
+    ("No pleural effusion or\n pneumothorax. Clear left lung\n and mild right edema.", "No pleural effusion or pneumothorax. Clear left lung "
+     "and mild right edema.", None)])
+def test_sizes_and_certainty_are_guarded(raw, clean, complaint):
+    complaints = "; ".join(guards.guard("FINDINGS:\n" + raw, "FINDINGS:\n" + clean)[0])
+    assert complaints == "" if complaint is None else any(part in complaints for part in complaint.split("|")), complaints
+
+
 def test_a_lost_negative_only_warns():
-    complaints, warnings = llm.guard(RAW, "FINDINGS:\nModerate left effusion. Right PICC ends in the low SVC.")
+    complaints, warnings = guards.guard(RAW, "FINDINGS:\nModerate left effusion. Right PICC ends in the low SVC.")
     assert complaints == [] and warnings == ["lost negative: Pneumothorax"]
 
 
@@ -205,7 +324,7 @@ def test_a_lost_negative_only_warns():
     ('{"findings": "Clear."', "stop", "json"), ("   ", "stop", "json"), ('{"findings": "Clear."}', "length", "cut off"),
     ('{"findings": null, "impression": "x"}', "stop", "missing"), ("[1]", "stop", "findings"), ('{"findings": 3}', "stop", "findings")])
 def test_answers(content, finish, wrong):
-    answer, complaints = llm.parse(content, finish, "Clear lungs.")
+    answer, complaints = guards.parse(content, finish, "Clear lungs.")
     assert (answer == ("Clear.", None)) if not wrong else (answer is None and wrong in complaints[0])
 
 
@@ -224,7 +343,7 @@ class Server:
                     outer.bodies.append(body)
                     number = len(outer.bodies)
                 found = reply(number, body)
-                content = json.dumps({"choices": [{"message": {"content": found if isinstance(found, str) else json.dumps(found)},
+                content = json.dumps({"choices": [{"message": {"content": found if isinstance(found, str | list) else json.dumps(found)},
                                                    "finish_reason": "stop"}]}).encode()
                 self.send_response(found if isinstance(found, int) else 200)
                 if found == 429:
@@ -301,7 +420,7 @@ def test_busy_server_is_waited_for(serve, tmp_path):
     assert answers[TEXTS[0][0]]["method"] == "llm" and len(server.bodies) == 3
 
 
-@pytest.mark.parametrize("status", [400, 401, 402, 422])
+@pytest.mark.parametrize("status", [401, 402, 403, 404])
 def test_refusal_stops_and_keeps_what_there_is(serve, tmp_path, status):
     server = serve(lambda n, body: good(n, body) if n == 1 else status)
     with pytest.raises(InputError, match=str(status)) as error:
@@ -312,7 +431,8 @@ def test_refusal_stops_and_keeps_what_there_is(serve, tmp_path, status):
 
 @pytest.mark.parametrize("url, allowed", [
     ("http://127.0.0.1:8000/v1", True), ("http://localhost:8000/v1", True), ("http://[::1]:8000/v1", True), ("https://api.example.com/v1", False),
-    ("http://10.0.0.4:8000/v1", False), ("http://localhost.example.com/v1", False), ("http://127.0.0.1@example.com/v1", False)])
+    ("http://10.0.0.4:8000/v1", False), ("http://localhost.example.com/v1", False), ("http://127.0.0.1.example.com/v1", False),
+    ("http://0.0.0.0:8000/v1", False), ("http://LOCALHOST:8000", True), ("http://2130706433/v1", False), ("http://[::ffff:8.8.8.8]/v1", False)])
 def test_only_this_machine_gets_credentialed_data(url, allowed):
     cfg = prepare_mimic.Settings(clean="llm", llm_url=url)
     if allowed:
@@ -322,6 +442,75 @@ def test_only_this_machine_gets_credentialed_data(url, allowed):
             llm.refuse_others(cfg)
         llm.refuse_others(prepare_mimic.Settings(clean="llm", llm_url=url, i_verified_zero_retention=True))
         llm.refuse_others(prepare_mimic.Settings(clean="llm", llm_url=url, dataset="openi"))
+
+
+@pytest.mark.parametrize("url", [
+    "here", "ftp://localhost/v1", "http://[::1", "http://127.0.0.1:abc/v1", "http://127.0.0.1:99999/v1", "http://[::1].example.com/v1",
+    "http://[::1]example.com/", "http://127.0.0.1@example.com/v1", "http://example.com\\@127.0.0.1/v1", "http://example.com#@127.0.0.1/",
+    "http://localhost:8000@example.com/", "http://[::1%25eth0]/", "http://example.com\t@127.0.0.1/", "http://127.0.0.1/v1 x", "http://",
+    "http://127.0.0.1/v1?x=1", "http://[example.com]/v1", "http://127.0.0.1/v1\r\nHost: example.com", "http://\u2460.0.0.1/", ""])
+def test_addresses_that_two_readers_could_read_differently_are_refused(url):
+    for extra in ({}, {"i_verified_zero_retention": True}, {"dataset": "openi"}):
+        with pytest.raises(InputError, match="is no address"):
+            llm.refuse_others(prepare_mimic.Settings(clean="llm", llm_url=url, **extra))
+
+
+def test_the_request_goes_to_the_host_that_was_judged():
+    import urllib.request
+    for url in ("http://127.0.0.1:8000/v1", "http://[::1]:8000", "https://api.example.com/v1/", "http://a_b.example-1.com:80/x"):
+        asked = urllib.request.Request(llm.Endpoint(prepare_mimic.Settings(llm_url=url)).url)
+        assert asked.host.rpartition(":")[0].strip("[]") in (llm.host_of(url), "") or asked.host == llm.host_of(url)
+
+
+def test_a_key_with_a_line_break_is_refused(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "abc\nHost: x")
+    with pytest.raises(InputError, match="set it anew"):
+        llm.refuse_others(prepare_mimic.Settings(clean="llm"))
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_one_refused_report_is_left_to_the_rules(serve, tmp_path, status):
+    server = serve(lambda n, body: status if "Case 1" in report_in(body) else good(n, body))
+    answers = llm.clean_all(settings(server), tmp_path / "a.jsonl", TEXTS)
+    refused = answers.pop(TEXTS[1][0])
+    assert refused == {"text": None, "method": "rules", "flags": [f"llm refused: the server answered {status}"]}
+    assert {answer["method"] for answer in answers.values()} == {"llm"}
+    llm.clean_all(settings(server), tmp_path / "a.jsonl", TEXTS)
+    assert len(server.bodies) == 4                                          # the refusal is remembered
+
+
+@pytest.mark.parametrize("number", [3, 200])
+def test_a_server_that_refuses_everything_ends_the_run(serve, tmp_path, number):
+    server = serve(lambda n, body: 400)
+    with pytest.raises(InputError, match="llm-model"):
+        llm.clean_all(settings(server), tmp_path / "a.jsonl", [(f"s{n}/report", f"Effusion {n}.", None) for n in range(number)])
+    assert len(server.bodies) <= llm.HOPELESS + 4 and (tmp_path / "a.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("reply", [["x"], [{"type": "text"}], "[" * 100_000, '{"findings": ' * 50_000, "[1]", "null",
+                                   json.dumps({"findings": "Small left effusion. No pneumothorax. Case 0. \ud800", "impression": None})])
+def test_answers_of_any_kind_end_with_the_rules(serve, tmp_path, reply):
+    answer = llm.clean_all(settings(serve(lambda n, body: reply)), tmp_path / "a.jsonl", TEXTS[:1])[TEXTS[0][0]]
+    assert answer["method"] == "rules" and answer["flags"][0].startswith("llm refused")
+
+
+def test_damaged_lines_of_the_stored_answers_are_counted_and_asked_again(serve, tmp_path, capsys):
+    server, path = serve(good), tmp_path / "llm.jsonl"
+    llm.clean_all(settings(server), path, TEXTS)
+    lines = path.read_text().splitlines()
+    entry = json.loads(lines[0])
+    damaged = ["{" * 5, "[]", "[" * 50_000, json.dumps({**entry, "answer": {"method": "llm", "text": None, "flags": []}}),
+               json.dumps({**entry, "answer": {"method": "llm", "text": [1, 2], "flags": []}}), '{"prompt": 1}']
+    path.write_bytes("\n".join([lines[1], *damaged, *lines[2:], ""]).encode() + b'\xff"\n')
+    assert len(llm.clean_all(settings(server), path, TEXTS)) == 4 and len(server.bodies) == 5
+    assert "7 lines" in capsys.readouterr().out
+
+
+def test_stored_answers_pass_the_guards_of_today(serve, tmp_path, monkeypatch):
+    server, path = serve(good), tmp_path / "llm.jsonl"
+    llm.clean_all(settings(server), path, TEXTS[:1])
+    monkeypatch.setattr(llm, "guard", lambda raw, clean: (["a stricter guard"], []))
+    assert llm.clean_all(settings(server), path, TEXTS[:1])[TEXTS[0][0]]["method"] == "rules"
 
 
 def test_no_proxy_sees_what_is_for_this_machine(serve, tmp_path, monkeypatch):

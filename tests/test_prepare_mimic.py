@@ -3,13 +3,16 @@ import csv
 import fcntl
 import gzip
 import hashlib
+import io
 import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -38,7 +41,6 @@ def run(tree, out, *more):
 def built(tmp_path_factory):
     """A tree of 200 studies, packed; what was printed is in `built.printed`."""
     import contextlib
-    import io
     folder = tmp_path_factory.mktemp("mimic")
     tree, said = mimic_tree.make(folder, 200), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
@@ -210,7 +212,7 @@ def test_layouts_give_the_same_bytes(tmp_path, how):
         other.zip = shutil.copytree(other.reports, tmp_path / "c" / "mimic-cxr-reports").parent
     for tree, out in ((plain, "x"), (other, "y")):
         assert run(tree, tmp_path / out) == 0
-    assert digest(tmp_path / "x") == digest(tmp_path / "y") and len(Packed(tmp_path / "x", "und", 48)) == 12
+    assert digest(tmp_path / "x", times=False) == digest(tmp_path / "y", times=False) and len(Packed(tmp_path / "x", "und", 48)) == 12
 
 
 # ---- protocols ----
@@ -324,7 +326,112 @@ def test_a_table_of_ones_own(tmp_path, kind):
     assert "Secret" not in str(error.value)
 
 
+def a_table(folder, content, name="mine.csv", **more):
+    for n in range(4):
+        Image.fromarray(mimic_tree.film(n)).save(folder / f"{n}.png")
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return prepare_mimic.main(["--dataset", "table", "--reports", str(folder / name), "--out", str(folder / "out"), *SIZES])
+
+
+def test_rows_that_name_one_image_or_one_id_are_counted(tmp_path):
+    a_table(tmp_path, "image,id,report,split\n0.png,a,Left effusion.,train\n./0.png,b,Right pneumothorax.,train\n"
+                      "1.png,c,Clear lungs.,test\n2.png,c,Clear left lung.,train\n")
+    assert [row["id"] for row in Packed(tmp_path / "out", "und", 48).rows] == ["a", "c"]
+    skipped = list(csv.reader(open(tmp_path / "out" / "skipped.csv")))
+    assert ["b", "0.png", "another row has this image"] in skipped and ["c", "2.png", "duplicate row"] in skipped
+    assert prepare_mimic.main(["--check", str(tmp_path / "out")]) == 0
+
+
+def test_half_a_character_is_replaced_and_flagged(tmp_path):
+    a_table(tmp_path, '{"image": "0.png", "report": "Left \\ud800 effusion.", "note": "\\udfff", "id": "a\\udc00"}\n'
+                      '{"image": "1.png", "report": "Heart \\ud83d\\ude00 normal."}\n{"image": "\\ud801.png", "report": "Edema."}\n', "mine.jsonl")
+    rows = Packed(tmp_path / "out", "und", 48).rows
+    assert rows[0]["report"] == "FINDINGS: Left \ufffd effusion." and "broken characters" in rows[0]["flags"] and rows[0]["id"] == "a\ufffd"
+    assert rows[1]["report"] == "FINDINGS: Heart \U0001f600 normal." and rows[1]["flags"] == [] and len(rows) == 2
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("mine.csv", "image,report\n0.png,Sj\u00f6gren\n".encode("latin-1"), "UTF-8"), ("mine.csv", "im\u00e4ge,report\n".encode("latin-1"), "UTF-8"),
+    ("mine.jsonl", '{"image":"0.png","report":"Sj\u00f6gren"}\n'.encode("latin-1"), "UTF-8"), ("mine.jsonl", "[" * 100_000, "line 1"),
+    ("mine.jsonl", '{"image": "0.png", "report": "x"}\n[]\n', "line 2"), ("mine.csv", b"\x1f\x8b\x08", "UTF-8"), ("mine.csv.gz", b"image,report", "damaged"),
+    ("mine.csv", "image,report,split\n0.png,Clear lungs.,vali\n", "entry 1"), ("mine.csv", "image,report\n0.png\n", "1 values in 2"),
+    ("mine.csv", "", "no column 'image'"), ("mine.csv", "image,report\n", "no image is left")])
+def test_tables_that_cannot_be_read_end_in_one_sentence(tmp_path, name, content, message):
+    with pytest.raises(InputError, match=message) as error:
+        a_table(tmp_path, content, name)
+    assert "gren" not in str(error.value)
+
+
+def test_names_that_no_file_can_have_are_skipped(tmp_path):
+    names = ["x" * 300, "a\0b", "[", "**", ".", "..", "0.png/x", "/", "sub/" + "y" * 5000]
+    lines = [{"image": name, "report": "Clear lungs.", "id": f"n{n}"} for n, name in enumerate(names)] + [{"image": f"{n}.png", "report": "Edema."} for n in range(4)]
+    a_table(tmp_path, "".join(json.dumps(line) + "\n" for line in lines), "mine.jsonl")
+    assert len(Packed(tmp_path / "out", "und", 48)) == 4
+    reasons = {row[0]: row[2] for row in csv.reader(open(tmp_path / "out" / "skipped.csv"))}
+    assert all(reasons[f"n{n}"] == "missing" for n in range(len(names)))
+
+
+@pytest.mark.parametrize("entry", [
+    "1", "null", '"x"', "[]", "{}", '{"image": null, "generate_method": "gpt4", "conversations": [{"from": "gpt", "value": "x"}]}',
+    '{"image": "a", "generate_method": ["gpt4"], "conversations": []}', '{"image": "a", "generate_method": "gpt4", "conversations": [{"value": "x"}]}',
+    '{"image": "a", "generate_method": "gpt4", "conversations": [null]}', '{"image": "a", "generate_method": "gpt4", "conversations": 3}',
+    '{"image": "a", "generate_method": "gpt4", "conversations": [{"from": "gpt"}]}', '{"image": "a", "generate_method": "other", "conversations": []}',
+    "[" * 50_000, '{"a":' * 50_000, '{"image": ' + "1" * 5000 + "}", '{"image": "Sj\u00f6gren"}'.encode("latin-1")], ids=lambda e: str(e[:60]))
+def test_llava_rad_entries_of_another_form_end_in_one_sentence(built, tmp_path, entry):
+    content = entry if isinstance(entry, bytes) else entry.encode()
+    (tmp_path / "chat_train_MIMIC_CXR_x.json").write_bytes(b"[" + content + b"]")
+    with pytest.raises(InputError, match="entry 1|damaged") as error:
+        prepare_mimic.main(["--images", str(built.jpg), "--out", str(tmp_path / "o"), *SIZES, "--llava-rad", str(tmp_path)])
+    assert "gren" not in str(error.value)
+
+
+def test_llava_rad_values_that_say_nothing(tmp_path):
+    import annotations
+    entry = {"image": "mimic/x.jpg", "generate_method": "gpt4", "impression": 3}
+    rows = [{**entry, "conversations": [{"from": "gpt", "value": value}]} for value in (None, 5, " ", float("nan"))] + [{**entry, "conversations": []}]
+    (tmp_path / "chat_a_MIMIC_CXR.json").write_text(json.dumps([*rows, {**entry, "conversations": [{"from": "gpt", "value": "Edema \ud800."}]}]))
+    assert annotations.llava_rad(tmp_path) == {"rule-based": {}, "gpt4": {"x": ("Edema \ufffd.", None, "llava-rad:gpt4")}}
+
+
 # ---- images ----
+
+EXIF = {"junk": b"Exif\0\0" + b"\xff" * 20, "offsets": b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x02\0\0\0\x06zzzz\x01",
+        "count": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\xff\xff\xff\x7f\x01\0\0\0\0\0\0\0", "empty": b"Exif\0\0"}
+
+
+@pytest.mark.parametrize("name", EXIF)
+def test_junk_in_the_exif_is_no_traceback(tmp_path, name):
+    good = mimic_tree.jpeg(mimic_tree.film(1))
+    (tmp_path / "a.jpg").write_bytes(good[:2] + b"\xff\xe1" + struct.pack(">H", len(EXIF[name]) + 2) + EXIF[name] + good[2:])
+    picture, reason = radiographs.read(tmp_path / "a.jpg", 32)
+    assert (picture is None) == (reason == "truncated or damaged")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["dcm", "png", "jpg", "tiff", "gif", "bmp", "webp"])
+def test_files_with_random_bytes_changed_are_read_or_skipped(tmp_path, kind):
+    dice, whole = np.random.default_rng(0), io.BytesIO()
+    if kind == "dcm":
+        whole.write(mimic_tree.dicom_file(mimic_tree.film(3, 70, 80).astype(np.uint16) * 16))
+    else:
+        Image.fromarray(mimic_tree.film(3, 70, 80)).save(whole, "JPEG" if kind == "jpg" else kind)
+    first, reasons = 132 if kind == "dcm" else 0, Counter()
+    for _ in range(150):
+        content = bytearray(whole.getvalue())
+        for place in dice.integers(first, min(500, len(content)), 3):
+            content[place] = dice.integers(256)
+        (tmp_path / f"a.{kind}").write_bytes(content)
+        reasons[radiographs.read(tmp_path / f"a.{kind}", 32)[1]] += 1
+    assert len(reasons) > 1
+
+
+def test_a_dicom_that_claims_to_be_huge_takes_no_memory(tmp_path):
+    content = bytearray(mimic_tree.dicom_file(mimic_tree.film(3).astype(np.uint16)))
+    for tag in (b"\x28\0\x10\0US\x02\0", b"\x28\0\x11\0US\x02\0"):
+        content[content.index(tag) + 8:content.index(tag) + 10] = b"\xff\xff"
+    (tmp_path / "a.dcm").write_bytes(content)
+    assert radiographs.read(tmp_path / "a.dcm", 32)[1] == "more than 200 million pixels"
+
 
 def test_fit_stretch_and_crop():
     image = Image.fromarray(np.repeat(np.array([[0] * 50 + [200] * 50], np.uint8), 300, 0))          # 100 x 300
@@ -363,8 +470,13 @@ def test_dicom_window_and_missing_pydicom(tmp_path, monkeypatch):
 
 # ---- restart ----
 
-def digest(folder):
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*"))
+def digest(folder, times=True):
+    """{file: SHA-256}; without `times` apart from what the shards know of their inputs' times, which are another copy's."""
+    def content(path):
+        if times or not path.name.endswith(".done.json"):
+            return path.read_bytes()
+        return json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "inputs"}).encode()
+    return {str(path.relative_to(folder)): hashlib.sha256(content(path)).hexdigest() for path in sorted(folder.rglob("*"))
             if path.is_file() and path.name not in (".lock", "contact-sheet.png")}
 
 
@@ -418,6 +530,82 @@ def test_other_settings_are_refused(built, tmp_path):
     assert len(Packed(tmp_path, "und", 48)) == 10
 
 
+def test_other_questions_or_other_code_are_refused(built, tmp_path, monkeypatch):
+    run(built, tmp_path, "--limit", 8)
+    monkeypatch.setattr(prepare_mimic, "PROMPTS", ["What is here? {parts}."])
+    with pytest.raises(InputError, match="und-48 was begun with other settings"):
+        run(built, tmp_path, "--limit", 8)
+    run(built, tmp_path, "--limit", 8, "--task", "gen")                             # drawing has no question
+    monkeypatch.undo()
+    for name in ("images", "vision", "sources", "protocols", "wording", "comparing"):
+        other = tmp_path / "other.py"
+        other.write_text("# another version")
+        monkeypatch.setattr(sys.modules[name], "__file__", str(other))
+        with pytest.raises(InputError, match="other settings, inputs or code"):
+            run(built, tmp_path, "--limit", 8)
+        monkeypatch.undo()
+    run(built, tmp_path, "--limit", 8)
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder"])
+def test_changed_reports_and_images_that_came_back_are_noticed(tmp_path, kind):
+    tree = mimic_tree.make(tmp_path / "t", 20, quirks=())
+    tree.zip = tree.reports if kind == "folder" else tree.zip
+    lost = next(tree.jpg.glob(f"files/*/*/{tree.at[3][0]}/{tree.at[3][1][0]}.jpg"))
+    held, about = lost.read_bytes(), lost.stat()
+    lost.unlink()
+    run(tree, tmp_path / "out", "--shard", 8)
+    before = digest(tmp_path / "out")
+    run(tree, tmp_path / "out", "--shard", 8)
+    assert digest(tmp_path / "out") == before
+    lost.write_bytes(held)
+    with pytest.raises(InputError, match="1 images or reports of shard 0 have changed, come or gone.*--overwrite"):
+        run(tree, tmp_path / "out", "--shard", 8)
+    assert digest(tmp_path / "out") == before
+    run(tree, tmp_path / "out", "--shard", 8, "--overwrite")
+    assert len(Packed(tmp_path / "out", "und", 48)) == 20
+    report = f"files/p{tree.metadata[0][1][:2]}/p{tree.metadata[0][1]}/s{tree.metadata[0][2]}.txt"
+    if kind == "folder":
+        (tree.zip / report).write_text((tree.zip / report).read_text().replace("effusion", "pneumonia"))
+    else:
+        with zipfile.ZipFile(tree.zip) as file:
+            contents = {name: file.read(name) for name in file.namelist()}
+        with zipfile.ZipFile(tree.zip, "w") as file:
+            for name, content in contents.items():
+                file.writestr(name, content.replace(b"effusion", b"nodule--") if name == report else content)
+    with pytest.raises(InputError, match="shard 0") as error:
+        run(tree, tmp_path / "out", "--shard", 8)
+    assert "pneumonia" not in str(error.value)
+    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "und-48").glob("0000*.bin")}
+    run(tree, tmp_path / "out", "--shard", 8, "--overwrite")
+    made = {path.name for path, when in shards.items() if path.stat().st_mtime_ns != when}
+    assert made == {"00000.bin"} and "effusion" not in Packed(tmp_path / "out", "und", 48).rows[0]["report"]
+    run(tree, tmp_path / "fresh", "--shard", 8)
+    assert digest(tmp_path / "out") == digest(tmp_path / "fresh")
+
+
+def test_one_task_after_both_is_found_done(built, tmp_path):
+    run(built, tmp_path / "both", "--limit", 40, "--shard", 16)
+    before, when = digest(tmp_path / "both"), {path: path.stat().st_mtime_ns for path in (tmp_path / "both").glob("*/*.bin")}
+    for task in ("gen", "und"):
+        run(built, tmp_path / "both", "--limit", 40, "--shard", 16, "--task", task)
+        assert {path: path.stat().st_mtime_ns for path in when} == when
+        run(built, tmp_path / "apart", "--limit", 40, "--shard", 16, "--task", task)
+    run(built, tmp_path / "both", "--limit", 40, "--shard", 16)
+    run(built, tmp_path / "apart", "--limit", 40, "--shard", 16)
+    assert digest(tmp_path / "both") == before == digest(tmp_path / "apart")
+
+
+@pytest.mark.parametrize("damage", [lambda d: (d / "00001.done.json").write_text("{"), lambda d: (d / "00001.done.json").write_text("[]"),
+                                    lambda d: (d / "00001.bin").unlink(), lambda d: (d / "00001.done.json").unlink()])
+def test_a_damaged_shard_is_made_anew(built, tmp_path, damage):
+    run(built, tmp_path, "--limit", 40, "--shard", 16)
+    before = digest(tmp_path)
+    damage(tmp_path / "gen-32")
+    run(built, tmp_path, "--limit", 40, "--shard", 16)
+    assert digest(tmp_path) == before
+
+
 def test_two_runs_into_one_directory(built, tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
                                "print('held', flush=True); time.sleep(60)", str(tmp_path / ".lock")], stdout=subprocess.PIPE)
@@ -446,6 +634,12 @@ def test_files_are_for_the_owner_alone(built):
     old = os.umask(0o022)
     os.umask(old)
     assert old != 0o077 or os.environ.get("PYTEST_UMASK")                           # and the caller's mask is as it was
+
+
+def test_test_ids_in_another_encoding(built, tmp_path):
+    (tmp_path / "ids.txt").write_bytes("Sj\u00f6gren".encode("latin-1"))
+    with pytest.raises(InputError, match="UTF-8"):
+        run(built, tmp_path / "out", "--test-ids", tmp_path / "ids.txt")
 
 
 def test_no_output_in_a_git_work_tree(built, tmp_path):
@@ -517,6 +711,24 @@ def reseal(folder, change):
     (folder / "dataset.json").write_text(json.dumps(info))
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", "3", "null", '{"schema": 1}', "{", '{"schema": "1", "task": []}'])
+def test_check_of_something_that_is_no_dataset_json(built, tmp_path, content):
+    shutil.copytree(built.out, tmp_path / "out")
+    (tmp_path / "out" / "und-48" / "dataset.json").write_text(content)
+    for arguments in (["--check", str(tmp_path / "out")], ["--show", "2", "--out", str(tmp_path / "out")]):
+        with pytest.raises(InputError, match="damaged"):
+            prepare_mimic.main(arguments)
+
+
+@pytest.mark.parametrize("row", ["[]", "{}", "3", '{"id": 1, "subject": "a", "split": "train", "report": "x"}'])
+def test_check_of_rows_of_another_form(built, tmp_path, row):
+    shutil.copytree(built.out, tmp_path / "out")
+    path = tmp_path / "out" / "und-48" / "00000.jsonl"
+    path.write_text("\n".join([row, *path.read_text().splitlines()[1:]]) + "\n")
+    with pytest.raises(InputError, match="damaged"):
+        prepare_mimic.main(["--check", str(tmp_path / "out")])
+
+
 @pytest.mark.parametrize("damage, message", [
     (lambda d: flip(d / "gen-48/00001.bin"), "SHA-256"), (lambda d: flip(d / "und-48/00000.jsonl"), "SHA-256|damaged|cut short"),
     (lambda d: os.truncate(d / "und-48/00000.bin", 1000), "cut short"), (lambda d: (d / "und-48/00001.bin").unlink(), "cut short"),
@@ -552,7 +764,10 @@ def test_help_teaches(capsys):
 @pytest.mark.parametrize("arguments, message", [
     ("", "--images"), ("--task foo", "und, gen or both"), ("--fit squash", "none of pad"), ("--gen-split chexgenbench", "needs --chexgenbench"),
     ("--images /nowhere", "no mimic-cxr-2.0.0-metadata.csv"), ("--clean llm --llm-extra [1]", "JSON object"), ("--clean llm --llm-url here", "no address"),
-    ("--dataset table", "FILE.csv"), ("--quality 0", "quality")])
+    ("--dataset table", "FILE.csv"), ("--quality 0", "quality"), ("--llm-workers 0", "--llm-workers wants 1"), ("--workers -1", "--workers wants 0"),
+    ("--und-pad 999", "--und-pad wants 0 to 255"), ("--gen-pad -1", "--gen-pad wants"), ("--limit -1", "--limit wants"), ("--min-side 0", "min-side"),
+    ("--gen-sizes 32 32", "each once"), ("--und-sizes 0", "sizes want"), ("--shard 0", "shard"), ("--max-bad 2", "max-bad"),
+    ("--clean llm --llm-url http://[::1", "no address")])
 def test_bad_arguments_are_one_sentence(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message):

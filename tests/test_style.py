@@ -34,14 +34,17 @@ def test_a_file_fits_a_sitting(name):
 PARTS = {"cpu", "attention", "vision", "tokenizer", "settings", "common"}   # common: the error type and boring things, no model
 NETWORK = {"model", "vae", "flow", "repa"}
 ASSEMBLY = {"cost", "data", "pack", "images", "layouts", "runs", "weights", "checkpoint", "optim", "generate"}
-RAW_DATA = {"sections", "cleaning", "llm", "sources", "radiographs", "packing", "audit"}     # of prepare_mimic.py
+RAW_DATA = {"sections", "wording", "comparing", "cleaning", "guards", "llm", "sources", "annotations", "protocols", "radiographs",
+            "packing", "audit"}     # of prepare_mimic.py
 MAY = {     # who may import which of our files; a script may use everything below it
     "cpu": set(), "settings": set(), "common": {"cpu", "settings"}, "attention": set(), "tokenizer": set(), "vae": set(), "flow": set(),
     "vision": {"attention"}, "model": {"attention", "vision"}, "repa": {"vision"}, "checkpoint": {"common"},
     "images": {"common"}, "optim": {"common"}, "runs": {"common"}, "data": {"common", "tokenizer"}, "pack": {"data"},
     "cost": {"model", "vae", "vision"}, "layouts": {"common", "model", "vision"},
     "generate": {"attention", "common", "cpu", "flow", "images", "tokenizer", "vision"},
-    "sections": set(), "cleaning": set(), "llm": {"common", "cleaning"}, "sources": {"common"}, "radiographs": {"images", "vision"},
+    "sections": set(), "wording": set(), "comparing": {"wording"}, "cleaning": {"comparing", "wording"},
+    "guards": {"comparing", "wording"}, "llm": {"common", "guards"}, "sources": {"common"}, "annotations": {"common", "sources"},
+    "protocols": {"common", "audit", "annotations", "sources"}, "radiographs": {"images", "vision"},
     "packing": {"common", "pack"}, "audit": {"common", "data", "images", "pack"},
     "weights": {"common", "checkpoint", "layouts", "tokenizer", "attention", "vision"} | NETWORK,
 }
