@@ -78,8 +78,8 @@ class Packed:
         except (OSError, SyntaxError, ValueError):
             raise InputError(f"image {self.rows[i]['id']} of {self.directory} cannot be decoded; prepare it anew.") from None
         if pixels.shape != (self.size, self.size):
-            raise InputError(f"image {self.rows[i]['id']} of {self.directory} has {pixels.shape[1]}x{pixels.shape[0]} pixels, not "
-                             f"{self.size}x{self.size}; prepare it anew.")
+            raise InputError(f"image {self.rows[i]['id']} of {self.directory} has {pixels.shape[1]}x{pixels.shape[0]} pixels, "
+                             f"not {self.size}x{self.size}; prepare it anew.")
         return torch.from_numpy(pixels)
 
     def open_latents(self, vae_hash):

@@ -218,6 +218,8 @@ def main(argv):
     if resume and projector is not None:
         projector.load_state_dict(load_file(resume / "projector.safetensors"))
     step_module = GenStep(model, vae, encoder, projector, cfg).to(process.device).train()
+    if process.device.type == "cuda":
+        vae.to(memory_format=torch.channels_last)               # convolutions like it
     latent = (vae.cfg.embed_dim, cfg.size // vae.factor, cfg.size // vae.factor)
     train, val = (Samples(Packed(cfg.data, "gen", cfg.size, split), tokenizer, model.cfg.max_text, cfg.seed,
                           cfg.batch_size, latent, cfg.text_dropout) for split in ("train", "val"))
