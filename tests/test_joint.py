@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+import findings
 import train_gen
 from common import InputError
 from conftest import ROOT, close
@@ -124,3 +125,16 @@ def test_patients_of_the_other_tasks_test_split_are_refused(phantom, stage2, tmp
 def test_rows_that_make_no_sense(words, more):
     with pytest.raises(InputError, match=words):
         train_gen.settings(["--preset", "table5-1:2", *map(str, more)])
+
+
+def test_findings_say_what_they_need(tmp_path):
+    with pytest.raises(InputError, match="gen64; demo.sh makes it"):
+        findings.main(["--out", str(tmp_path)])
+
+
+def test_findings_run_every_row_with_every_seed(tmp_path):
+    runs = findings.runs_of(findings.FindingsConfig(seeds=2))
+    assert len(runs) == 14 and len({place for place, _ in runs.values()}) == 14
+    for place, line in runs.values():
+        cfg = train_gen.settings(list(map(str, line[1:])))
+        assert cfg.out == str(place) and cfg.size == 64 and cfg.data == "datasets/phantom"

@@ -1,0 +1,122 @@
+"""The paper's two findings about training, made again small: Table 5, and REPA in stage 2. On the phantom, after demo.sh.
+
+    bash demo.sh && python findings.py        # hours on two cores; started again, it goes on where it was
+
+(a) From the same stage-2 weights, 300 steps of each of Table 5's rows. (b) Stage 2 from stage 1, with and without REPA.
+Each with several seeds, which choose the samples and their noise (and REPA's projector). Scores are those of
+evaluate.py phantom at 64 px, on phantoms that no run has seen. Toys, not radiographs; nothing here is for clinical use.
+"""
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import checkpoint
+import common
+from common import InputError
+
+
+@dataclass
+class FindingsConfig:
+    out: str = "out/phantom"        # where demo.sh left und, vae and gen64, and where the runs go
+    seeds: int = 3                  # runs of each kind
+    joint_steps: int = 300          # of each row of Table 5
+    repa_steps: int = 600           # of stage 2 with and without REPA
+    every: int = 150                # steps between the checkpoints of (b) that are scored
+    num: int = 200                  # held-out phantoms of a score
+    threads: int = 1                # CPU threads of a run
+    jobs: int = 2                   # runs at once
+
+
+ROWS = ("0:1-frozen", "1:1", "1:2", "1:4", "0:1")       # understanding : generation samples, as the presets are called
+REPA = ("0.5", "0")             # its weight
+
+
+def scripts(jobs, at_once):
+    """Run command lines, some at once; the first that fails ends all of it."""
+    waiting, running = list(jobs), []
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            print(" ".join(map(str, waiting[0])), flush=True)
+            running.append(subprocess.Popen([sys.executable, *map(str, waiting.pop(0))], stdout=subprocess.DEVNULL))
+        done = running.pop(0)
+        if done.wait():
+            for other in running:
+                other.terminate()
+            raise InputError(f"{' '.join(map(str, done.args[1:]))} ended with {done.returncode}; its message is above.")
+
+
+def runs_of(cfg):
+    """-> {(kind, seed): (directory, command line)}."""
+    out, found = Path(cfg.out), {}
+    for seed in range(cfg.seeds):
+        same = ["--seed", seed, "--threads", cfg.threads, "--eval-every", 50]
+        for row in ROWS:
+            place = out / f"table5-{row}" / str(seed)
+            found[row, seed] = place, ["train_gen.py", "--preset", f"phantom-table5-{row}", "--init", out / "gen64",
+                                       "--out", place, "--steps", cfg.joint_steps, "--save-every", cfg.joint_steps, *same]
+        for repa in REPA:
+            place = out / f"repa-{repa}" / str(seed)
+            found[repa, seed] = place, ["train_gen.py", "--preset", "phantom", "--repa", repa, "--init", out / "und",
+                                        "--vae", out / "vae", "--out", place, "--steps", cfg.repa_steps,
+                                        "--save-every", cfg.every, "--keep", cfg.repa_steps // cfg.every, *same]
+    return found
+
+
+def score_file(place):
+    return place.with_name(f"score-{place.name}.json")
+
+
+def score(cfg, place):
+    """The command line that scores a checkpoint; the file that it writes lies beside the checkpoint."""
+    return ["evaluate.py", "phantom", "--size", 64, "--checkpoint", place, "--num", cfg.num,
+            "--out", score_file(place).with_suffix("")]
+
+
+def spread(numbers):
+    return f"{statistics.mean(numbers):.3f} ± {statistics.stdev(numbers):.3f}" if len(numbers) > 1 else f"{numbers[0]:.3f}"
+
+
+def scores(place):
+    found = json.loads(score_file(place).read_text())["scores"]
+    return found["report"]["micro"], found["cycle"]["micro"]
+
+
+def losses(run):
+    """{step: validation error} of a run."""
+    rows = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    return {row["step"]: row["val_mse"] for row in rows if "val_mse" in row}
+
+
+def main(argv):
+    cfg = common.override(FindingsConfig(), argv, __doc__)
+    for name, maker in (("gen64", "demo.sh"), ("und", "demo.sh"), ("vae", "demo.sh")):
+        if not (Path(cfg.out) / name).exists():
+            raise InputError(f"there is no {cfg.out}/{name}; {maker} makes it.")
+    runs = runs_of(cfg)
+    scripts([line for _, line in runs.values()], cfg.jobs)
+    start = checkpoint.newest(Path(cfg.out) / "gen64")
+    marks = range(cfg.every, cfg.repa_steps + 1, cfg.every)
+    at = lambda kind, seed, step: runs[kind, seed][0] / f"{step:08d}"
+    wanted = {start, *(at(kind, seed, step) for kind, seed in runs for step in (marks if kind in REPA else [cfg.joint_steps]))}
+    scripts([score(cfg, place) for place in sorted(wanted) if not score_file(place).exists()], cfg.jobs)
+
+    print(f"\n(a) Table 5, {cfg.joint_steps} steps each, {cfg.seeds} seeds\n")
+    print("| understanding : generation | report F1 | cycle F1 | validation error |\n|---|---|---|---|")
+    print(f"| before | {scores(start)[0]:.3f} | {scores(start)[1]:.3f} | |")
+    for row in ROWS:
+        report, cycle = zip(*(scores(at(row, seed, cfg.joint_steps)) for seed in range(cfg.seeds)))
+        error = [losses(runs[row, seed][0])[cfg.joint_steps] for seed in range(cfg.seeds)]
+        print(f"| {row} | {spread(report)} | {spread(cycle)} | {spread(error)} |")
+    print(f"\n(b) stage 2, {cfg.seeds} seeds\n")
+    print("| steps | error, REPA | error, without | cycle F1, REPA | cycle F1, without |\n|---|---|---|---|---|")
+    for step in marks:
+        cells = [[losses(runs[repa, seed][0])[step] for seed in range(cfg.seeds)] for repa in REPA]
+        cells += [[scores(at(repa, seed, step))[1] for seed in range(cfg.seeds)] for repa in REPA]
+        print(f"| {step} | " + " | ".join(map(spread, cells)) + " |")
+
+
+if __name__ == "__main__":
+    common.cli(main)
