@@ -61,7 +61,8 @@ def wrap(step_module, process, compiled):
     """The step module as the loop calls it: compiled if asked, in DDP if there are others."""
     if compiled:
         step_module.compile()
-    return step_module if process.world == 1 else DistributedDataParallel(step_module, gradient_as_bucket_view=True)
+    return step_module if process.world == 1 else DistributedDataParallel(
+        step_module, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 def all_sum(tensor):

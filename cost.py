@@ -120,6 +120,16 @@ def model_flops(cfg, step):
     return sum(n for part, n in flops(cfg, step).items() if part != "recomputed")
 
 
+def counted(cfg, step, gen=None, und=None):
+    """What a micro-step on these batches (data.Batch) is: images, tokens that each set of weights saw, operations."""
+    if gen is not None:
+        step = replace(step, report=gen.ids.shape[1])
+    if und is not None:
+        step = replace(step, text=und.ids.shape[1], answer=int(und.tokens) / len(und.ids))
+    u_tok = step.und * (cfg.vision.grid ** 2 + 2 + step.text) + step.gen * (step.report + 2)
+    return {"img": step.gen or step.und, "u_tok": u_tok, "g_tok": step.gen * step.latents, "flops": model_flops(cfg, step)}
+
+
 def of_run(cfg, process):
     """The fields of a Step that a run's settings and processes give."""
     return dict(world=process.world, device=process.device.type, accumulates=cfg.batch_size > cfg.micro_batch * process.world,

@@ -155,6 +155,10 @@ class Samples(torch.utils.data.Dataset):
             raise InputError(f"the {part} of image {row['id']} has {len(ids)} tokens, more than max_text {self.max_text}.")
         return ids
 
+    def longest(self, *parts, rows=1000):
+        """Tokens of the longest text of the first rows: its "prompt", its "report", or both."""
+        return max(sum(len(self.text(row, part)) for part in parts) for row in self.data.rows[:rows])
+
     def __getitem__(self, key):
         step, index = key
         n = index if step < 0 else self.number(step, index)

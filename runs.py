@@ -56,15 +56,16 @@ def agree(process, cfg, free=("device", "threads", "workers")):
         raise InputError(f"ranks disagree about their settings ({'; '.join(different)}); give the same command on every machine.")
 
 
-TIMED = ("img_s", "tok_s", "wait", "mfu")       # fields of the log that two equal runs may differ in
+TIMED = ("img_s", "u_tok_s", "g_tok_s", "wait", "mfu")       # fields of the log that two equal runs may differ in
 
 
 class Meter:
-    """How fast a run is since the last look: images and tokens a second, the share of the time that it waited for data,
-    and model FLOP utilisation, when the peak of a device in FLOP/s is known."""
+    """How fast a run is since the last look: what all devices did a second (img_s, u_tok_s, ...), as far as one of them
+    counts it in `counts`; the share of the time that it waited for data; model FLOP utilisation, when the peak of a
+    device in FLOP/s is known. A log line holds these fields, which two equal runs may differ in, and no others of time."""
 
     def __init__(self, peak=None, devices=1):
-        self.peak = peak and peak * devices
+        self.peak, self.devices = peak, devices
         self.reset()
 
     def reset(self):
@@ -86,7 +87,8 @@ class Meter:
 
     def rates(self):
         seconds, flops = time.perf_counter() - self.began, self.counts.pop("flops", 0)
-        rates = {f"{name}_s": count / seconds for name, count in self.counts.items()} | {"wait": self.waited / seconds}
+        rates = {f"{name}_s": count * self.devices / seconds for name, count in self.counts.items()}
+        rates["wait"] = self.waited / seconds
         rates |= {"mfu": flops / seconds / self.peak} if self.peak and flops else {}
         self.reset()
         return rates

@@ -230,14 +230,12 @@ def main(argv):
         refuse_leak(cfg.data, model.cfg.vision.image_size, cfg.size)
     stored = [samples.data.open_latents(weights.vae_hash(vae)) for samples in (train, val)]
     print0("latents: " + ("stored" if all(stored) else "encoded as we go (train_vae.py --encode stores them)"))
-    longest = lambda samples, part: max(len(samples.text(row, part)) for row in samples.data.rows[:1000])
-    step_cost = cost.Step("ug" if cfg.train_u else "g", gen=cfg.micro_batch, report=longest(train, "report"), size=cfg.size,
-                          latents=latent[1] * latent[2], vae=vae.cfg, stored=all(stored), encoder=encoder and encoder.cfg,
-                          projector=cfg.repa_inner if projector else 0, und=round(cfg.micro_batch * cfg.und_share),
-                          **cost.of_run(cfg, process))
-    if und is not None:
-        answer = longest(und, "report")
-        step_cost = replace(step_cost, text=answer + longest(und, "prompt"), answer=answer)
+    step_cost = cost.Step(
+        "ug" if cfg.train_u else "g", gen=cfg.micro_batch, report=train.longest("report"), size=cfg.size, vae=vae.cfg,
+        latents=latent[1] * latent[2], stored=all(stored), projector=cfg.repa_inner if projector else 0,
+        encoder=replace(encoder.cfg, image_size=cfg.repa_size or encoder.cfg.image_size) if projector and cfg.repa_encoder
+        else None, und=round(cfg.micro_batch * cfg.und_share), text=und.longest("prompt", "report") if und else 0,
+        answer=und.longest("report") if und else 0, **cost.of_run(cfg, process))
     print0(cost.describe_memory(model.cfg, step_cost))
     optimizers = optim.optimizers(step_module, cfg, VECTORS, cfg.shard)
     ema = optim.EMA(model, cfg.ema)
@@ -279,11 +277,8 @@ def main(argv):
             losses.append(torch.stack([mse.sum(), align.sum(), ce]).detach())
         norm = float(nn.utils.clip_grad_norm_(step_module.parameters(), cfg.clip))
         step += 1
-        meter.counts.update(img=cfg.batch_size, tok=sum(batch.ids.numel() for batch, _ in parts) * process.world)
         for batch, read in parts:
-            seen = dict(report=batch.ids.shape[1]) | ({} if read is None else
-                                                      dict(text=read.ids.shape[1], answer=int(read.tokens) / len(read.ids)))
-            meter.counts.update(flops=cost.model_flops(model.cfg, replace(step_cost, **seen)) * process.world)
+            meter.counts.update(cost.counted(model.cfg, step_cost, batch, read))
         if bad := skipped.bad(norm, losses, lambda i: train.ids(parts[i][0]) + (und.ids(parts[i][1]) if und else [])):
             optim.forget(optimizers)
         else:

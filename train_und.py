@@ -6,7 +6,7 @@
 Trains the vision tower, the connector and the understanding set; the generation set does not exist yet. The sequence
 is [image block] [BOS prompt EOS] [BOS report EOS], and only the report and its EOS carry loss.
 """
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -125,8 +125,8 @@ def main(argv):
                           cfg.batch_size) for split in ("train", "val"))
     model.recompute = cfg.recompute
     step_module = UndStep(model.to(process.device).train())
-    longest = [max(len(train.text(row, part)) for row in train.data.rows[:1000]) for part in ("prompt", "report")]
-    step_cost = cost.Step("u", und=cfg.micro_batch, text=sum(longest), answer=longest[1], **cost.of_run(cfg, process))
+    step_cost = cost.Step("u", und=cfg.micro_batch, text=train.longest("prompt", "report"), answer=train.longest("report"),
+                          **cost.of_run(cfg, process))
     print0(cost.describe_memory(model.cfg, step_cost))
     optimizers = optim.optimizers(step_module, cfg, VECTORS, cfg.shard)
     ema = optim.EMA(model, cfg.ema)
@@ -163,10 +163,8 @@ def main(argv):
             losses.append(loss.detach())
         norm = float(nn.utils.clip_grad_norm_(model.parameters(), cfg.clip))
         step += 1
-        meter.counts.update(img=cfg.batch_size, tok=int(tokens))
         for batch in parts:
-            seen = replace(step_cost, text=batch.ids.shape[1], answer=int(tokens) / cfg.batch_size)
-            meter.counts.update(flops=cost.model_flops(model.cfg, seen) * process.world)
+            meter.counts.update(cost.counted(model.cfg, step_cost, und=batch))
         if bad := skipped.bad(norm, losses, lambda i: train.ids(parts[i])):
             optim.forget(optimizers)
         else:
