@@ -33,13 +33,13 @@ def test_a_file_fits_a_sitting(name):
 
 PARTS = {"cpu", "attention", "vision", "tokenizer", "common"}   # common: the error type and boring things, no model
 NETWORK = {"model", "vae", "flow", "repa"}
-ASSEMBLY = {"cost", "data", "pack", "images", "layouts", "runs", "weights", "checkpoint", "optim"}
+ASSEMBLY = {"cost", "curves", "data", "pack", "images", "layouts", "runs", "weights", "checkpoint", "optim"}
 RAW_DATA = {"sections", "cleaning", "llm", "sources", "radiographs", "packing", "audit"}     # of prepare_mimic.py
 MAY = {     # who may import which of our files; a script may use everything below it
     "cpu": set(), "common": {"cpu"}, "attention": set(), "tokenizer": set(), "vae": set(), "flow": set(),
     "vision": {"attention"}, "model": {"attention", "vision"}, "repa": {"vision"}, "checkpoint": {"common"},
     "images": {"common"}, "optim": {"common"}, "runs": {"common"}, "data": {"common", "tokenizer"}, "pack": {"data"},
-    "cost": {"model", "vae", "vision"},
+    "cost": {"model", "vae", "vision"}, "curves": {"common"},
     "layouts": {"common", "model", "vision"},
     "sections": set(), "cleaning": set(), "llm": {"common", "cleaning"}, "sources": {"common"}, "radiographs": {"images", "vision"},
     "packing": {"common", "pack"}, "audit": {"common", "data", "images", "pack"},
@@ -47,7 +47,8 @@ MAY = {     # who may import which of our files; a script may use everything bel
 }
 BELOW_SCRIPTS = PARTS | NETWORK | ASSEMBLY | RAW_DATA
 EXCEPTIONS = {      # scripts that may use another: evaluation draws, reads and needs the phantom's facts
-    "evaluate": {"sample", "prepare_phantom"}, "app": {"sample"}, "bench": {"sample", "prepare_phantom"},
+    "evaluate": {"sample", "prepare_phantom"}, "app": {"sample"}, "bench": {"sample", "prepare_phantom", "speed"},
+    "speed": {"prepare_phantom", "train_gen"},
 }
 
 
@@ -69,7 +70,8 @@ def test_imports_point_one_way(name):
 
 
 CORE = {"torch", "numpy", "safetensors", "tokenizers", "PIL", "tqdm"}
-MORE = {"evaluate": {"scipy", "sklearn", "torchvision", "transformers"}, "app": {"gradio"}, "radiographs": {"pydicom"}}
+MORE = {"evaluate": {"scipy", "sklearn", "torchvision", "transformers"}, "app": {"gradio"}, "radiographs": {"pydicom"},
+        "curves": {"matplotlib"}}
 
 
 @pytest.mark.parametrize("name", TREES)
