@@ -59,6 +59,7 @@ def draw(runs, out):
     """Write the curves of the runs to the PNG `out` -> the quantities drawn."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter
     except ImportError:
         raise InputError("drawing needs matplotlib: pip install matplotlib.") from None
     logs = {name: read(path) for path, name in names_of(runs).items()}
@@ -82,8 +83,11 @@ def draw(runs, out):
                        marker="" if len(values) > 1 else "o", label=None if window > 1 else name)
             if window > 1:
                 panel.plot(steps, smooth(values, window), color=colour, label=name)
+        logarithmic = wants_log(quantity, [values.ravel() for _, values in having.values()])
         panel.set(title=quantity + (", pale: t near 0" if quantity.endswith("_bins") else ""), xlabel="step",
-                  yscale="log" if wants_log(quantity, [values.ravel() for _, values in having.values()]) else "linear")
+                  yscale="log" if logarithmic else "linear")
+        if logarithmic:
+            panel.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter())
         panel.grid(alpha=0.3, which="both"), panel.legend(fontsize="small")
     for panel in panels[len(quantities):]:
         panel.remove()
