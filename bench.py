@@ -2,16 +2,18 @@
 
     python bench.py sample      # velocities against a matrix product; decoding against reading the weights once
     python bench.py steps       # how near few-step solvers come to the converged solution, with the demo/ weights
+    python bench.py train       # the stage-2 step: use of the machine, cost of the text, of data, of DDP (speed.py)
+    python bench.py plot RUN... # the curves of training runs in one picture, curves.png (curves.py; needs matplotlib)
     python bench.py weights     # a full-size UniX with random weights in the release's layout: memory, loading, both tasks
 
 A guided velocity is compared with the rate of one large matrix product of the same dtype: the floating-point
 operations of its linear layers and its attention, over its time. Decoding one token must read every weight once, so it
 is compared with summing a tensor of that size. Every figure is a median; the two sides of a ratio take turns.
 """
+import itertools
 import json
 import multiprocessing
 import resource
-import statistics
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -22,15 +24,18 @@ import torch
 from tqdm import tqdm
 
 import common
+import curves
 import flow
 import generate
 import sample
+import speed
 import weights
 from attention import DecodeCache
 from common import InputError
 from cpu import decoding
 from model import UniX, UniXConfig
 from prepare_phantom import Settings, held_out
+from speed import medians
 from vae import VAE, VAEConfig
 from vision import ViTConfig
 
@@ -50,22 +55,10 @@ class BenchConfig:
     threads: int = 0            # CPU threads; 0 leaves it to torch
     checkpoint: str = str(Path(__file__).parent / "demo")   # of `steps`
     reports: int = 64           # of `steps`
-    out: str = "out/bench-UniX" # of `weights`: where the 6.6 GB of random weights go; kept for the next time
+    images: int = 4096          # of `train`: read in one pass
+    workers: int = 2            # of `train`: processes that read data
+    out: str = ""               # of `weights`: where the 6.6 GB of random weights go, out/bench-UniX; of `plot`: curves.png
     json: bool = False          # print the figures as JSON
-
-
-def medians(repeats, device, **calls):
-    """Call each in turn, `repeats` times after two warm-ups -> median seconds of each."""
-    times = {name: [] for name in calls}
-    for n in range(repeats + 2):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if n >= 2:
-                times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def velocity_flops(model, B, text, latents):
@@ -211,7 +204,13 @@ def measure_release(cfg, pipe):
     pipe.send(figures)
 
 
+def bench_train(cfg):
+    common.setup("cpu", cfg.threads)
+    return speed.train(cfg.repeats, cfg.dtype, cfg.images, cfg.workers)
+
+
 def bench_weights(cfg):
+    cfg.out = cfg.out or "out/bench-UniX"
     spawn = multiprocessing.get_context("spawn")
     if not Path(cfg.out).exists():
         writer = spawn.Process(target=write_random_release, args=(cfg.out,))
@@ -229,17 +228,27 @@ def bench_weights(cfg):
 
 
 def main(argv):
-    kinds = {"sample": bench_sample, "steps": bench_steps, "weights": bench_weights}
-    if argv[:1] and argv[0] not in kinds and "--help" not in argv or not argv:
-        raise InputError("say what to measure: `python bench.py sample`, `python bench.py steps` or `python bench.py weights`.")
-    cfg = common.override(BenchConfig(), [word for word in argv if word not in kinds], __doc__)
-    figures = kinds.get(argv[0])(cfg)
+    kinds = {"sample": bench_sample, "steps": bench_steps, "train": bench_train, "weights": bench_weights}
+    asked = argv[0] if argv and "--help" not in argv else ""
+    if argv and argv[0] not in (*kinds, "plot", "--help") or not argv:
+        raise InputError("say what to measure: `python bench.py " + "`, `python bench.py ".join([*kinds, "plot RUN..."]) + "`.")
+    runs = list(itertools.takewhile(lambda word: not word.startswith("--"), argv[1:])) if asked == "plot" else []
+    cfg = common.override(BenchConfig(), argv[bool(asked) + len(runs):], __doc__)
+    if asked == "plot":
+        if not runs:
+            raise InputError("name the directories of the runs: `python bench.py plot RUN...`.")
+        drawn = curves.draw(runs, cfg.out or "curves.png")
+        return print(f"{cfg.out or 'curves.png'}: {', '.join(drawn)} of {len(runs)} run(s)")
+    figures = kinds[asked](cfg)
+    show = {"sample": show_sample, "train": speed.show, "weights": show_weights}
     if cfg.json:
         print(json.dumps(figures))
-    elif argv[0] == "sample":
-        show_sample(figures)
-    elif argv[0] == "weights":
-        print("\n".join(f"{name.replace('_', ' '):48} {value:.4g}" for name, value in figures.items()))
+    elif asked in show:                     # `steps` prints as it goes
+        show[asked](figures)
+
+
+def show_weights(figures):
+    print("\n".join(f"{name.replace('_', ' '):48} {value:.4g}" for name, value in figures.items()))
 
 
 def show_sample(figures):

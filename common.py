@@ -62,7 +62,7 @@ def wrap(step_module, process, compiled):
     if compiled:
         step_module.compile()
     return step_module if process.world == 1 else DistributedDataParallel(
-        step_module, gradient_as_bucket_view=True, broadcast_buffers=False)
+        step_module, gradient_as_bucket_view=True, forward_sync_buffers=False)
 
 
 def all_sum(tensor):

@@ -4,7 +4,8 @@
 
 A token uses the weights of ONE branch. N weights cost 2N operations a token forward; backward 2N for the gradient of the input
 and 2N for their own: trained ones 6N, frozen ones 2N (no gradient passes through the frozen u stream), embeddings nothing, the
-head only at tokens with loss. Attention adds 4 C T S a layer forward, masked pairs included: they are computed. Norms,
+head only at tokens with loss. Attention adds 4 C T S a layer forward, masked pairs included: they are computed; backward twice
+that, but once where the keys are those of frozen text (CUDA's kernel computes their gradient for nothing). Norms,
 activation functions and the optimizer are not counted. Bytes are what autograd keeps under autocast (docs/training.md).
 
 B images, C width, F width inside the MLP, L layers, H heads, T queries, S keys, V vocabulary; small letters: a vision tower's.
@@ -107,7 +108,8 @@ def flops(cfg, step):
         prefix, ends = S * layers + attention * S * S, 2 * layers           # the text; SOI and EOI of the noisy block
         noisy = h * layers + attention * (h + 2) * (S + h + 2)
         out["u"] += step.gen * (3 * prefix - idle(S, S) + 3 * ends if both else prefix + ends)
-        out["g"] = step.gen * (3 * noisy + 10 * h * cfg.latent_channels * C + 2 * (2 * 256 * C + 3 * C * C))
+        unused = 0 if both else attention * (h + 2) * S     # the gradient of frozen keys and values
+        out["g"] = step.gen * (3 * noisy - unused + 10 * h * cfg.latent_channels * C + 2 * (2 * 256 * C + 3 * C * C))
         out["recomputed"] += step.gen * (noisy - h * last + ends + (prefix - S * last) * both) * again
         out["other"] += step.gen * vae_flops(json.dumps(asdict(step.vae)), step.size) if step.vae and not step.stored else 0
     encoder, I = step.encoder or v, step.projector
@@ -178,9 +180,10 @@ def kept(cfg, step):
     if step.recompute:                                        # a layer's input (g is bf16, u fp32) and the cache that it reads
         und, gen = L * C * (4 * (image + T) + 2 * b * image), L * C * (b * h + 8 + 2 * b * S + 4 * S * both)
     else:
-        und = L * (layer_bytes(cfg, step, image, image) + layer_bytes(cfg, step, T, image + T, causal=True))
+        shared = 2 * b * C * (step.device == "cpu")           # the cache's lie there once; CUDA's kernel gets a copy
+        und = L * (layer_bytes(cfg, step, image, image) + layer_bytes(cfg, step, T, image + T, causal=True) - shared * image)
         gen = L * layer_bytes(cfg, step, h, S + h + 2, "g", h + 2)
-        gen += L * (layer_bytes(cfg, step, S, S, causal=True) + layer_bytes(cfg, step, 2, 0)) if both else 0
+        gen += L * (layer_bytes(cfg, step, S, S, causal=True) + layer_bytes(cfg, step, 2, 0) - shared * S) if both else 0
     if step.und:
         out["vision"] = step.und * (vit_bytes(cfg.vision, step) + n * b * (cfg.vision.n_embd + 2 * C))
         out["decoder, und"] = step.und * (und + last * C * T + 6 * C * step.answer)
@@ -204,8 +207,9 @@ def moments(cfg, step):
     def at(name, gradients, copies, cache, temporary):
         out[name] = {"gradients": gradients, "bf16 copies": copies, **keep, "keys and values": cache, "temporary": temporary}
 
-    cache = step.und * L * b * C * (image * (cpu and not again) + 2 * T + 2 * (image + T))
-    cache += step.gen * L * b * C * (2 * S * (not again) + 2 * (h + 2))
+    once = cpu and not again                                    # autograd keeps the cache's keys, but copies of its values
+    cache = step.und * L * b * C * ((image + T if once else 2 * T) + 2 * (image + T))
+    cache += step.gen * L * b * C * (S + h + 2 if once else 2 * S * (not again) + 2 * (h + 2))
     if step.und:
         chunk = min(CHUNK, step.und * step.answer)
         at("logits, forward", before, sum(copies.values()), cache, (b + 8) * V * chunk)

@@ -60,7 +60,7 @@ class ViTBlock(nn.Module):
     def forward(self, x):
         B, N, C = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(B, N, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)   # (B, H, N, C/H)
-        y = attend(q, k, v, None).reshape(B, N, C)
+        y = attend(q, [k], [v], None).reshape(B, N, C)
         x = x + self.scale1 * self.proj(y)
         return x + self.scale2 * self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate=self.gelu))
 

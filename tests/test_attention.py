@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attention import Cache, DecodeCache, Heads, RMSNorm, attend, rope, rotate, visible
+from attention import Cache, DecodeCache, Heads, RMSNorm, attend, join, rope, rotate, visible
 from conftest import close
 
 
@@ -19,7 +19,7 @@ def test_attend_is_the_fused_kernel(masked):
         valid = torch.tensor([[True, False, True, True], [False, True, True, False]])
         bias = visible(valid, 5, causal=True)
     ref = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
-    close(attend(q, k, v, bias), ref, 1e-6)
+    close(attend(q, [k], [v], bias), ref, 1e-6)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -28,21 +28,37 @@ def test_one_query_is_the_fused_kernel(masked):
     q, k, v = draw(2, 3, 1, 8, seed=1), draw(2, 3, 9, 8, seed=2), draw(2, 3, 9, 8, seed=3)
     bias = visible(torch.tensor([[True, False] * 4, [True] * 8]), 1, causal=True) if masked else None
     ref = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
-    close(attend(q, k, v, bias), ref, 1e-6)
+    close(attend(q, [k], [v], bias), ref, 1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attend_in_parts_is_attend_on_the_whole(masked):
+    """The cache's keys and values in front of the block's: values and gradients, and none for a frozen cache."""
+    q, k, v = (draw(2, 3, T, 8, seed=T).requires_grad_() for T in (5, 9, 10))
+    v = v[:, :, 1:]
+    bias = visible(torch.tensor([[True, False, True, True], [False, True, True, False]]), 5, causal=True) if masked else None
+    pieces = [part.detach().requires_grad_(n > 1) for n, part in enumerate((k[:, :, :4], v[:, :, :4], k[:, :, 4:], v[:, :, 4:]))]
+    whole, parts = attend(q, [k], [v], bias), attend(q, pieces[::2], pieces[1::2], bias)
+    close(parts, whole, 1e-6)
+    ref = torch.autograd.grad(whole.square().sum(), (q, k, v))
+    parts.square().sum().backward()
+    for ours, reference in zip((q.grad, pieces[2].grad, pieces[3].grad), (ref[0], ref[1][:, :, 4:], ref[2][:, :, 4:])):
+        close(ours, reference, 1e-6)
+    assert pieces[0].grad is None and pieces[1].grad is None
 
 
 def test_attend_leaves_the_bias_alone():
     """The bias serves every layer: adding scores to it in place would poison the second layer."""
     bias = visible(torch.ones(1, 2, dtype=torch.bool), 3, causal=True)
     before = bias.clone()
-    attend(draw(1, 2, 3, 4), draw(1, 2, 5, 4), draw(1, 2, 5, 4), bias)
+    attend(draw(1, 2, 3, 4), [draw(1, 2, 5, 4)], [draw(1, 2, 5, 4)], bias)
     assert torch.equal(bias, before)
 
 
 def test_attend_gradients():
-    inputs = [draw(2, 2, 4, 8, seed=i).requires_grad_() for i in range(3)]
+    inputs = q, k, v = [draw(2, 2, 4, 8, seed=i).requires_grad_() for i in range(3)]
     bias = visible(torch.zeros(2, 0, dtype=torch.bool), 4, causal=True)
-    ours = torch.autograd.grad(attend(*inputs, bias).square().sum(), inputs)
+    ours = torch.autograd.grad(attend(q, [k], [v], bias).square().sum(), inputs)
     ref = F.scaled_dot_product_attention(*inputs, is_causal=True).square().sum()
     for a, b in zip(ours, torch.autograd.grad(ref, inputs)):
         close(a, b)
@@ -128,8 +144,8 @@ def test_cache_is_a_value():
 
 
 def test_cache_is_read_in_the_blocks_dtype():
-    k, v = filled().read(0, *(x.bfloat16() for x in block(2, 20)[0]))
-    assert k.dtype == v.dtype == torch.bfloat16 and k.shape == (3, 2, 6, 4)
+    keys, values = filled().read(0, *(x.bfloat16() for x in block(2, 20)[0]))
+    assert {x.dtype for x in keys + values} == {torch.bfloat16} and join(keys, 2).shape == (3, 2, 6, 4)
 
 
 def test_rows_may_repeat():
@@ -151,7 +167,7 @@ def test_a_dropped_row_sees_its_block_alone():
     k, v = block(3, 30)[0]
     q, cache = draw(3, 2, 3, 4, seed=40), filled().drop(torch.tensor([True, False, True]))
     y = attend(q, *cache.read(0, k, v), visible(cache.valid, 3, False))
-    alone = attend(q, k, v, None)
+    alone = attend(q, [k], [v], None)
     close(y[[0, 2]], alone[[0, 2]], 1e-6)
     assert (y[1] - alone[1]).abs().max() > 1e-2
 
@@ -163,7 +179,7 @@ def test_decode_cache_is_the_cache_without_copies():
         new, one = block(1, 50 + 10 * n), torch.ones(3, 1, dtype=torch.bool)
         for layer, (k, v) in enumerate(new):
             for a, b in zip(slow.read(layer, k, v), fast.read(layer, k, v)):
-                assert torch.equal(a, b)
+                assert torch.equal(join(a, 2), join(b, 2))
         slow, fast = slow.append(new, one, 1), fast.append(new, one, 1)
         assert torch.equal(slow.valid, fast.valid) and torch.equal(slow.next_position, fast.next_position)
         assert [x.data_ptr() for x in fast.keys + fast.values] == places

@@ -17,6 +17,7 @@ import cost
 import cpu
 import optim
 import repa
+from attention import join
 from conftest import ROOT, tiny_config
 from cost import Step
 from data import Batch
@@ -146,7 +147,8 @@ class FusedAttention(torch.autograd.Function):
 @pytest.fixture
 def like_cuda(monkeypatch):
     """The CPU keeps what CUDA would: stand-ins for the two fused kernels, which are all that differs."""
-    def attend(q, k, v, bias):
+    def attend(q, keys, values, bias):
+        k, v = join(keys, 2), join(values, 2)
         return FusedAttention.apply(q.to(k.dtype), k, v, None if bias is None else bias.to(k.dtype)).to(q.dtype)
     monkeypatch.setattr("model.attend", attend)
     monkeypatch.setattr("vision.attend", attend)

@@ -33,14 +33,14 @@ def test_a_file_fits_a_sitting(name):
 
 PARTS = {"cpu", "attention", "vision", "tokenizer", "settings", "common"}   # common: the error type and boring things, no model
 NETWORK = {"model", "vae", "flow", "repa"}
-ASSEMBLY = {"cost", "data", "pack", "images", "layouts", "runs", "weights", "checkpoint", "optim", "generate"}
+ASSEMBLY = {"cost", "curves", "data", "pack", "images", "layouts", "runs", "weights", "checkpoint", "optim", "generate"}
 RAW_DATA = {"sections", "wording", "comparing", "cleaning", "guards", "llm", "sources", "annotations", "protocols", "radiographs",
             "packing", "audit"}     # of prepare_mimic.py
 MAY = {     # who may import which of our files; a script may use everything below it
     "cpu": set(), "settings": set(), "common": {"cpu", "settings"}, "attention": set(), "tokenizer": set(), "vae": set(), "flow": set(),
     "vision": {"attention"}, "model": {"attention", "vision"}, "repa": {"vision"}, "checkpoint": {"common"},
     "images": {"common"}, "optim": {"common"}, "runs": {"common"}, "data": {"common", "tokenizer"}, "pack": {"data"},
-    "cost": {"model", "vae", "vision"}, "layouts": {"common", "model", "vision"},
+    "cost": {"model", "vae", "vision"}, "curves": {"common"}, "layouts": {"common", "model", "vision"},
     "generate": {"attention", "common", "cpu", "flow", "images", "tokenizer", "vision"},
     "sections": set(), "wording": set(), "comparing": {"wording"}, "cleaning": {"comparing", "wording"},
     "guards": {"comparing", "wording"}, "llm": {"common", "guards"}, "sources": {"common"}, "annotations": {"common", "sources"},
@@ -50,7 +50,8 @@ MAY = {     # who may import which of our files; a script may use everything bel
 }
 BELOW_SCRIPTS = PARTS | NETWORK | ASSEMBLY | RAW_DATA
 EXCEPTIONS = {      # scripts that may use another: evaluation draws, reads and needs the phantom's facts
-    "evaluate": {"sample", "prepare_phantom"}, "app": {"sample"}, "bench": {"sample", "prepare_phantom"},
+    "evaluate": {"sample", "prepare_phantom"}, "app": {"sample"}, "bench": {"sample", "prepare_phantom", "speed"},
+    "speed": {"prepare_phantom", "train_gen"},
 }
 
 
@@ -72,7 +73,8 @@ def test_imports_point_one_way(name):
 
 
 CORE = {"torch", "numpy", "safetensors", "tokenizers", "PIL", "tqdm"}
-MORE = {"evaluate": {"scipy", "sklearn", "torchvision", "transformers"}, "app": {"gradio"}, "radiographs": {"pydicom"}, "runs": {"wandb"}}
+MORE = {"evaluate": {"scipy", "sklearn", "torchvision", "transformers"}, "app": {"gradio"}, "radiographs": {"pydicom"},
+        "curves": {"matplotlib"}, "runs": {"wandb"}}
 
 
 @pytest.mark.parametrize("name", TREES)
