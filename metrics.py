@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from common import InputError, generator
@@ -56,26 +57,61 @@ def fd(real, fake):
     return float((mean1 - mean2).square().sum() + root1.square().sum() + root2.square().sum() - 2 * trace)
 
 
-# ---- kernel distance ----
+# ---- kernel distance, and precision, recall, density, coverage: both are made of the products x.y ----
 
-def kernel(a, b):
-    return (a @ b.T / a.shape[1] + 1) ** 3
+def products(a, b):
+    """Blocks of rows of a b': (which rows, their products (rows, m))."""
+    return ((rows, a[rows] @ b.T) for rows in blocks(len(a)))
+
+
+def cubes(product, width):
+    """Sum of the kernel (x.y / C + 1)^3 over a block."""
+    z = product.div(width).add_(1).view(-1)
+    return float(torch.dot(z * z, z))
+
+
+def squared(product, a2, b2, nothing):
+    """Squared distances |a|^2 + |b|^2 - 2 a.b of a block. What is rounding alone becomes 0: equal images are at distance 0."""
+    return F.threshold_(product.mul_(-2).add_(b2).add_(a2[:, None]), nothing, 0)
+
+
+def within(x, k, nothing):
+    """Mean kernel of two different samples of a set, and each one's squared distance to its k-th nearest other (n,): the
+    (k+1)-th smallest of the row, which holds the sample itself."""
+    (n, width), x2, total, radius = x.shape, x.square().sum(1), 0.0, []
+    for rows, product in products(x, x):
+        total += cubes(product, width)
+        radius.append(squared(product, x2[rows], x2, nothing).topk(k + 1, largest=False).values[:, -1])
+    return (total - cubes(x2, width)) / (n * (n - 1)), torch.cat(radius)
+
+
+def kd_prdc(real, fake, k=5):
+    """{"kd", "precision", "recall", "density", "coverage"} in one pass over the three tables of products.
+
+    KD is the unbiased MMD^2 over all samples. The official number is the mean over 100 "subsets" of min(n, m) samples; with
+    n = m every subset is the whole set, and otherwise its expectation is this; `kd_subsets` draws them. The rest is Naeem et
+    al. 2020 as in `prdc` 0.2: a sample is inside a ball when its distance is smaller than the radius, strictly.
+    """
+    real, fake = pair(real, fake, max(2, k + 1))
+    real2, fake2 = real.square().sum(1), fake.square().sum(1)
+    nothing = 2e-12 * float(torch.maximum(real2.max(), fake2.max()))
+    (real_kernel, r_real), (fake_kernel, r_fake) = within(real, k, nothing), within(fake, k, nothing)
+    cross, balls, recall, coverage = 0.0, torch.zeros(len(fake), dtype=torch.float64), [], []
+    for rows, product in products(real, fake):
+        cross += cubes(product, real.shape[1])
+        d = squared(product, real2[rows], fake2, nothing)           # (rows, m)
+        inside = d < r_real[rows, None]
+        balls += inside.sum(0)                                      # in how many real balls each generated sample lies
+        recall.append((d < r_fake).any(1))
+        coverage.append(inside.any(1))
+    mean = lambda parts: float(torch.cat(parts).double().mean())
+    return {"kd": real_kernel + fake_kernel - 2 * cross / (len(real) * len(fake)),
+            "precision": float((balls > 0).double().mean()), "recall": mean(recall),
+            "density": float(balls.mean()) / max(k, 1), "coverage": mean(coverage)}
 
 
 def kd(real, fake):
-    """Unbiased MMD^2 of the kernel (x.y / C + 1)^3 over all samples.
-
-    The official number is the mean over 100 "subsets" of min(n, m) samples; with n = m every subset is the whole set, and
-    otherwise its expectation is this. `kd_subsets` draws them.
-    """
-    real, fake = pair(real, fake)
-
-    def within(x):
-        whole = sum(float(kernel(x[rows], x).sum()) for rows in blocks(len(x)))
-        return (whole - float(((x * x).sum(1) / x.shape[1] + 1).pow(3).sum())) / (len(x) * (len(x) - 1))
-
-    cross = sum(float(kernel(real[rows], fake).sum()) for rows in blocks(len(real))) / (len(real) * len(fake))
-    return within(real) + within(fake) - 2 * cross
+    return kd_prdc(real, fake, k=0)["kd"]
 
 
 def kd_subsets(real, fake, size=0, subsets=100, seed=0):
@@ -90,41 +126,15 @@ def kd_subsets(real, fake, size=0, subsets=100, seed=0):
     return float(values.mean()), float(values.std(correction=0))
 
 
-# ---- precision, recall, density, coverage ----
-
-def distances(a, b):
-    """Squared Euclidean distances (n, m); what is nothing but rounding is 0, so that equal images are at distance 0."""
-    scale = (a * a).sum(1)[:, None] + (b * b).sum(1)
-    d = torch.addmm(scale, a, b.T, alpha=-2)
-    return d.masked_fill_(d < 1e-12 * scale, 0)
-
-
-def radii(x, k):
-    """Squared distance to the k-th nearest other sample: the (k+1)-th smallest of the row, which holds the sample itself."""
-    return torch.cat([distances(x[rows], x).kthvalue(k + 1, dim=1).values for rows in blocks(len(x))])
-
-
 def prdc(real, fake, k=5):
-    """Naeem et al. 2020, as `prdc` 0.2: a sample is inside a ball when its distance is smaller than the radius, strictly."""
-    real, fake = pair(real, fake, k + 1)
-    r_real, r_fake = radii(real, k), radii(fake, k)
-    balls, recall, coverage = torch.zeros(len(fake)), [], []
-    for rows in blocks(len(real)):
-        d = distances(real[rows], fake)                             # (rows, m)
-        inside = d < r_real[rows, None]
-        balls += inside.sum(0)                                      # in how many real balls each generated sample lies
-        recall.append((d < r_fake).any(1))
-        coverage.append(inside.any(1))
-    mean = lambda parts: float(torch.cat(parts).double().mean())
-    return {"precision": float((balls > 0).double().mean()), "recall": mean(recall),
-            "density": float(balls.double().mean() / k), "coverage": mean(coverage)}
+    return {name: value for name, value in kd_prdc(real, fake, k).items() if name != "kd"}
 
 
 # ---- all of them, blocks of the list, intervals ----
 
 def distribution(real, fake, k=5):
     """{name: value} of all six, over all samples at once."""
-    return {"fd": fd(real, fake), "kd": kd(real, fake), **prdc(real, fake, k)}
+    return {"fd": fd(real, fake), **kd_prdc(real, fake, k)}
 
 
 def sharded(real, fake, shards, k=5, metric=distribution):
@@ -177,9 +187,11 @@ def nearest(queries, bank):
     """Euclidean distance (n,) of each query to its nearest row of the bank, and that row's number (n,)."""
     queries, bank = checked(queries, "the queries", 1), torch.as_tensor(bank)
     best = torch.full((len(queries),), math.inf, dtype=torch.float64)
-    where = torch.zeros(len(queries), dtype=torch.long)
+    queries2, where = queries.square().sum(1), torch.zeros(len(queries), dtype=torch.long)
     for rows in tqdm(list(blocks(len(bank))), desc="neighbours", unit="block", leave=False):
-        d, i = distances(queries, checked(bank[rows], "the bank", 1)).min(1)
+        part = checked(bank[rows], "the bank", 1)
+        part2 = part.square().sum(1)
+        d, i = squared(queries @ part.T, queries2, part2, 2e-12 * float(torch.maximum(queries2.max(), part2.max()))).min(1)
         closer = d < best
         best[closer], where[closer] = d[closer], i[closer] + rows.start
     return best.sqrt().numpy(), where.numpy()
