@@ -165,7 +165,9 @@ def half_samples(metric, real, fake, paired, replicates=100, seed=0):
         i, j = (torch.randperm(len(x), generator=rng)[:len(x) // 2].sort().values.numpy() for x in (real, fake))
         values.append(metric(real[i], fake[i if paired else j]))
     moved = {name: np.array([v[name] for v in values]) for name in estimate}
-    return {name: interval(v - v.mean() + estimate[name]) for name, v in moved.items()}
+    shares = ("precision", "recall", "coverage")
+    return {name: interval(np.clip(v - v.mean() + estimate[name], *((0, 1) if name in shares else (-np.inf, np.inf))))
+            for name, v in moved.items()}
 
 
 def bootstrap(statistic, n, replicates=1000, seed=0):
