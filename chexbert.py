@@ -27,7 +27,8 @@ from text_metrics import LABELS
 from weights import fill
 
 CUT = 512               # characters: what the official evaluation keeps of a report; CheXbert itself cuts after 512 tokens
-GET = "download chexbert.pth (hf download StanfordAIMI/RRG_scorers chexbert.pth) and vocab.txt of bert-base-uncased into one folder"
+GET = ("hf download StanfordAIMI/RRG_scorers chexbert.pth --local-dir pretrained/chexbert, and hf download bert-base-uncased "
+       "vocab.txt --local-dir pretrained/chexbert")
 
 
 @dataclass
@@ -132,7 +133,8 @@ def tokenizer(folder, cfg):
     pieces.no_truncation()
     pieces.no_padding()
     if pieces.get_vocab_size() != cfg.vocab_size:
-        raise InputError(f"{path} has {pieces.get_vocab_size()} word pieces, chexbert.pth {cfg.vocab_size}; they do not belong together.")
+        raise InputError(f"{path} has {pieces.get_vocab_size()} word pieces, chexbert.pth {cfg.vocab_size}; they do not belong "
+                         "together.")
     return pieces
 
 

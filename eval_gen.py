@@ -1,8 +1,7 @@
-"""`evaluate.py gen`: images of the test reports, beside the real ones (Tables 3 and 4), the cycle score, sweeps. For research, not
-for clinical use.
+"""`evaluate.py gen`: images of the test reports beside the real ones (Tables 3 and 4), the cycle score, sweeps.
 
-Every wording of a report is drawn once, from noise of its own, and read again. Each step continues when interrupted and is
-shared out among processes; a report that cannot be drawn is named and left out.
+For research, not for clinical use. Every wording of a report is drawn once, from noise of its own, and read again. Each step
+continues when interrupted and is shared out among processes; a report that cannot be drawn is named and left out.
 """
 import itertools
 import re
@@ -21,6 +20,7 @@ import scoring
 import tables
 import weights
 import worklist
+from checkpoint import newest
 from common import InputError
 from eval_und import chosen, finish, reader
 from images import captioned, save_png
@@ -76,7 +76,8 @@ SAMPLING = ("seed", "steps", "solver", "shift", "cfg", "cfg_interval", "renorm")
 
 def swept(parts):
     for part in parts:
-        assert re.fullmatch(r"steps=\d+(,\d+)*|cfg=\d+(\.\d+)?(,\d+(\.\d+)?)*", part), f"--sweep {part} is not like steps=4,8 or cfg=1,2.5."
+        good = re.fullmatch(r"steps=[1-9]\d*(,[1-9]\d*)*|cfg=\d+(\.\d+)?(,\d+(\.\d+)?)*", part)
+        assert good, f"--sweep {part} is not like steps=4,8 or cfg=1,2.5."
 
 
 def combinations(sweep):
@@ -94,17 +95,20 @@ class Drawn:
         self.out, self.captions, self.files, numbering = out, captions, files, {name: n for n, name in enumerate(captions)}
         most, size = model.cfg.max_text, sample.latent_side(model, vae, cfg.size) * vae.factor
         settings = {**chosen(cfg, *SAMPLING), "size": size}
-        worklist.agree(out, {"checkpoint": str(weights.newest(cfg.checkpoint)), "captions": len(captions), "images": len(ids),
-                             **chosen(cfg, "data", "split", "prompt", "max_tokens", "batch", "dtype"), **settings}, cfg.overwrite, process)
+        used = chosen(cfg, "data", "split", "prompt", "max_tokens", "batch", "dtype")
+        worklist.agree(out, {"checkpoint": str(newest(cfg.checkpoint)), "captions": len(captions), "images": len(ids), **used,
+                             **settings}, cfg.overwrite, process)
         (out / "images").mkdir(exist_ok=True)
 
         def draw(block):
             count = {name: len(tokenizer.prompt(captions[name])) for name in block}
             good = [name for name in block if captions[name].strip() and count[name] <= most]
-            pictures = sample.generate_images(model, vae, tokenizer, [captions[name] for name in good], batch=cfg.batch, progress=False,
-                                              numbers=[numbering[name] for name in good], **settings)[:, 0] if good else []
+            texts, numbers = [captions[name] for name in good], [numbering[name] for name in good]
+            pictures = sample.generate_images(model, vae, tokenizer, texts, numbers=numbers, batch=cfg.batch, progress=False,
+                                              **settings)[:, 0] if good else []
             for name, picture in zip(good, pictures):
-                save_png(Image.fromarray(picture), out / "images" / files[name], reports=captions[name], number=numbering[name], **settings)
+                about = dict(reports=captions[name], number=numbering[name], **settings)
+                save_png(Image.fromarray(picture), out / "images" / files[name], **about)
             failed = {name: f"the report has {count[name]} tokens, this checkpoint reads {most}." if count[name] > most else
                       "the report is empty." for name in block if name not in good}
             return [{"id": name, "file": files[name]} if name in good else {"id": name, "error": failed[name]} for name in block]
@@ -179,7 +183,7 @@ def main(argv, doc=__doc__):
 
     drawn = Drawn(cfg, out, ids, captions, files, loaded, process, encoder)
     real = real_features(cfg, images, ids, encoder, process, out) if encoder else None
-    sweep, failures = [], dict(drawn.failures)
+    sweep, failures, warnings = [], dict(drawn.failures), []
     for point in combinations(cfg.sweep) if cfg.sweep else []:
         some = replace(cfg, **point)
         name = f"steps{some.steps}-cfg{some.cfg:g}"
@@ -199,9 +203,11 @@ def main(argv, doc=__doc__):
         scores["generation"] = scoring.images(a, b, cfg.shards, replicates=cfg.bootstrap)
         named = [{"caption": captions[name], "labels": findings_of(images.rows[name]["labels"])} for name in both]
         known = [name for name in tables.FINDINGS if any(name in row["labels"] for row in named)]
-        scores["findings"] = scoring.by_finding(named, a, b, known or sorted({f for row in named for f in row["labels"]}), cfg.bootstrap)
-        left_out += [f"FD of {name} counts {row['n_real']} images, fewer than {max(scoring.FEW, a.shape[1])}: mostly sampling bias."
-                     for name, row in scores["findings"].items() if row["few"]]
+        known = known or sorted({name for row in named for name in row["labels"]})
+        scores["findings"] = scoring.by_finding(named, a, b, known, cfg.bootstrap)
+        least = max(scoring.FEW, a.shape[1])
+        warnings = [f"FD of {name} is over {row['n_real']} images, fewer than {least}: mostly the bias of a small sample."
+                    for name, row in scores["findings"].items() if row["few"]]
     cosines, sentences = foreign.alignment([(out / "images" / files[name], captions[name]) for name in drawn.ids], cfg.python)
     if cosines is not None:
         mean = lambda at=slice(None): {"alignment": float(np.array(cosines)[at].mean())}
@@ -214,7 +220,7 @@ def main(argv, doc=__doc__):
     if sweep:
         scores["sweep"] = sweep
     pictures(cfg, out, images, drawn, scores)
-    return finish(out, "Drawing", scores, cfg, left_out + sentences, failures)
+    return finish(out, "Drawing", scores, cfg, left_out + sentences, failures, warnings=warnings)
 
 
 def findings_of(labels):

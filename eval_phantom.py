@@ -140,8 +140,8 @@ def sweep(cfg):
     real = it.look(it.pictures)
     for point in combinations(cfg.sweep):
         drawn = it.draw(**point)
-        rows.append({"steps": cfg.steps, "cfg": cfg.cfg, **point, "cycle_F1": it.facts.scores(it.wanted, it.facts(it.read(drawn)))()["micro"],
-                     "fd": metrics.fd(real, it.look(drawn))})
+        cycle = it.facts.scores(it.wanted, it.facts(it.read(drawn)))()["micro"]
+        rows.append({"steps": cfg.steps, "cfg": cfg.cfg, **point, "cycle_F1": cycle, "fd": metrics.fd(real, it.look(drawn))})
         print(json.dumps(rows[-1]), flush=True)
     save(cfg, {"sweep": rows, "settings": {**vars(cfg), "checkpoint": Path(cfg.checkpoint).name}, "notice": NOTICE})
     for sentence in tables.plots_left_out():

@@ -16,6 +16,7 @@ import scoring
 import tables
 import weights
 import worklist
+from checkpoint import newest
 from images import checked
 from text_metrics import same_items
 from vision import preprocess
@@ -65,8 +66,8 @@ def reader(model, tokenizer, images, prompts, cfg):
 
 
 def finish(out, title, scores, cfg, left_out, failures, **more):
-    text = tables.write(out / "result", title, scores, {**vars(cfg), "checkpoint": Path(cfg.checkpoint).name}, left_out, failures, **more)
-    print(text)
+    settings = {**vars(cfg), "checkpoint": Path(cfg.checkpoint).name}
+    print(tables.write(out / "result", title, scores, settings, left_out, failures, **more))
     print(f"written: {out}/result.json, {out}/result.md")
     print("".join(f"error: {name}: {why}\n" for name, why in failures.items()), end="", file=sys.stderr)
     return 1 if failures else 0
@@ -84,7 +85,8 @@ def main(argv, doc=__doc__):
     label, left_out = scoring.labeller(cfg.chexbert, cfg.cut, process.device, phantom)     # a bad file stops us before the work
 
     used = chosen(cfg, "split", "limit", "prompt", "max_tokens", "batch", "dtype")
-    worklist.agree(out, {"checkpoint": str(weights.newest(cfg.checkpoint)), "data": images.source, **used}, cfg.overwrite, process)
+    used |= {"checkpoint": str(newest(cfg.checkpoint)), "data": images.source}
+    worklist.agree(out, used, cfg.overwrite, process)
     blocks = worklist.grouped(ids, prompts.get, cfg.batch)
     rows = worklist.run(out / "reports.jsonl", blocks, reader(model, tokenizer, images, prompts, cfg), process, "reading")
     if not process.master:

@@ -106,8 +106,9 @@ class CompareConfig:
 
 
 def compare(argv):
-    two = list(argv[:2]) if len(argv) > 1 and not argv[0].startswith("--") and not argv[1].startswith("--") else []
-    cfg = common.override(CompareConfig(), [*(["--real", two[0], "--generated", two[1]] if two else []), *argv[len(two):]], __doc__)
+    if len(argv) > 1 and not any(word.startswith("--") for word in argv[:2]):
+        argv = ["--real", argv[0], "--generated", *argv[1:]]
+    cfg = common.override(CompareConfig(), argv, __doc__)
     if not cfg.real or not cfg.generated:
         raise InputError("say what to compare: `python evaluate.py compare real.safetensors generated.safetensors`.")
     process, paths = common.setup(cfg.device), (cfg.real, cfg.generated)
@@ -138,7 +139,7 @@ def compare_reports(cfg, process):
     for rows, path in ((there, cfg.real), (said, cfg.generated)):
         bad = [name for name, row in rows.items() if name not in failures and not isinstance(row.get("report"), str)]
         if bad:
-            raise InputError(f"{path}: row {bad[0]} has no \"report\" that is text; a missing one is {{\"id\", \"error\"}}, never empty.")
+            raise InputError(f"{path}: row {bad[0]} has no 'report' that is text; what failed has an 'error' instead.")
     texts = [{name: row["report"] for name, row in rows.items() if name not in failures} for rows in (said, there)]
     _, said, there = same_items(*texts)
     label, left_out = scoring.labeller(cfg.chexbert, cfg.cut, process.device, phantom=False)
@@ -173,21 +174,23 @@ def privacy(argv):
         features.same_encoder(train, other, (cfg.train, path))
     twice = set(train.ids) & set(held.ids)
     if twice:
-        raise InputError(f"{len(twice)} images are in --train and in --held-out, the first is {sorted(twice)[0]}; held-out means not trained on.")
+        raise InputError(f"{len(twice)} images are in --train and in --held-out, the first is {sorted(twice)[0]}; held-out means "
+                         "not trained on.")
     values, (distance, where), reference = scoring.privacy(made.x, held.x, train.x, cfg.bootstrap)
     closest = np.argsort(distance)[:cfg.show]
     pairs = [{"generated": made.ids[n], "train": train.ids[where[n]], "distance": float(distance[n]),
               "held_out_nearer": float((reference < distance[n]).mean())} for n in closest]
-    print(tables.write(Path(cfg.out), "Nearest training images", {"privacy": values}, vars(cfg), closest=pairs, encoder=train.encoder,
-                       quantiles={"of": [0, .01, .05, .25, .5, .75, .95, .99, 1], **{
-                           name: np.quantile(d, [0, .01, .05, .25, .5, .75, .95, .99, 1]).tolist()
-                           for name, d in (("generated", distance), ("held_out", reference))}}))
+    at = [0, .01, .05, .25, .5, .75, .95, .99, 1]
+    quantiles = {"at": at, **{k: np.quantile(d, at).tolist() for k, d in (("generated", distance), ("held_out", reference))}}
+    more = dict(closest=pairs, quantiles=quantiles, encoder=train.encoder)
+    print(tables.write(Path(cfg.out), "Nearest training images", {"privacy": values}, vars(cfg), **more))
     sources, shown = (features.open_images(made.source), features.open_images(train.source)), []
     for pair in pairs:
         shown += [np.array(source.read(pair[key]).resize((160, 160), Image.Resampling.BICUBIC))
                   for source, key in zip(sources, ("generated", "train"))]
-    texts = [text for pair in pairs for text in (f"generated {pair['generated']}", f"nearest in training: {pair['train']}, distance "
-             f"{pair['distance']:.3g}; nearer than {1 - pair['held_out_nearer']:.0%} of the held-out")]
+    texts = [text for pair in pairs for text in (
+        f"generated {pair['generated']}", f"nearest in training: {pair['train']}, distance {pair['distance']:.3g}; nearer than "
+        f"{1 - pair['held_out_nearer']:.0%} of the held-out")]
     save_png(captioned(shown, texts, columns=4, scale=1), Path(f"{cfg.out}.png"))
     print(f"the closest pairs are in {cfg.out}.png; it may show real patients: treat it as the data itself")
 

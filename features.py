@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -23,7 +22,7 @@ from common import InputError
 from data import Packed
 from images import IMAGES, checked, read_image
 from vision import normalize, preprocess
-from worklist import chunks
+from worklist import chunks, gather
 
 FORMAT = "open-unix features 1"
 
@@ -122,7 +121,7 @@ def rad_dino(path, route, device):
 
 
 def tower(model):
-    """The vision tower of a UniX as the network of features: the mean of its patches, for checkpoints without RAD-DINO's world."""
+    """The vision tower of a UniX as the network of features, the mean of its patches: for phantoms, which RAD-DINO never saw."""
     cfg = model.vision.cfg
     prepare = lambda image: preprocess(image, cfg.image_size, cfg.pad)
     return Encoder(f"vision tower, {weights.vae_hash(model.vision)}", model.vision, prepare, "mean")
@@ -147,9 +146,10 @@ class Features:
 def extract(encoder, images, process, batch=32, ids=None):
     """Features of `images` (all, or these ids), shared out among the processes. An image that cannot be read is in
     `failures`, by name: never a black square. Every process gets the whole."""
-    good, failures, found = [], {}, {}
+    failures, found = {}, {}
     blocks = chunks(list(images.ids if ids is None else ids), batch)
-    for block in tqdm(blocks[process.rank::process.world], desc="features", unit="batch", disable=not process.master, leave=False):
+    mine, quiet = blocks[process.rank::process.world], not process.master
+    for block in tqdm(mine, desc="features", unit="batch", disable=quiet, leave=False):
         read, bad = [], []
         for name in block:
             some = checked([(name, name)], lambda _, name: encoder.prepare(images.read(name)), bad)
@@ -158,10 +158,7 @@ def extract(encoder, images, process, batch=32, ids=None):
                 failures[name] = bad[-1]
         if read:
             found |= dict(zip((name for name, _ in read), encoder(torch.stack([picture for _, picture in read]))))
-    if process.world > 1:
-        gathered = [None] * process.world
-        dist.all_gather_object(gathered, (found, failures))
-        found, failures = ({k: v for part in parts for k, v in part.items()} for parts in zip(*gathered))
+    found, failures = ({k: v for part in parts for k, v in part.items()} for parts in zip(*gather((found, failures))))
     good = [name for block in blocks for name in block if name in found]
     if not good:
         raise InputError(f"none of the {sum(map(len, blocks))} images of {images.source} could be read.")

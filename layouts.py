@@ -123,7 +123,8 @@ CHEXBERT = Layout("CheXbert", {
     "types": "bert.embeddings.token_type_embeddings", "norm": "bert.embeddings.LayerNorm", "heads.{}": "linear_heads.{}",
     **under("blocks.{}.", "bert.encoder.layer.{}.", {
         "qkv": [f"attention.self.{x}" for x in ("query", "key", "value")], "proj": "attention.output.dense",
-        "norm1": "attention.output.LayerNorm", "fc1": "intermediate.dense", "fc2": "output.dense", "norm2": "output.LayerNorm"})}, {
+        "norm1": "attention.output.LayerNorm", "norm2": "output.LayerNorm", "fc1": "intermediate.dense",
+        "fc2": "output.dense"})}, {
     "bert.pooler.": "the heads read the first token as it is", "bert.embeddings.position_ids": "they count 0, 1, 2, …"})
 
 RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "nin_shortcut": "conv_shortcut"}

@@ -157,7 +157,7 @@ def privacy(generated, held_out, train, replicates=1000):
     (ours, where), (theirs, _) = metrics.nearest(generated, train), metrics.nearest(held_out, train)
     limits = {f"below_{q}": np.quantile(theirs, q / 100) for q in (1, 5)}
     found = {**{name: (ours, lambda d, limit=limit: float((d < limit).mean())) for name, limit in limits.items()},
-             "generated_median": (ours, lambda d: float(np.median(d))), "held_out_median": (theirs, lambda d: float(np.median(d))),
+             **{f"{name}_median": (d, lambda d: float(np.median(d))) for name, d in (("generated", ours), ("held_out", theirs))},
              "generated_smallest": (ours, None), "held_out_smallest": (theirs, None)}
     part = {}
     for name, (d, statistic) in found.items():

@@ -9,8 +9,8 @@ import json
 from images import NOTICE
 from text_metrics import POLICIES
 
-FINDINGS = ("Atelectasis,Cardiomegaly,Consolidation,Edema,Enlarged Cardiomediastinum,Fracture,Lung Lesion,Lung Opacity,No Finding,"
-            "Pleural Effusion,Pleural Other,Pneumonia,Pneumothorax,Support Devices").split(",")     # Table 4's order, in full
+FINDINGS = ("Atelectasis,Cardiomegaly,Consolidation,Edema,Enlarged Cardiomediastinum,Fracture,Lung Lesion,Lung Opacity,"
+            "No Finding,Pleural Effusion,Pleural Other,Pneumonia,Pneumothorax,Support Devices").split(",")     # as Table 4
 F1 = ("micro_f1", "micro_f1_top5", "macro_f1", "macro_f1_top5")
 TABLE2 = {      # CheXbert F1 in percent: uncertain as negative, uncertain as positive; columns as F1
     "UniX 1.5B": ((53.6, 56.6, 33.2, 47.3), (52.6, 57.9, 35.5, 49.8)),
@@ -117,8 +117,8 @@ def markdown(result):
         text += [f"## {name.replace('_', ' ')}", *PARTS.get(name, plain)(part)]
     if result["left_out"]:
         text += ["## Left out", "\n".join(f"- {sentence}" for sentence in result["left_out"])]
-    if result["failures"]:
-        text += [f"## Failed: {len(result['failures'])}, not scored", "\n".join(f"- {k}: {v}" for k, v in result["failures"].items())]
+    if failed := result["failures"]:
+        text += [f"## Failed: {len(failed)}, not scored", "\n".join(f"- {name}: {why}" for name, why in failed.items())]
     settings = ", ".join(f"{k} {v}" for k, v in result["settings"].items())
     return "\n\n".join([*text, f"Settings: {settings}."]) + "\n"
 
@@ -157,9 +157,11 @@ def bars(path, part):
         ax, names, rows = fig.subplots(), list(part), ["this model", "UniX, 512", "Sana"]
         for n, row in enumerate(rows):
             known = [k for k, name in enumerate(names) if row == "this model" or name in FINDINGS]
-            heights = [part[names[k]]["fd"]["value"] if row == "this model" else TABLE4[row][FINDINGS.index(names[k])] for k in known]
+            ours, theirs = (lambda name: part[name]["fd"]["value"]), (lambda name: TABLE4[row][FINDINGS.index(name)])
+            heights = [(ours if row == "this model" else theirs)(names[k]) for k in known]
             ax.bar([k + 0.27 * (n - 1) for k in known], heights, 0.25, label=row + " (paper)" * (n > 0))
-        ax.set_xticks(range(len(names)), [f"{name}\nn = {part[name]['n_real']}" for name in names], rotation=60, ha="right", fontsize=7)
+        labels = [f"{name}\nn = {part[name]['n_real']}" for name in names]
+        ax.set_xticks(range(len(names)), labels, rotation=60, ha="right", fontsize=7)
         ax.set_ylabel("FD")
         ax.legend(fontsize=7)
     figure(path, draw, (9, 4.5))

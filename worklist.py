@@ -6,17 +6,35 @@ Which items share a batch is fixed by `blocks`, not by the number of processes o
 or a run that was cut short and started again, write what one process writes. Each process appends to a file of its own, a
 batch at a time; when all are through, the first joins them in the order of the list.
 """
+import functools
 import json
+from datetime import timedelta
 
-import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
-from common import InputError, all_sum
+from common import InputError
 
 
-def meet(process):
+@functools.cache
+def everyone():
+    """A group that waits a day for the slowest: NCCL's own gives up after ten minutes."""
+    return dist.new_group(backend="gloo", timeout=timedelta(days=1))
+
+
+def meet():
     """Wait until all processes are here."""
-    all_sum(torch.zeros(1, device=process.device)).item()
+    if dist.is_initialized():
+        dist.barrier(everyone())
+
+
+def gather(part):
+    """What each process has -> a list of all of them, on each."""
+    if not dist.is_initialized():
+        return [part]
+    parts = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, part, everyone())
+    return parts
 
 
 def chunks(items, size):
@@ -54,8 +72,9 @@ def agree(directory, settings, overwrite, process):
     before = json.loads(path.read_text()) if path.exists() else None
     other = sorted(k for k in settings.keys() | (before or {}).keys() if before and settings.get(k) != before.get(k))
     if other and not overwrite:
-        raise InputError(f"{directory} was begun with other settings ({', '.join(other)}); choose another --out, or --overwrite it.")
-    meet(process)
+        raise InputError(f"{directory} was begun with other settings ({', '.join(other)}); choose another --out, or --overwrite "
+                         "it.")
+    meet()
     if process.master:
         directory.mkdir(parents=True, exist_ok=True)
         if overwrite:
@@ -64,7 +83,7 @@ def agree(directory, settings, overwrite, process):
         temporary = path.with_name(".tmp-settings.json")
         temporary.write_text(json.dumps(settings, indent=1))
         temporary.rename(path)
-    meet(process)
+    meet()
 
 
 def run(path, blocks, do, process, name="working"):
@@ -73,7 +92,7 @@ def run(path, blocks, do, process, name="working"):
     parts = lambda: sorted(path.parent.glob(f"{path.stem}.part*.jsonl"))
     done = {i: row for file in (path, *parts()) for i, row in read_rows(file).items()}
     todo = [block for block in blocks if not all(i in done for i in block)]
-    meet(process)                                   # nobody writes before all have read
+    meet()                                   # nobody writes before all have read
     part = path.with_name(f"{path.stem}.part{process.rank}.jsonl")
     if todo:
         write_rows(part, read_rows(part).values())
@@ -82,13 +101,13 @@ def run(path, blocks, do, process, name="working"):
                 rows = do(block)
                 file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row["id"] not in done))
                 file.flush()
-    meet(process)
+    meet()
     if process.master and todo:
         done = {i: row for file in (path, *parts()) for i, row in read_rows(file).items()}
         write_rows(path, (done[i] for i in ids))
         for file in parts():
             file.unlink()
-    meet(process)
+    meet()
     rows = read_rows(path)
     return {i: rows[i] for i in ids}
 

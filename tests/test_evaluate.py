@@ -177,7 +177,7 @@ def test_gen(phantom, run, gen_run):
         assert row["fd"]["value"] == pytest.approx(metrics.fd(real.pick(have), made.pick(have)))
     assert "micro" in result["scores"]["cycle"] and result["scores"]["cycle"]["micro"]["n"] == len(rows)
     assert [(row["steps"], row["cfg"]) for row in result["scores"]["sweep"]] == [(1, 1.0), (2, 1.0)]
-    assert any("fewer than 768: mostly sampling bias" in sentence for sentence in result["left_out"])
+    assert all("fewer than 768: mostly the bias" in sentence for sentence in result["warnings"]) and result["warnings"]
     assert any("alignment score is left out" in sentence and "hi-ml-multimodal" in sentence for sentence in result["left_out"])
     text = (gen_run / "result.md").read_text()
     assert "UniX, 512 (paper)" in text and "54.022" in text and (gen_run / "pairs.png").exists()
@@ -425,7 +425,7 @@ BAD = {
     "names and rows differ": (["compare", "{three}/made.safetensors", "{tmp}/names.safetensors"], "names 3 images"),
     "other ids": (["compare", "{tmp}/a.jsonl", "{tmp}/b.jsonl"], "without a report: x; without a reference: y"),
     "other length": (["compare", "{tmp}/a.jsonl", "{tmp}/c.jsonl"], "2 references and 1 reports"),
-    "a report that is no text": (["compare", "{tmp}/a.jsonl", "{tmp}/d.jsonl"], "row a has no \"report\" that is text"),
+    "a report that is no text": (["compare", "{tmp}/a.jsonl", "{tmp}/d.jsonl"], "row a has no .report. that is text"),
     "no reports": (["compare", "{tmp}/a.jsonl", "{tmp}/no.jsonl"], "there are no reports at"),
     "lines that are no JSON": (["compare", "{tmp}/a.jsonl", "{tmp}/e.jsonl"], "is damaged: lines of JSON"),
     "two privacy files": (["privacy", "--generated", "x", "--train", "y"], "three feature files are needed"),

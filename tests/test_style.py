@@ -34,6 +34,7 @@ def test_a_file_fits_a_sitting(name):
 PARTS = {"cpu", "attention", "vision", "tokenizer", "common"}   # common: the error type and boring things, no model
 NETWORK = {"model", "vae", "flow", "repa"}
 ASSEMBLY = {"data", "pack", "images", "layouts", "runs", "weights", "checkpoint", "optim"}
+EVALUATION = {"metrics", "text_metrics", "chexbert", "features", "worklist", "foreign", "tables"}     # of evaluate.py, no scripts
 RAW_DATA = {"sections", "cleaning", "llm", "sources", "radiographs", "packing", "audit"}     # of prepare_mimic.py
 MAY = {     # who may import which of our files; a script may use everything below it
     "cpu": set(), "common": {"cpu"}, "attention": set(), "tokenizer": set(), "vae": set(), "flow": set(),
@@ -42,11 +43,16 @@ MAY = {     # who may import which of our files; a script may use everything bel
     "layouts": {"common", "model", "vision"},
     "sections": set(), "cleaning": set(), "llm": {"common", "cleaning"}, "sources": {"common"}, "radiographs": {"images", "vision"},
     "packing": {"common", "pack"}, "audit": {"common", "data", "images", "pack"},
+    "metrics": {"common"}, "text_metrics": {"common"}, "worklist": {"common"}, "foreign": set(), "tables": {"images", "text_metrics"},
+    "features": {"common", "data", "images", "vision", "weights", "worklist"},
+    "chexbert": {"common", "images", "layouts", "text_metrics", "weights"},
     "weights": {"common", "checkpoint", "layouts", "tokenizer", "attention", "vision"} | NETWORK,
 }
-BELOW_SCRIPTS = PARTS | NETWORK | ASSEMBLY | RAW_DATA
+BELOW_SCRIPTS = PARTS | NETWORK | ASSEMBLY | RAW_DATA | EVALUATION
 EXCEPTIONS = {      # scripts that may use another: evaluation draws, reads and needs the phantom's facts
-    "evaluate": {"sample", "prepare_phantom"}, "app": {"sample"}, "bench": {"sample", "prepare_phantom"},
+    "scoring": {"prepare_phantom"}, "eval_und": {"sample", "scoring"}, "eval_gen": {"sample", "scoring", "eval_und"},
+    "eval_phantom": {"sample", "scoring", "prepare_phantom", "eval_gen"},
+    "evaluate": {"scoring", "eval_und", "eval_gen", "eval_phantom"}, "app": {"sample"}, "bench": {"sample", "prepare_phantom"},
 }
 
 
@@ -68,7 +74,7 @@ def test_imports_point_one_way(name):
 
 
 CORE = {"torch", "numpy", "safetensors", "tokenizers", "PIL", "tqdm"}
-MORE = {"evaluate": {"scipy", "sklearn", "torchvision", "transformers"}, "app": {"gradio"}, "radiographs": {"pydicom"}}
+MORE = {"text_metrics": {"nltk", "rouge_score"}, "scoring": {"nltk"}, "tables": {"matplotlib"}, "app": {"gradio"}, "radiographs": {"pydicom"}}
 
 
 @pytest.mark.parametrize("name", TREES)
