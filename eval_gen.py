@@ -118,17 +118,13 @@ class Drawn:
         if not drawn:
             raise InputError(f"none of the {len(ids)} reports could be drawn; the first: {next(iter(self.failures.values()))}")
         self.ids, folder = list(drawn), features.Folder(out / "images")
-        stem = {name: Path(file).stem for name, file in drawn.items()}
-        rename = {s: name for name, s in stem.items()}
         if encoder:
-            self.features = features.extract(encoder, folder, process, ids=[stem[name] for name in drawn])
-            self.failures |= {rename[s]: why for s, why in self.features.failures.items()}
-            self.features.ids = [rename[s] for s in self.features.ids]
-        again = reader(model, tokenizer, folder, dict.fromkeys(rename, cfg.prompt), cfg)
-        rows = worklist.run(out / "again.jsonl", worklist.chunks(list(rename), cfg.batch), again, process, "reading again")
-        again, failures = worklist.split(rows, "report")
-        self.again = {rename[s]: text for s, text in again.items()}
-        self.failures |= {rename[s]: why for s, why in failures.items()}
+            self.features = features.reused(out / "generated.safetensors", encoder, folder, process, cfg.batch, self.ids)
+            self.failures |= self.features.failures
+        again = reader(model, tokenizer, folder, dict.fromkeys(self.ids, cfg.prompt), cfg)
+        rows = worklist.run(out / "again.jsonl", worklist.chunks(self.ids, cfg.batch), again, process, "reading again")
+        self.again, failures = worklist.split(rows, "report")
+        self.failures |= failures
 
     def cycle(self, label, replicates):
         ids = list(self.again)
@@ -136,8 +132,8 @@ class Drawn:
 
 
 def file_names(ids):
-    """{id: file name}, with what no file name may hold replaced."""
-    files = {name: re.sub(r"[^\w.-]", "_", name) + ".png" for name in ids}
+    """{id: file name}."""
+    files = {name: features.file_name(name) + ".png" for name in ids}
     if len(set(files.values())) < len(files):
         raise InputError("two ids of the data set differ only in characters that no file name can hold; rename one.")
     return files
@@ -153,9 +149,7 @@ def real_features(cfg, images, ids, encoder, process, out):
         lost = [name for name in ids if name not in set(source.ids)]
         if lost:
             raise InputError(f"{source.source} lacks {len(lost)} of {len(ids)} real images, the first is {lost[0]}.")
-        real = features.extract(encoder, source, process, ids=ids)
-        if process.master:
-            features.save(out / "real.safetensors", real)
+        real = features.reused(out / "real.safetensors", encoder, source, process, cfg.batch, ids)
     return real
 
 
@@ -199,7 +193,6 @@ def main(argv, doc=__doc__):
         failures |= real.failures
         both = [name for name in drawn.features.ids if name in set(real.ids)]
         a, b = real.pick(both), drawn.features.pick(both)
-        features.save(out / "generated.safetensors", drawn.features)
         scores["generation"] = scoring.images(a, b, cfg.shards, replicates=cfg.bootstrap)
         named = [{"caption": captions[name], "labels": findings_of(images.rows[name]["labels"])} for name in both]
         known = [name for name in tables.FINDINGS if any(name in row["labels"] for row in named)]
@@ -245,7 +238,7 @@ def pictures(cfg, out, images, drawn, scores):
     names = drawn.ids[:cfg.show]
     folder, side, pairs, texts = features.Folder(out / "images"), 128, [], []
     for name in names:
-        for title, image in (("real: ", images.read(name)), ("generated: ", folder.read(Path(drawn.files[name]).stem))):
+        for title, image in (("real: ", images.read(name)), ("generated: ", folder.read(name))):
             pairs.append(np.array(image.resize((side, side), Image.Resampling.BICUBIC)))
             texts.append(title + drawn.captions[name])
     save_png(captioned(pairs, texts, columns=4), out / "pairs.png", checkpoint=Path(cfg.checkpoint).name)

@@ -7,6 +7,7 @@ Two ways into RAD-DINO: "benchmark" squashes every image to 299 x 299 first, wha
 "straight" scales the short side to 518 and cuts out the middle, as RAD-DINO was made for.
 """
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,11 @@ FORMAT = "open-unix features 1"
 
 # ---- images: a folder or a packed data set ----
 
+def file_name(name):
+    """An id as a file name: what none may hold is replaced."""
+    return re.sub(r"[^\w.-]", "_", name)
+
+
 class Folder:
     """All image files below a folder; an image's id is its file name without the ending."""
 
@@ -43,7 +49,10 @@ class Folder:
         self.ids = list(self.files)
 
     def read(self, name):
-        return read_image(self.files[name])
+        path = self.files.get(name) or self.files.get(file_name(name))
+        if path is None:
+            raise InputError(f"there is no image named {name} in {self.source}.")
+        return read_image(path)
 
 
 class PackedImages:
@@ -163,6 +172,19 @@ def extract(encoder, images, process, batch=32, ids=None):
     if not good:
         raise InputError(f"none of the {sum(map(len, blocks))} images of {images.source} could be read.")
     return Features(good, np.stack([found[name] for name in good]), encoder.name, images.source, failures)
+
+
+def reused(path, encoder, images, process, batch=32, ids=None):
+    """The features in `path` when they are of these images by this encoder; otherwise extracted, and written there."""
+    if path.exists():
+        old = load(path)
+        wanted = set(images.ids if ids is None else ids)
+        if (old.encoder, old.source, {*old.ids, *old.failures}) == (encoder.name, images.source, wanted):
+            return old
+    found = extract(encoder, images, process, batch, ids)       # all processes meet in it, so all have looked for the file
+    if process.master:
+        save(path, found)
+    return found
 
 
 def save(path, features):

@@ -78,7 +78,7 @@ def agree(directory, settings, overwrite, process):
     if process.master:
         directory.mkdir(parents=True, exist_ok=True)
         if overwrite:
-            for old in directory.glob("*.jsonl"):
+            for old in (*directory.glob("*.jsonl"), *directory.glob("*.safetensors")):
                 old.unlink()
         temporary = path.with_name(".tmp-settings.json")
         temporary.write_text(json.dumps(settings, indent=1))

@@ -133,6 +133,9 @@ def test_equal_images_are_at_distance_nothing():
     """Six black squares have a radius of 0, and nothing is nearer than that: rounding must not put them inside."""
     x = np.repeat(np.random.default_rng(0).normal(30, 10, (1, 768)), 8, 0)
     assert metrics.prdc(x, x.copy()) == dict(precision=0, recall=0, density=0, coverage=0)
+    x = np.random.default_rng(1).normal(30, 10, (200, 768))
+    distance, where = metrics.nearest(x, x)
+    assert (distance == 0).all() and (where == np.arange(200)).all()
 
 
 def test_nearest_by_loops(monkeypatch):
