@@ -88,6 +88,8 @@ def test_four_blocks(gold):
     want = {"fd": values["fd"]["real_fake_sharded4"]["combined_rounded3"], "kd": values["kd"]["real_fake_sharded4"]["combined_rounded3"],
             **values["prdc"]["real_fake_sharded4_k5"]["combined_rounded3"]}
     assert {name: round(value, 3) for name, value in got.items()} == want
+    each = values["fd"]["real_fake_sharded4"]["per_shard_rounded3"]
+    assert got["fd"] == sum(each) / 4, "every block is rounded, then the mean is taken"
     parts = [metrics.distribution(sets["real"][i:i + 100], sets["fake"][i:i + 100]) for i in range(0, 400, 100)]
     for name, key in (("fd", "fd"), ("kd", "kd")):
         assert np.abs(np.array([p[key] for p in parts]) - values[name]["real_fake_sharded4"]["per_shard_float64"]).max() < 1e-9
@@ -162,6 +164,16 @@ def test_half_samples_scatter_like_new_samples():
     assert got["fd"][0] < metrics.fd(real, fake) < got["fd"][1]
     again = metrics.half_samples(metric, real, fake, paired=False, replicates=300)
     assert again == got, "the interval depends on the seed alone"
+
+
+def test_half_samples_keep_to_the_estimate():
+    """FD of half as many images is far higher; the interval is about the FD at hand all the same."""
+    rng = np.random.default_rng(1)
+    real, fake = rng.normal(size=(2, 40, 16))
+    value = metrics.fd(real, fake)
+    assert metrics.fd(real[::2], fake[::2]) > 1.5 * value
+    low, high = metrics.half_samples(lambda a, b: {"fd": metrics.fd(a, b)}, real, fake, True, 50)["fd"]
+    assert low < value < high
 
 
 def test_pairs_stay_together():

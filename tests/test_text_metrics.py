@@ -121,6 +121,16 @@ def test_radgraph(gold, level):
     assert np.abs(got.mean(0) - [part["mean"][level][name] for name in names]).max() <= limit
 
 
+def test_radgraph_lower_case():
+    """Only "complete" looks past capitals, in the entity and in what it is related to, and only where there is a relation."""
+    make = lambda word, place: [{"entities": {"1": {"tokens": word, "label": "OBS-DP", "relations": [["located_at", "2"]]},
+                                              "2": {"tokens": place, "label": "ANAT-DP", "relations": []}}}]
+    score = lambda level, *words: tm.radgraph_rewards(make(*words), make("edema", "lung"), level)[0, 0]
+    assert score("complete", "Edema", "lung") == pytest.approx(1)
+    assert score("complete", "edema", "Lung") == pytest.approx(0.5)      # the relation is the same, the lung itself is not
+    assert score("partial", "Edema", "lung") == pytest.approx(0.5) and score("simple", "Edema", "Lung") == 0
+
+
 @needs_golden
 def test_selection(gold):
     part = gold["conditional_selection"]
@@ -137,6 +147,7 @@ def test_alignment(gold):
     part = gold["alignment"]
     assert (tm.remap(part["remap_input_hwc"]) == part["remap_output_hwc"]).all()
     assert tm.alignment_mean(part["scores_raw"]) == part["mean_of_rounded_rounded3"]
+    assert tm.alignment_mean([0.0006, 0.0006, 0.0001]) == 0.001 != round(0.0013 / 3, 3), "each is rounded before the mean"
     assert not tm.remap(np.full((4, 4), 9)).any()
 
 
