@@ -4,8 +4,6 @@ The core takes label codes, token lists and annotations, so that it needs no mod
 the `radgraph` package annotations. Definitions are those of the paper's evaluation code (docs/evaluation.md); fractions, not
 percent. Lists are parallel: prediction i is about the same image as reference i.
 """
-from collections import Counter
-
 import numpy as np
 
 from common import InputError
@@ -162,19 +160,7 @@ def select(real, generated, finding):
     return kept, [n for n, row in enumerate(generated) if row["caption"] in captions]
 
 
-def repeated(rows):
-    """How many rows a caption that came before has; they drop out."""
-    return sum(n - 1 for n in Counter(row["caption"] for row in rows).values())
-
-
 # ---- alignment of image and prompt ----
-
-def remap(image):
-    """Min-max to 0..255 over the whole array, all channels together, truncated: what BioViL-T's loader does first."""
-    image = np.asarray(image).astype(float)
-    low, high = image.min(), image.max()
-    return ((image - low) / (high - low) * 255).astype(np.uint8) if high > low else np.zeros(image.shape, np.uint8)
-
 
 def alignment_mean(scores):
     """Each cosine is rounded to 3 decimals before the mean is, as published."""
