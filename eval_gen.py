@@ -184,7 +184,7 @@ def main(argv, doc=__doc__):
         part = Drawn(some, out / "sweep" / name, ids[:cfg.sweep_num], captions, files, loaded, process, encoder)
         failures |= {f"{name}/{i}": why for i, why in part.failures.items()}
         if process.master:
-            sweep.append({"steps": some.steps, "cfg": some.cfg, **sweep_scores(part, real, label)})
+            sweep.append({"steps": some.steps, "cfg": some.cfg, **sweep_scores(part, real, label, cfg.bootstrap)})
     if not process.master:
         return 0
 
@@ -221,15 +221,15 @@ def findings_of(labels):
     return labels if isinstance(labels, dict) else {name: 1.0 for name, _, _ in labels}
 
 
-def sweep_scores(part, real, label):
+def sweep_scores(part, real, label, replicates):
     scores = {}
     if real is not None:
         both = [name for name in part.features.ids if name in set(real.ids)]
-        values = metrics.distribution(real.pick(both), part.features.pick(both))
+        values = scoring.images(real.pick(both), part.features.pick(both), replicates=replicates)["1"]
         scores |= {"fd": values["fd"], "kd": values["kd"]}
     if label is not None:
-        values, _ = part.cycle(label, 0)
-        scores["cycle_F1"] = values["micro" if "micro" in values else "uncertain_as_negative_micro_f1"]["value"]
+        values, _ = part.cycle(label, 10 * replicates)
+        scores["cycle_F1"] = values["micro" if "micro" in values else "uncertain_as_negative_micro_f1"]
     return scores
 
 

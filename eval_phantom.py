@@ -140,9 +140,11 @@ def sweep(cfg):
     real = it.look(it.pictures)
     for point in combinations(cfg.sweep):
         drawn = it.draw(**point)
-        cycle = it.facts.scores(it.wanted, it.facts(it.read(drawn)))()["micro"]
-        rows.append({"steps": cfg.steps, "cfg": cfg.cfg, **point, "cycle_F1": cycle, "fd": metrics.fd(real, it.look(drawn))})
-        print(json.dumps(rows[-1]), flush=True)
+        cycle, _ = scoring.labelled(it.facts, it.read(drawn), it.reports, 10 * cfg.bootstrap)
+        fd = scoring.images(real, it.look(drawn), replicates=cfg.bootstrap)["1"]["fd"]
+        row = {"steps": cfg.steps, "cfg": cfg.cfg, **point, "cycle_F1": cycle["micro"], "fd": fd}
+        rows.append(row)
+        print(f"{row['steps']} steps, guidance {row['cfg']:g}: cycle F1 {tables.shown(cycle['micro'])}, FD {tables.shown(fd)}")
     save(cfg, {"sweep": rows, "settings": {**vars(cfg), "checkpoint": Path(cfg.checkpoint).name}, "notice": NOTICE})
     for sentence in tables.plots_left_out():
         print(sentence)

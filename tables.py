@@ -104,8 +104,8 @@ def plain(part):
 
 
 def swept(part):
-    """A list of {"steps", "cfg", name: value}."""
-    return [table(list(part[0]), [[f"{v:.4g}" if isinstance(v, float) else v for v in row.values()] for row in part])]
+    """A list of {"steps", "cfg", name: number}."""
+    return [table(list(part[0]), [[shown(v) if isinstance(v, dict) else f"{v:g}" for v in row.values()] for row in part])]
 
 
 PARTS = {"understanding": understanding, "generation": generation, "findings": findings, "sweep": swept}
@@ -174,7 +174,7 @@ def curves(path, rows):
     def draw(fig):
         for ax, name in zip(fig.subplots(1, len(names), squeeze=False)[0], names):
             for cfg in sorted({row["cfg"] for row in rows}):
-                points = sorted((row["steps"], row[name]) for row in rows if row["cfg"] == cfg)
+                points = sorted((row["steps"], row[name]["value"]) for row in rows if row["cfg"] == cfg)
                 ax.plot(*zip(*points), marker="o", markersize=3, label=f"guidance {cfg:g}")
             ax.set_xscale("log", base=2)
             ax.set_xticks(*[sorted({row["steps"] for row in rows})] * 2)

@@ -99,7 +99,7 @@ def run(path, blocks, do, process, name="working"):
         with open(part, "a", encoding="utf-8") as file:
             for block in tqdm(todo[process.rank::process.world], desc=name, unit="batch", disable=not process.master):
                 rows = do(block)
-                file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row["id"] not in done))
+                file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
                 file.flush()
     meet()
     if process.master and todo:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import checkpoint
+import chexbert
 import common
 import eval_gen
 import eval_phantom
@@ -23,6 +24,7 @@ import metrics
 import sample
 import scoring
 import tables
+import test_chexbert
 import weights
 import worklist
 from common import InputError
@@ -177,6 +179,7 @@ def test_gen(phantom, run, gen_run):
         assert row["fd"]["value"] == pytest.approx(metrics.fd(real.pick(have), made.pick(have)))
     assert "micro" in result["scores"]["cycle"] and result["scores"]["cycle"]["micro"]["n"] == len(rows)
     assert [(row["steps"], row["cfg"]) for row in result["scores"]["sweep"]] == [(1, 1.0), (2, 1.0)]
+    assert all(row["cycle_F1"]["interval"] for row in result["scores"]["sweep"])
     assert all("fewer than 768: mostly the bias" in sentence for sentence in result["warnings"]) and result["warnings"]
     assert any("alignment score is left out" in sentence and "hi-ml-multimodal" in sentence for sentence in result["left_out"])
     text = (gen_run / "result.md").read_text()
@@ -324,6 +327,49 @@ def test_compare_reports(tmp_path, capsys):
     assert number["n"] == 2 and number["value"] == pytest.approx((4 / 6 * 0 + 1 + scoring.text_metrics.rouge_l(["Clear lungs."], ["The lungs are clear."])[0]) / 2)
 
 
+# ---- with a CheXbert (tiny, random) ----
+
+@pytest.fixture(scope="module")
+def labels_folder(tmp_path_factory):
+    return test_chexbert.write(tmp_path_factory.mktemp("chexbert") / "x", *test_chexbert.reference())
+
+
+def test_compare_reports_with_chexbert(labels_folder, tmp_path, capsys):
+    texts = {"a": ("The lungs are clear.", "Clear lungs."), "b": ("Small effusion.", "Small left effusion."), "c": ("Normal heart.", "")}
+    there, said = (reports(tmp_path / f"{n}.jsonl", **{k: v[n] for k, v in texts.items()}) for n in (0, 1))
+    assert evaluate.main(["compare", there, said, "--out", str(tmp_path / "x"), "--bootstrap", "2", "--chexbert", str(labels_folder)]) == 0
+    result, model = json.loads((tmp_path / "x.json").read_text()), chexbert.load(labels_folder)
+    codes = [model.label([pair[n] for pair in texts.values()], progress=False) for n in (0, 1)]
+    want = scoring.text_metrics.chexbert_scores(*codes)
+    numbers = result["scores"]["understanding"]
+    assert len(want) == 8 and {k: numbers[k]["value"] for k in want} == pytest.approx(want)
+    assert {"uncertain_as_negative", "uncertain_as_positive"} == result["details"].keys()
+    assert "uncertain as positive (Table 2)" in (tmp_path / "x.md").read_text()
+    assert not any("CheXbert" in sentence for sentence in result["left_out"])
+
+
+def test_gen_of_data_with_chexpert_labels(phantom, run, labels_folder, tmp_path, capsys):
+    """As MIMIC's rows are: findings by their true names, 1, 0 or -1; cycle score through CheXbert."""
+    root = shutil.copytree(phantom, tmp_path / "data")
+    path = root / "gen-32" / "00000.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for n, row in enumerate(rows):
+        row |= {"source": "rule-based", "labels": {"Support Devices": 1.0, "Edema": (1.0, 0.0, -1.0)[n % 3]}}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert eval_gen.main(gen(root, run, tmp_path / "x", "--chexbert", labels_folder)) == 0
+    result = json.loads((tmp_path / "x" / "result.json").read_text())
+    names = {row["id"]: row for row in rows}
+    drawn = worklist.read_rows(tmp_path / "x" / "images.jsonl")
+    edema = [i for i in drawn if names[i]["labels"]["Edema"] == 1]
+    assert {k: row["n_real"] for k, row in result["scores"]["findings"].items()} == {"Edema": len(edema), "Support Devices": len(drawn)}
+    assert list(result["scores"]["findings"]) == ["Edema", "Support Devices"] and 0 < len(edema) < len(drawn)
+    again, model = worklist.read_rows(tmp_path / "x" / "again.jsonl"), chexbert.load(labels_folder)
+    codes = [model.label(texts, progress=False) for texts in ([names[i]["report"] for i in drawn], [again[i]["report"] for i in drawn])]
+    want = scoring.text_metrics.chexbert_scores(*codes)
+    assert {k: result["scores"]["cycle"][k]["value"] for k in want} == pytest.approx(want)
+    assert "| Edema |" in (tmp_path / "x" / "result.md").read_text()
+
+
 # ---- the packages that run elsewhere ----
 
 def test_foreign_packages(tmp_path):
@@ -371,7 +417,7 @@ def test_plots(tmp_path):
     pytest.importorskip("matplotlib")
     number = {"value": 50.0, "interval": None, "n": 9}
     tables.bars(tmp_path / "bars.png", {"Edema": {"fd": number, "n_real": 9}, "No Finding": {"fd": number, "n_real": 9}})
-    tables.curves(tmp_path / "curves.png", [{"steps": s, "cfg": c, "fd": 1 / s, "cycle_F1": 1} for s in (1, 2, 4) for c in (1.0, 2.0)])
+    tables.curves(tmp_path / "curves.png", [{"steps": s, "cfg": c, "fd": {"value": 1 / s}, "cycle_F1": {"value": 1}} for s in (1, 2, 4) for c in (1.0, 2.0)])
     for name in ("bars", "curves"):
         assert np.array(Image.open(tmp_path / f"{name}.png").convert("L")).std() > 5
 
@@ -390,9 +436,9 @@ def test_phantom(tmp_path, capsys):
 
 
 def test_phantom_sweep(tmp_path, capsys):
-    eval_phantom.main(["--num", "8", "--out", str(tmp_path / "x"), "--sweep", "steps=1,3", "--bootstrap", "0", "--device", "cpu"])
+    eval_phantom.main(["--num", "12", "--out", str(tmp_path / "x"), "--sweep", "steps=1,3", "--bootstrap", "0", "--device", "cpu"])
     rows = json.loads((tmp_path / "x.json").read_text())["sweep"]
-    assert [(row["steps"], row["cfg"]) for row in rows] == [(1, 2.0), (3, 2.0)] and rows[0]["fd"] > rows[1]["fd"]
+    assert [(row["steps"], row["cfg"]) for row in rows] == [(1, 2.0), (3, 2.0)] and rows[0]["fd"]["value"] > rows[1]["fd"]["value"]
 
 
 # ---- bad input: one sentence, exit code 2 ----
