@@ -1,120 +1,210 @@
-"""Score a phantom model on phantoms it has never seen. Toys, not radiographs; nothing here is for clinical use.
+"""Every number of the paper's Tables 2, 3 and 4, and the phantom's own. For research, not for clinical use.
 
-    python evaluate.py phantom                                    # demo/, 500 held-out phantoms
-    python evaluate.py phantom --checkpoint out/phantom/gen128 --out out/phantom/score
+    python evaluate.py phantom                                         # demo/, 500 held-out phantoms
+    torchrun --nproc_per_node=8 evaluate.py und --checkpoint out/und          # reports of the test images, scored (Table 2)
+    torchrun --nproc_per_node=8 evaluate.py gen --checkpoint out/gen512       # images of the test reports (Tables 3 and 4)
+    python evaluate.py features --images DIR --out a.safetensors       # RAD-DINO features of any folder of images
+    python evaluate.py compare A B                                     # real and generated: feature files, or folders of images;
+                                                                       # or references and reports: JSON lines {"id", "report"}
+    python evaluate.py privacy --generated A --train B --held-out C    # is the nearest training image too near?
 
-The facts of a phantom are known, and `prepare_phantom.report_to_facts` reads a report back into facts, exactly. So:
-
-    report F1    image -> report: facts of the written report against the facts drawn
-    cycle F1     report -> image -> report: facts read off the generated image against the facts of the report
-    VAE ceiling  real phantom -> VAE -> report: what reading loses when the picture has only passed the autoencoder
-    all normal   the score of a report without findings
-
-F1 is over (finding, side or zone, degree) triples, exact match, "normal" statements not counted: micro over all
-triples, macro as the mean over findings. Writes <out>.json and <out>.png (drawn beside generated, over the reports).
+`python evaluate.py gen --help` lists the settings of a command. Under torchrun the work is shared out; interrupted, it goes on
+where it was. Results: JSON, a Markdown table with the paper's rows beside ours, plots. docs/evaluation.md defines every number.
 """
-import json
-from collections import Counter
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 import common
-import sample
+import eval_gen
+import eval_phantom
+import eval_und
+import features
+import scoring
+import tables
 import weights
 from common import InputError
-from images import NOTICE, captioned, save_png
-from prepare_phantom import FINDINGS, Settings, held_out, report_to_facts
+from images import captioned, save_png
+from text_metrics import same_items
+from worklist import read_rows
 
+
+# ---- features of a folder ----
 
 @dataclass
-class EvalConfig:
-    checkpoint: str = str(Path(__file__).parent / "demo")   # what to score
-    out: str = "phantom_score"      # writes <out>.json and <out>.png
-    num: int = 500                  # held-out phantoms
-    data_seed: int = 0              # seed of the phantoms; they come from the test split of that seed
-    size: int = 0                   # pixels of the generated pictures, enlarged to be read; 0: as many as the reader takes
-    show: int = 8                   # pairs in the picture
-    seed: int = 0                   # of the images' noise: image of phantom i is image number i
-    steps: int = sample.SampleConfig.steps      # solver steps
-    solver: str = sample.SampleConfig.solver    # euler, heun, ab2
-    shift: float = sample.SampleConfig.shift    # time shift of the schedule
-    cfg: float = sample.SampleConfig.cfg        # guidance scale
+class FeaturesConfig:
+    images: str = ""                # folder of images, or a packed data set (datasets/mimic/gen-512)
+    split: str = ""                 # of a packed data set: train, val, test; default: all
+    out: str = "features.safetensors"       # file to write
+    encoder: str = "rad-dino"       # or vision: the tower of --checkpoint
+    rad_dino: str = "pretrained/rad-dino"   # where RAD-DINO lies
+    route: str = "benchmark"        # into RAD-DINO: benchmark (squashed to 299 px first) or straight (518 px)
+    checkpoint: str = "out/gen512"  # whose tower, for --encoder vision
     batch: int = 32                 # images at once
     device: str = "auto"            # auto, cpu, cuda
-    dtype: str = "bfloat16"         # or float32
+    dtype: str = "float32"          # or bfloat16
 
     def __post_init__(self):
-        assert self.num > 0 and 0 < self.show, "--num and --show must be at least 1."
+        assert self.batch > 0, "--batch must be at least 1."
+        assert self.encoder in ("rad-dino", "vision"), f"--encoder {self.encoder} is none of rad-dino, vision."
 
 
-def f1(wanted, found):
-    """Lists of fact sets -> {"micro": F1 over all triples, "macro": mean over findings, finding: F1, "exact": share}."""
-    hits, misses, extras = Counter(), Counter(), Counter()
-    for want, got in zip(wanted, found):
-        for counter, facts in ((hits, want & got), (misses, want - got), (extras, got - want)):
-            counter.update(finding for finding, _, _ in facts)
-    score = lambda tp, fn, fp: 2 * tp / max(1, 2 * tp + fn + fp)
-    each = {name: score(hits[name], misses[name], extras[name]) for name in FINDINGS}
-    return {"micro": score(hits.total(), misses.total(), extras.total()), "macro": float(np.mean(list(each.values()))),
-            "exact": float(np.mean([a == b for a, b in zip(wanted, found)])), **each}
+def encoder_of(cfg, device):
+    if cfg.encoder == "rad-dino":
+        return features.rad_dino(cfg.rad_dino, cfg.route, device)
+    return features.tower(weights.load(cfg.checkpoint, dtype=common.torch_dtype(cfg.dtype))[0].to(device))
 
 
-def phantom(cfg):
-    device = common.setup(cfg.device).device
-    model, vae, tokenizer = weights.load(cfg.checkpoint, dtype=common.torch_dtype(cfg.dtype))
-    model, vae, size = model.to(device), vae and vae.to(device), model.cfg.vision.image_size
-    rows, pictures = zip(*(held_out(Settings(seed=cfg.data_seed, size=size), i) for i in range(cfg.num)))
-    wanted, reports = [frozenset(map(tuple, row["labels"])) for row in rows], [row["report"] for row in rows]
-    resized = lambda images, to: [np.asarray(Image.fromarray(image).resize((to, to), Image.BICUBIC)) for image in images]
-    read = lambda images: sample.generate_reports(model, tokenizer, np.stack(resized(images, size)), batch=cfg.batch)
-    facts = lambda texts: [report_to_facts(text) for text in texts]
-
-    written = read(pictures)
-    scores = {"report": f1(wanted, facts(written)), "all_normal": f1(wanted, [frozenset()] * cfg.num)}
-    settings = {**vars(cfg), "checkpoint": Path(cfg.checkpoint).name}
-    if vae is not None:         # else it is a checkpoint of stage 1, which only reads
-        # one image of each report: image number i of report i, so that the noise differs from phantom to phantom
-        drawn = sample.generate_images(model, vae, tokenizer, reports, seed=cfg.seed, steps=cfg.steps, solver=cfg.solver,
-                                       shift=cfg.shift, cfg=cfg.cfg, size=cfg.size or size, batch=cfg.batch,
-                                       numbers=range(cfg.num))[:, 0]
-        again = read(drawn)
-        scores["cycle"] = f1(wanted, facts(again))
-        scores["vae_ceiling"] = f1(wanted, facts(read(through(vae, resized(pictures, cfg.size or size), cfg.batch))))
-        scores["cycle_of_ceiling"] = scores["cycle"]["micro"] / max(1e-9, scores["vae_ceiling"]["micro"])
-        shown = sorted(range(cfg.num), key=lambda i: -len(wanted[i]))[:cfg.show]        # those with most to look at
-        pairs = [picture for i in shown for picture in (pictures[i], resized([drawn[i]], size)[0])]
-        captions = [text for i in shown for text in
-                    ("drawn by formula: " + reports[i], "generated from it, then read: " + again[i])]
-        save_png(captioned(pairs, captions, columns=4), Path(f"{cfg.out}.png"), settings=settings)
-    result = {"scores": scores, "settings": settings, "notice": NOTICE}
-    Path(f"{cfg.out}.json").write_text(json.dumps(result, indent=1))
-    print(f"{'':14} {'micro-F1':>9} {'macro-F1':>9} {'exact':>7}   ({cfg.num} held-out phantoms)")
-    for name in ("report", "cycle", "vae_ceiling", "all_normal"):
-        if name in scores:
-            print(f"{name:14} {scores[name]['micro']:9.3f} {scores[name]['macro']:9.3f} {scores[name]['exact']:7.3f}")
-    if vae is not None:
-        print(f"cycle / ceiling {scores['cycle_of_ceiling']:.3f}; pictures in {cfg.out}.png")
-    print(f"details in {cfg.out}.json")
+def extract(argv):
+    cfg = common.override(FeaturesConfig(), argv, __doc__)
+    if not cfg.images:
+        raise InputError("say which images: `python evaluate.py features --images DIR --out a.safetensors`.")
+    process, images = common.setup(cfg.device), features.open_images(cfg.images, cfg.split)
+    found = features.extract(encoder_of(cfg, process.device), images, process, cfg.batch)
+    if not process.master:
+        return 0
+    features.save(cfg.out, found)
+    print(f"{len(found.ids)} images by '{found.encoder}' in {cfg.out}; {len(found.failures)} could not be read")
+    return complain(found.failures)
 
 
-@torch.inference_mode()
-def through(vae, pictures, batch):
-    """Encode (posterior mean) and decode grey pictures (N, S, S) uint8 -> the same, as the VAE shows them."""
-    p, out = next(vae.parameters()), []
-    for at in range(0, len(pictures), batch):
-        x = torch.as_tensor(np.stack(pictures[at:at + batch])).to(p.device)[:, None].expand(-1, 3, -1, -1) / 127.5 - 1
-        out.append(vae.pictures(vae.encode(x.to(p.dtype)).to(p.dtype)).cpu())
-    return torch.cat(out).numpy()
+def complain(failures):
+    """Say what failed -> exit code."""
+    print("".join(f"error: {why}\n" for why in failures.values()), end="", file=sys.stderr)
+    return 1 if failures else 0
+
+
+# ---- two sets of images, or two of reports ----
+
+@dataclass
+class CompareConfig:
+    real: str = ""                  # the first of the two: a feature file or a folder of images; or references, JSON lines
+    generated: str = ""             # the second: the same of the generated images; or reports, JSON lines
+    out: str = "compare"            # writes <out>.json and <out>.md
+    shards: list[int] = field(default_factory=list)     # cut the lists into so many blocks; default: 1 and 4
+    k: int = 5                      # which neighbour's distance is a sample's radius
+    encoder: str = "rad-dino"       # of folders: rad-dino, or vision (the tower of --checkpoint)
+    rad_dino: str = "pretrained/rad-dino"   # where RAD-DINO lies
+    route: str = "benchmark"        # into RAD-DINO: benchmark or straight
+    checkpoint: str = "out/gen512"  # whose tower, for --encoder vision
+    chexbert: str = "pretrained/chexbert"   # of reports: folder with chexbert.pth and vocab.txt
+    cut: bool = False               # CheXbert sees the first 512 characters alone, as in the official evaluation
+    python: str = ""                # interpreter of an environment with RadGraph; default: this one
+    bootstrap: int = 100            # draws of the intervals, ten times as many of reports; 0: none
+    batch: int = 32                 # images at once
+    device: str = "auto"            # auto, cpu, cuda
+    dtype: str = "float32"          # or bfloat16
+
+    def __post_init__(self):
+        self.shards = self.shards or [1, 4]
+        assert min(self.shards) > 0 and self.k > 0 and self.batch > 0, "--shards, --k and --batch must be at least 1."
+        assert self.bootstrap >= 0, "--bootstrap must be 0 or more."
+        assert self.encoder in ("rad-dino", "vision"), f"--encoder {self.encoder} is none of rad-dino, vision."
+
+
+def compare(argv):
+    if len(argv) > 1 and not any(word.startswith("--") for word in argv[:2]):
+        argv = ["--real", argv[0], "--generated", *argv[1:]]
+    cfg = common.override(CompareConfig(), argv, __doc__)
+    if not cfg.real or not cfg.generated:
+        raise InputError("say what to compare: `python evaluate.py compare real.safetensors generated.safetensors`.")
+    process, paths = common.setup(cfg.device), (cfg.real, cfg.generated)
+    if process.world > 1:
+        raise InputError("compare runs in one process; extract features under torchrun with `evaluate.py features`.")
+    if all(path.endswith(".jsonl") for path in paths):
+        return compare_reports(cfg, process)
+    encoder = None if all(path.endswith(".safetensors") for path in paths) else encoder_of(cfg, process.device)
+    real, made = (features.load(path) if path.endswith(".safetensors") else
+                  features.extract(encoder, features.open_images(path), process, cfg.batch) for path in paths)
+    features.same_encoder(real, made, paths)
+    paired = set(real.ids) == set(made.ids)
+    x = made.pick(real.ids) if paired else made.x           # the same images in both: in the same order, so in the same blocks
+    scores = {"generation": scoring.images(real.x, x, cfg.shards, cfg.k, cfg.bootstrap, paired)}
+    failures = real.failures | made.failures
+    print(tables.write(Path(cfg.out), f"{cfg.real} and {cfg.generated}", scores, vars(cfg), failures=failures,
+                       encoder=real.encoder, paired=paired))
+    return complain(failures)
+
+
+def compare_reports(cfg, process):
+    """Only rows of both files with text are scored; {"id", "error"} rows are failures, named and left out on both sides."""
+    for path in (cfg.real, cfg.generated):
+        if not Path(path).exists():
+            raise InputError(f"there are no reports at {path}.")
+    there, said = (read_rows(Path(path)) for path in (cfg.real, cfg.generated))
+    failures = {name: row["error"] for rows in (there, said) for name, row in rows.items() if "error" in row}
+    for rows, path in ((there, cfg.real), (said, cfg.generated)):
+        bad = [name for name, row in rows.items() if name not in failures and not isinstance(row.get("report"), str)]
+        if bad:
+            raise InputError(f"{path}: row {bad[0]} has no 'report' that is text; what failed has an 'error' instead.")
+    texts = [{name: row["report"] for name, row in rows.items() if name not in failures} for rows in (said, there)]
+    _, said, there = same_items(*texts)
+    label, left_out = scoring.labeller(cfg.chexbert, cfg.cut, process.device, phantom=False)
+    values, details, more = scoring.reports(said, there, label, 10 * cfg.bootstrap, cfg.python)
+    print(tables.write(Path(cfg.out), f"{cfg.real} and {cfg.generated}", {"understanding": values}, vars(cfg), left_out + more,
+                       failures, details=details))
+    return complain(failures)
+
+
+# ---- privacy ----
+
+@dataclass
+class PrivacyConfig:
+    generated: str = ""             # feature file of generated images
+    train: str = ""                 # feature file of the images that the model was trained on
+    held_out: str = ""              # feature file of real images that it was not trained on
+    out: str = "privacy"            # writes <out>.json, <out>.md and <out>.png, the closest pairs
+    show: int = 12                  # pairs in the picture
+    bootstrap: int = 1000           # draws of the intervals; 0: none
+
+    def __post_init__(self):
+        assert self.show > 0 and self.bootstrap >= 0, "--show must be at least 1, --bootstrap 0 or more."
+
+
+def privacy(argv):
+    cfg = common.override(PrivacyConfig(), argv, __doc__)
+    paths = cfg.generated, cfg.train, cfg.held_out
+    if not all(paths):
+        raise InputError("three feature files are needed: --generated, --train, --held-out (`evaluate.py features` writes them).")
+    made, train, held = (features.load(path) for path in paths)
+    for other, path in ((made, cfg.generated), (held, cfg.held_out)):
+        features.same_encoder(train, other, (cfg.train, path))
+    twice = set(train.ids) & set(held.ids)
+    if twice:
+        raise InputError(f"{len(twice)} images are in --train and in --held-out, the first is {sorted(twice)[0]}; held-out means "
+                         "not trained on.")
+    values, (distance, where), reference = scoring.privacy(made.x, held.x, train.x, cfg.bootstrap)
+    closest = np.argsort(distance)[:cfg.show]
+    pairs = [{"generated": made.ids[n], "train": train.ids[where[n]], "distance": float(distance[n]),
+              "held_out_nearer": float((reference < distance[n]).mean())} for n in closest]
+    at = [0, .01, .05, .25, .5, .75, .95, .99, 1]
+    quantiles = {"at": at, **{k: np.quantile(d, at).tolist() for k, d in (("generated", distance), ("held_out", reference))}}
+    more = dict(closest=pairs, quantiles=quantiles, encoder=train.encoder)
+    print(tables.write(Path(cfg.out), "Nearest training images", {"privacy": values}, vars(cfg), **more))
+    sources, shown = (features.open_images(made.source), features.open_images(train.source)), []
+    for pair in pairs:
+        shown += [np.array(source.read(pair[key]).resize((160, 160), Image.Resampling.BICUBIC))
+                  for source, key in zip(sources, ("generated", "train"))]
+    texts = [text for pair in pairs for text in (
+        f"generated {pair['generated']}", f"nearest in training: {pair['train']}, distance {pair['distance']:.3g}; nearer than "
+        f"{1 - pair['held_out_nearer']:.0%} of the held-out")]
+    save_png(captioned(shown, texts, columns=4, scale=1), Path(f"{cfg.out}.png"))
+    print(f"the closest pairs are in {cfg.out}.png; it may show real patients: treat it as the data itself")
+
+
+COMMANDS = {"phantom": eval_phantom.main, "und": eval_und.main, "gen": eval_gen.main, "features": extract, "compare": compare,
+            "privacy": privacy}
 
 
 def main(argv):
-    if argv[:1] != ["phantom"] and "--help" not in argv:
-        raise InputError("say what to evaluate: `python evaluate.py phantom`.")
-    phantom(common.override(EvalConfig(), argv[1:] if argv[:1] == ["phantom"] else argv, __doc__))
+    if argv[:1] in (["--help"], ["-h"]):
+        return print(__doc__.strip())
+    if not argv or argv[0] not in COMMANDS:
+        raise InputError(f"say what to evaluate, one of {', '.join(COMMANDS)}: `python evaluate.py phantom`.")
+    return COMMANDS[argv[0]](argv[1:])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is in the checkpoints of others, name by name: the released UniX, Janus-Pro, kl-f16, RAD-DINO, SigLIP.
+"""What is in the checkpoints of others, name by name: the released UniX, Janus-Pro, kl-f16, RAD-DINO, SigLIP, CheXbert.
 
 One table a layout: our name -> theirs, what of theirs is dropped and why, what is new with us, and which choices of the
 configuration belong to those weights. At the end, how a file is read and renamed by a table; `weights.py` makes models of
@@ -118,6 +118,15 @@ DINO = Layout("RAD-DINO", {
     "embeddings.mask_token": "for its training"},
     vision=dict(class_token=True, layer_scale=True, mean=RAD_DINO.mean, std=RAD_DINO.std, pad=RAD_DINO.pad))
 
+CHEXBERT = Layout("CheXbert", {
+    "words": "bert.embeddings.word_embeddings", "positions": "bert.embeddings.position_embeddings",
+    "types": "bert.embeddings.token_type_embeddings", "norm": "bert.embeddings.LayerNorm", "heads.{}": "linear_heads.{}",
+    **under("blocks.{}.", "bert.encoder.layer.{}.", {
+        "qkv": [f"attention.self.{x}" for x in ("query", "key", "value")], "proj": "attention.output.dense",
+        "norm1": "attention.output.LayerNorm", "norm2": "output.LayerNorm", "fc1": "intermediate.dense",
+        "fc2": "output.dense"})}, {
+    "bert.pooler.": "the heads read the first token as it is", "bert.embeddings.position_ids": "they count 0, 1, 2, …"})
+
 RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "nin_shortcut": "conv_shortcut"}
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
@@ -179,7 +188,8 @@ def read_tensors(path):
         raise InputError(f"{path} asks to run code when it is read, or is no torch file; refused.") from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged or cut short ({error}).") from None
-    content = content.get("state_dict", content) if isinstance(content, dict) else content
+    if isinstance(content, dict):
+        content = next((content[key] for key in ("state_dict", "model_state_dict") if key in content), content)
     if not isinstance(content, dict) or not all(isinstance(k, str) and torch.is_tensor(v) for k, v in content.items()):
         raise InputError(f"{path} holds something else than named tensors.")
     return content

@@ -82,6 +82,10 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(cfg.n_embd, cfg.norm_eps)
 
     def forward(self, pixels):
+        return self.tokens(pixels)[:, int(self.cfg.class_token):]
+
+    def tokens(self, pixels):
+        """The same with the class token in front, where there is one."""
         (B, _, H, W), patch = pixels.shape, self.cfg.patch_size
         assert H % patch == W % patch == 0, f"{H}x{W} pixels are no multiples of the patch, {patch} px"
         x = self.patch(pixels).flatten(2).transpose(1, 2)                                         # (B, N, C)
@@ -89,7 +93,7 @@ class ViT(nn.Module):
         x = x + self.table(H // patch, W // patch)
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)[:, int(self.cfg.class_token):]
+        return self.norm(x)
 
     def table(self, h, w):
         """Positions of a grid of h x w patches, (1, N, C): as learned, or resampled for another size (as DINOv2 does)."""

@@ -34,6 +34,7 @@ def test_a_file_fits_a_sitting(name):
 PARTS = {"cpu", "attention", "vision", "tokenizer", "settings", "common"}   # common: the error type and boring things, no model
 NETWORK = {"model", "vae", "flow", "repa"}
 ASSEMBLY = {"cost", "curves", "data", "pack", "images", "layouts", "runs", "weights", "checkpoint", "optim", "generate"}
+EVALUATION = {"metrics", "text_metrics", "chexbert", "features", "worklist", "foreign", "tables"}     # of evaluate.py, no scripts
 RAW_DATA = {"sections", "wording", "comparing", "cleaning", "guards", "llm", "sources", "annotations", "protocols", "radiographs",
             "packing", "audit"}     # of prepare_mimic.py
 MAY = {     # who may import which of our files; a script may use everything below it
@@ -46,12 +47,17 @@ MAY = {     # who may import which of our files; a script may use everything bel
     "guards": {"comparing", "wording"}, "llm": {"common", "guards"}, "sources": {"common"}, "annotations": {"common", "sources"},
     "protocols": {"common", "audit", "annotations", "sources"}, "radiographs": {"images", "vision"},
     "packing": {"common", "pack"}, "audit": {"common", "data", "images", "pack"},
+    "metrics": {"common"}, "text_metrics": {"common"}, "worklist": {"common"}, "foreign": set(), "tables": {"images", "text_metrics"},
+    "features": {"common", "data", "images", "vision", "weights", "worklist"},
+    "chexbert": {"common", "images", "layouts", "text_metrics", "weights"},
     "weights": {"common", "checkpoint", "layouts", "tokenizer", "attention", "vision"} | NETWORK,
 }
-BELOW_SCRIPTS = PARTS | NETWORK | ASSEMBLY | RAW_DATA
+BELOW_SCRIPTS = PARTS | NETWORK | ASSEMBLY | RAW_DATA | EVALUATION
 EXCEPTIONS = {      # scripts that may use another: evaluation draws, reads and needs the phantom's facts
-    "evaluate": {"sample", "prepare_phantom"}, "app": {"sample"}, "bench": {"sample", "prepare_phantom", "speed"},
-    "speed": {"prepare_phantom", "train_gen"},
+    "scoring": {"prepare_phantom"}, "eval_und": {"sample", "scoring"}, "eval_gen": {"sample", "scoring", "eval_und"},
+    "eval_phantom": {"sample", "scoring", "prepare_phantom", "eval_gen"},
+    "evaluate": {"scoring", "eval_und", "eval_gen", "eval_phantom"}, "app": {"sample"},
+    "bench": {"sample", "prepare_phantom", "speed"}, "speed": {"prepare_phantom", "train_gen"},
 }
 
 
@@ -73,8 +79,8 @@ def test_imports_point_one_way(name):
 
 
 CORE = {"torch", "numpy", "safetensors", "tokenizers", "PIL", "tqdm"}
-MORE = {"evaluate": {"scipy", "sklearn", "torchvision", "transformers"}, "app": {"gradio"}, "radiographs": {"pydicom"},
-        "curves": {"matplotlib"}, "runs": {"wandb"}}
+MORE = {"text_metrics": {"nltk", "rouge_score"}, "scoring": {"nltk"}, "tables": {"matplotlib"}, "curves": {"matplotlib"},
+        "app": {"gradio"}, "radiographs": {"pydicom"}, "runs": {"wandb"}}
 
 
 @pytest.mark.parametrize("name", TREES)
