@@ -76,7 +76,7 @@ class Packed:
         try:
             pixels = np.array(Image.open(io.BytesIO(content)).convert("L"))
         except (OSError, SyntaxError, ValueError):
-            raise InputError(f"image {self.rows[i]['id']} of {self.directory} cannot be decoded; prepare it anew.") from None
+            raise InputError(f"image {self.rows[i]['id']} of {self.directory} cannot be read; prepare it anew.") from None
         if pixels.shape != (self.size, self.size):
             raise InputError(f"image {self.rows[i]['id']} of {self.directory} has {pixels.shape[1]}x{pixels.shape[0]} pixels, "
                              f"not {self.size}x{self.size}; prepare it anew.")

@@ -71,7 +71,7 @@ def score_file(place):
 
 def score(cfg, place):
     """The command line that scores a checkpoint; the file that it writes lies beside the checkpoint."""
-    return ["evaluate.py", "phantom", "--size", 64, "--checkpoint", place, "--num", cfg.num,
+    return ["evaluate.py", "phantom", "--size", 64, "--checkpoint", place, "--num", cfg.num, "--bootstrap", 0,
             "--out", score_file(place).with_suffix("")]
 
 
