@@ -214,7 +214,8 @@ def main(argv, doc=__doc__):
     if sweep:
         scores["sweep"] = sweep
     pictures(cfg, out, images, drawn, scores)
-    return finish(out, "Drawing", scores, cfg, left_out + sentences, failures, warnings=warnings)
+    return finish(out, "Drawing", scores, cfg, left_out + sentences, failures, warnings=warnings,
+                  encoder=encoder.name if encoder else "none")
 
 
 def findings_of(labels):
@@ -245,6 +246,6 @@ def pictures(cfg, out, images, drawn, scores):
     save_png(captioned(pairs, texts, columns=4), out / "pairs.png", checkpoint=Path(cfg.checkpoint).name)
     if not tables.plots_left_out():
         if scores.get("findings"):
-            tables.bars(out / "findings.png", scores["findings"])
+            tables.bars(out / "findings.png", scores["findings"], drawn.features.encoder)
         if scores.get("sweep"):
             tables.curves(out / "sweep.png", scores["sweep"])

@@ -76,25 +76,29 @@ def understanding(part):
     return lines + ([table(["score", "this model", "reports"], [[k, shown(v), v["n"]] for k, v in rest.items()])] if rest else [])
 
 
-def generation(part):
-    """Table 3: one row of ours for each way of cutting the list (1, and 4 as published)."""
+def generation(part, encoder=""):
+    """Table 3: one row of ours for each way of cutting the list (1, and 4 as published). The paper's rows stand beside numbers of
+    RAD-DINO alone: those of another encoder are on another scale."""
     ours = [[f"**this model**, {shards} block{'s' * (shards != '1')}", *(shown(row.get(column)) for column in GENERATION)]
             for shards, row in part.items()]
-    return [f"Generation (Table 3; the paper's FD to coverage are means over 4 blocks, n = {first(part)['fd']['n']}):",
-            table(["", *GENERATION], ours + paper(TABLE3, 3))]
+    lines = [f"Features: {encoder}. {next(iter(part.values()))['fd']['n']} images."]
+    if beside(encoder):
+        lines[0] += " The paper's FD to coverage (Table 3) are means over 4 blocks, by the benchmark's way into RAD-DINO."
+    return [*lines, table(["", *GENERATION], ours + (paper(TABLE3, 3) if beside(encoder) else []))]
 
 
-def first(part):
-    return next(iter(part.values()))
+def beside(encoder):
+    return encoder.startswith("rad-dino")
 
 
-def findings(part):
+def findings(part, encoder=""):
     """Table 4: FD of each finding's images, with counts."""
+    peers = TABLE4 if beside(encoder) else {}
     rows = [[name, row["n_real"], row["n_generated"], shown(row["fd"], 2) + (" (†)" if row["few"] else ""),
-             *(f"{TABLE4[peer][FINDINGS.index(name)]:.2f}" if name in FINDINGS else "–" for peer in TABLE4)]
+             *(f"{TABLE4[peer][FINDINGS.index(name)]:.2f}" if name in FINDINGS else "–" for peer in peers)]
             for name, row in part.items()]
     return ["FD of each finding (Table 4; one block):",
-            table(["finding", "real", "generated", "FD, this model", *(f"{peer} (paper)" for peer in TABLE4)], rows),
+            table(["finding", "real", "generated", "FD, this model", *(f"{peer} (paper)" for peer in peers)], rows),
             "† fewer images than the features have numbers: mostly the bias of a small sample; compare at equal counts alone."]
 
 
@@ -108,18 +112,20 @@ def swept(part):
     return [table(list(part[0]), [[shown(v) if isinstance(v, dict) else f"{v:g}" for v in row.values()] for row in part])]
 
 
-PARTS = {"understanding": understanding, "generation": generation, "findings": findings, "sweep": swept}
+PARTS = {"understanding": understanding, "sweep": swept}
+OF_FEATURES = {"generation": generation, "findings": findings}
 
 
 def markdown(result):
     text = [f"# {result['title']}", f"*{NOTICE} Intervals are 95 %; docs/evaluation.md says of what.*"]
     for name, part in result["scores"].items():
-        text += [f"## {name.replace('_', ' ')}", *PARTS.get(name, plain)(part)]
+        lines = OF_FEATURES[name](part, result["encoder"]) if name in OF_FEATURES else PARTS.get(name, plain)(part)
+        text += [f"## {name.replace('_', ' ')}", *lines]
     if result["left_out"]:
         text += ["## Left out", "\n".join(f"- {sentence}" for sentence in result["left_out"])]
     if failed := result["failures"]:
         text += [f"## Failed: {len(failed)}, not scored", "\n".join(f"- {name}: {why}" for name, why in failed.items())]
-    settings = ", ".join(f"{k} {v}" for k, v in result["settings"].items())
+    settings = ", ".join(f"{k} {v}" for k, v in result["settings"].items() if v not in ("", []))
     return "\n\n".join([*text, f"Settings: {settings}."]) + "\n"
 
 
@@ -151,10 +157,10 @@ def figure(path, draw, size=(7, 3.5)):
     fig.savefig(path, dpi=110, metadata={"Description": NOTICE})
 
 
-def bars(path, part):
-    """FD a finding beside the paper's rows."""
+def bars(path, part, encoder):
+    """FD a finding, beside the paper's rows where the features are RAD-DINO's."""
     def draw(fig):
-        ax, names, rows = fig.subplots(), list(part), ["this model", "UniX, 512", "Sana"]
+        ax, names, rows = fig.subplots(), list(part), ["this model", *(("UniX, 512", "Sana") if beside(encoder) else ())]
         for n, row in enumerate(rows):
             known = [k for k, name in enumerate(names) if row == "this model" or name in FINDINGS]
             ours, theirs = (lambda name: part[name]["fd"]["value"]), (lambda name: TABLE4[row][FINDINGS.index(name)])

@@ -183,7 +183,8 @@ def test_gen(phantom, run, gen_run):
     assert all("fewer than 768: mostly the bias" in sentence for sentence in result["warnings"]) and result["warnings"]
     assert any("alignment score is left out" in sentence and "hi-ml-multimodal" in sentence for sentence in result["left_out"])
     text = (gen_run / "result.md").read_text()
-    assert "UniX, 512 (paper)" in text and "54.022" in text and (gen_run / "pairs.png").exists()
+    assert "(paper)" not in text and "Features: vision tower" in text, "another encoder's FD is on another scale"
+    assert (gen_run / "pairs.png").exists()
 
 
 def test_gen_in_two_processes_and_after_an_interruption(phantom, run, gen_run, tmp_path, monkeypatch, capsys):
@@ -413,10 +414,21 @@ def test_table_2_in_markdown():
     assert "| UniX 1.5B (paper) | 53.6 | 56.6 | 33.2 | 47.3 |" in text
 
 
+def test_tables_3_and_4_in_markdown():
+    number = {"value": 50.1234, "interval": [40, 60], "n": 4352}
+    rows = {"1": dict.fromkeys(metrics.NAMES, number), "4": dict.fromkeys(tables.GENERATION, number)}
+    text = "\n".join(tables.generation(rows, "rad-dino, benchmark, 00"))
+    assert "| **this model**, 4 blocks | 50.123 [40.000, 60.000] |" in text and "| UniX, 512 (paper) | 54.022 | 0.024 | 0.635 |" in text
+    row = {"fd": number, "n_real": 700, "n_generated": 699, "few": True}
+    text = "\n".join(tables.findings({"Edema": row, "Nodule": row}, "rad-dino, benchmark, 00"))
+    assert "| Edema | 700 | 699 | 50.12 [40.00, 60.00] (†) | 64.36 | 73.88 | 67.84 | 83.18 |" in text and "| Nodule | 700 | 699 |" in text
+    assert "(paper)" not in "\n".join(tables.findings({"Edema": row}, "vision tower, 00"))
+
+
 def test_plots(tmp_path):
     pytest.importorskip("matplotlib")
     number = {"value": 50.0, "interval": None, "n": 9}
-    tables.bars(tmp_path / "bars.png", {"Edema": {"fd": number, "n_real": 9}, "No Finding": {"fd": number, "n_real": 9}})
+    tables.bars(tmp_path / "bars.png", {"Edema": {"fd": number, "n_real": 9}, "No Finding": {"fd": number, "n_real": 9}}, "rad-dino")
     tables.curves(tmp_path / "curves.png", [{"steps": s, "cfg": c, "fd": {"value": 1 / s}, "cycle_F1": {"value": 1}} for s in (1, 2, 4) for c in (1.0, 2.0)])
     for name in ("bars", "curves"):
         assert np.array(Image.open(tmp_path / f"{name}.png").convert("L")).std() > 5
