@@ -12,7 +12,8 @@ a resumed run, more processes or more accumulation see the same samples with the
 import io
 import json
 import os
-import signal
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -69,10 +70,9 @@ class Packed:
 
     def image(self, i):
         shard, _, offset, length = self.places[i]
-        key = (os.getpid(), shard)      # a forked worker opens its own
-        if key not in self.files:
-            self.files[key] = os.open(self.shards[shard].with_suffix(".bin"), os.O_RDONLY)
-        content = os.pread(self.files[key], length, offset)
+        if shard not in self.files:
+            self.files[shard] = os.open(self.shards[shard].with_suffix(".bin"), os.O_RDONLY)
+        content = os.pread(self.files[shard], length, offset)
         try:
             pixels = np.array(Image.open(io.BytesIO(content)).convert("L"))
         except (OSError, SyntaxError, ValueError):
@@ -133,40 +133,43 @@ class Batch:
         return self.map(torch.Tensor.pin_memory)
 
 
-class Samples(torch.utils.data.Dataset):
+class Samples:
     """Sample (step, index): which image, and everything random about it. step < 0 is the fixed validation set."""
 
     def __init__(self, data, tokenizer, max_text, seed, batch_size, latent=None, text_dropout=0.0):
         self.data, self.tokenizer, self.max_text, self.seed, self.batch_size = data, tokenizer, max_text, seed, batch_size
         self.latent, self.text_dropout = latent, text_dropout     # latent: (z, h, w) for the generation task
-        self.epoch, self.order = -1, None
+        self.order = -1, None                                     # an epoch and its permutation
+        self.texts = {part: self.encoded(part) for part in (("report",) if latent else ("prompt", "report"))}
 
     def number(self, step, index):
         """Each epoch is one permutation of the data set, drawn from (seed, epoch)."""
         epoch, place = divmod(step * self.batch_size + index, len(self.data))
-        if epoch != self.epoch:
-            self.epoch, self.order = epoch, torch.randperm(len(self.data), generator=generator(self.seed, epoch))
-        return int(self.order[place])
+        known = self.order                                        # one look: several threads read
+        if known[0] != epoch:
+            known = self.order = epoch, torch.randperm(len(self.data), generator=generator(self.seed, epoch))
+        return int(known[1][place])
 
-    def text(self, row, part):
-        """The block of a row's "prompt" or "report"; one that is too long stops the run, it is never cut."""
-        ids = self.tokenizer.answer(row[part])
-        if len(ids) > self.max_text:
-            raise InputError(f"the {part} of image {row['id']} has {len(ids)} tokens, more than max_text {self.max_text}.")
-        return ids
+    def encoded(self, part):
+        """The text blocks of all rows' "prompt" or "report"; one that is too long stops the run at once, it is never cut."""
+        blocks = self.tokenizer.answers([row[part] for row in self.data.rows])
+        for row, ids in zip(self.data.rows, blocks):
+            if len(ids) > self.max_text:
+                raise InputError(f"the {part} of image {row['id']} has {len(ids)} tokens, more than max_text {self.max_text}.")
+        return blocks
 
-    def longest(self, *parts, rows=1000):
-        """Tokens of the longest text of the first rows: its "prompt", its "report", or both."""
-        return max(sum(len(self.text(row, part)) for part in parts) for row in self.data.rows[:rows])
+    def longest(self, *parts):
+        """Tokens of the longest text: its "prompt", its "report", or both."""
+        return max(sum(map(len, blocks)) for blocks in zip(*(self.texts[part] for part in parts)))
 
     def __getitem__(self, key):
         step, index = key
         n = index if step < 0 else self.number(step, index)
         row, rng = self.data.rows[n], generator(self.seed, step, index)
         sample = {"index": n, "images": self.data.image(n)[None]}
-        answer = self.text(row, "report")
+        answer = self.texts["report"][n].tolist()
         if self.latent is None:
-            prompt = self.text(row, "prompt")
+            prompt = self.texts["prompt"][n].tolist()
             sample["ids"] = prompt + answer
             sample["labels"] = [-100] * len(prompt) + answer[1:] + [-100]       # BOS predicts the first report token
             return sample
@@ -190,36 +193,40 @@ class Samples(torch.utils.data.Dataset):
         return Batch(ids=ids, valid=valid, **batch)
 
 
-class MicroBatches:
+def micro_batches(batch_size, process, micro_batch, start, stop):
     """The keys (step, index) of this process's micro-batches, in order, for steps start..stop-1."""
-
-    def __init__(self, batch_size, process, micro_batch, start, stop):
-        self.share, rest = divmod(batch_size, process.world * micro_batch)
-        if rest:
-            raise InputError(f"--batch-size {batch_size} does not divide into {process.world} processes with "
-                             f"micro-batches of {micro_batch}; choose a multiple of {process.world * micro_batch}.")
-        self.process, self.micro_batch, self.start, self.stop = process, micro_batch, start, stop
-
-    def __len__(self):
-        return self.share * (self.stop - self.start)
-
-    def __iter__(self):
-        for step in range(self.start, self.stop):
-            for m in range(self.share):
-                first = (m * self.process.world + self.process.rank) * self.micro_batch
-                yield [(step, first + i) for i in range(self.micro_batch)]
+    share, rest = divmod(batch_size, process.world * micro_batch)
+    if rest:
+        raise InputError(f"--batch-size {batch_size} does not divide into {process.world} processes with "
+                         f"micro-batches of {micro_batch}; choose a multiple of {process.world * micro_batch}.")
+    first = lambda m: (m * process.world + process.rank) * micro_batch
+    return ([(step, first(m) + i) for i in range(micro_batch)] for step in range(start, stop) for m in range(share))
 
 
 def loader(samples, process, micro_batch, start, steps, workers=0):
-    """Micro-batches of this process, in order: `batch_size / (world * micro_batch)` a step, steps start..steps-1."""
-    keys = MicroBatches(samples.batch_size, process, micro_batch, start, steps)
+    """Micro-batches of this process, in order: `batch_size / (world * micro_batch)` a step, steps start..steps-1.
+
+    `workers` threads read ahead (decoding an image needs no Python); -1 is four with a GPU, else none.
+    """
     cuda = process.device.type == "cuda"
-    workers = workers if workers >= 0 else 4 * cuda
-    return torch.utils.data.DataLoader(samples, batch_sampler=keys, collate_fn=Samples.collate, num_workers=workers,
-                                       pin_memory=cuda, worker_init_fn=plain_signals)
+
+    def batch(keys):
+        batch = Samples.collate([samples[key] for key in keys])
+        return batch.pin_memory() if cuda else batch
+    keys = micro_batches(samples.batch_size, process, micro_batch, start, steps)
+    return ahead(batch, keys, workers if workers >= 0 else 4 * cuda)
 
 
-def plain_signals(worker):
-    """Ctrl-C reaches all processes: the training process decides, its readers go on until it has saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def ahead(make, keys, workers):
+    """make(key) of every key, in order, computed by so many threads before it is asked for."""
+    if not workers:
+        yield from map(make, keys)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque()
+        for key in keys:
+            waiting.append(pool.submit(make, key))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -37,7 +37,7 @@ class RunConfig:
     device: str = "auto"                # auto, cpu, cuda
     dtype: str = "bfloat16"             # of matrix products; parameters stay float32
     threads: int = 0                    # CPU threads; 0 leaves it to torch
-    workers: int = -1                   # processes that read data; -1: four with a GPU, else none
+    workers: int = -1                   # threads that read data ahead; -1: four with a GPU, else none
     shard: bool = False                 # spread the optimizer's state over the processes (ZeRO 1)
     recompute: bool = False             # forget what layers compute and compute it again going backward: less memory
     compile: bool = False               # torch.compile the step: slow to start, then faster

@@ -5,6 +5,7 @@ another) although it was trained with one; `double_bos` reproduces that and is o
 """
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 import torch
 
@@ -42,9 +43,10 @@ class Tokenizer:
         """The block of a prompt or of a report to draw: [BOS] ids [EOS], with the release's second BOS if asked."""
         return [self.bos] * (1 + self.double_bos) + self.encode(text) + [self.eos]
 
-    def answer(self, text):
-        """The block of a report to be learned: [BOS] ids [EOS]."""
-        return [self.bos] + self.encode(text) + [self.eos]
+    def answers(self, texts):
+        """The blocks of texts to be learned: [BOS] ids [EOS], int32 arrays."""
+        found = self.bpe.encode_batch(texts, add_special_tokens=False)
+        return [np.array([self.bos, *one.ids, self.eos], dtype=np.int32) for one in found]
 
 
 def pad(rows, multiple=1, fill=0):

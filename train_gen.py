@@ -258,7 +258,7 @@ def main(argv):
 
     # the loop: `micro` forward and backward passes make one step
     micro = cfg.batch_size // (cfg.micro_batch * process.world)
-    batches = iter(loader(train, process, cfg.micro_batch, step, cfg.steps, cfg.workers))
+    batches = loader(train, process, cfg.micro_batch, step, cfg.steps, cfg.workers)
     pairs = zip(batches, repeat(None) if und is None else
                 loader(und, process, round(cfg.micro_batch * cfg.und_share), step, cfg.steps, cfg.workers))
     bar = tqdm(total=cfg.steps, initial=step, desc=f"stage {cfg.stage}", unit="step", disable=not process.master)

@@ -146,7 +146,7 @@ def main(argv):
 
     # the loop: `micro` forward and backward passes make one step
     micro = cfg.batch_size // (cfg.micro_batch * process.world)
-    batches = iter(loader(train, process, cfg.micro_batch, step, cfg.steps, cfg.workers))
+    batches = loader(train, process, cfg.micro_batch, step, cfg.steps, cfg.workers)
     bar = tqdm(total=cfg.steps, initial=step, desc="stage 1", unit="step", disable=not process.master)
     meter = runs.Meter(cost.peak_flops(process.device, cfg.dtype), process.world)
     while step < cfg.steps and not stop.now:

@@ -23,10 +23,8 @@ class Letters:
     def encode(self, text):
         return [ord(c) - 96 for c in text]
 
-    def answer(self, text):
-        return [self.bos, *self.encode(text), self.eos]
-
-    prompt = answer
+    def answers(self, texts):
+        return [np.array([self.bos, *self.encode(text), self.eos]) for text in texts]
 
 
 def picture(i):
@@ -283,20 +281,29 @@ def test_labels(root):
 def test_generation_text_is_the_report(root):
     data = samples(root, "gen")
     sample = data[(0, 0)]
-    assert sample["ids"] == Letters().answer(data.data.rows[sample["index"]]["report"]) and "labels" not in sample
+    assert sample["ids"] == Letters().answers([data.data.rows[sample["index"]]["report"]])[0].tolist() and "labels" not in sample
 
 
 @pytest.mark.parametrize("task", ["und", "gen"])
 def test_a_long_report_stops_the_run_and_is_named(root, task):
     data = samples(root, task)
-    data.max_text = 6
     with pytest.raises(InputError, match=r"the report of image é-\d+ has \d+ tokens, more than max_text 6"):
-        for i in range(N):
-            data[(0, i)]
+        Samples(data.data, Letters(), 6, 0, 4, data.latent)
 
 
 def test_a_long_prompt_stops_the_run(root):
     data = samples(root)
     data.data.rows = [{**r, "prompt": "a" * 70} for r in data.data.rows]
-    with pytest.raises(InputError, match="max_text"):
-        data[(0, 0)]
+    with pytest.raises(InputError, match="the prompt of .* max_text"):
+        Samples(data.data, Letters(), 64, 0, 4)
+
+
+def test_threads_read_ahead_in_order(root):
+    """Two epochs and more, so that threads meet where one permutation ends; and what goes wrong in one is raised."""
+    process = Process(0, 1, torch.device("cpu"))
+    alone, threads = ([batch.index.tolist() for batch in loader(samples(root), process, 2, 0, 3 * N, workers)] for workers in (0, 3))
+    assert alone == threads and len({tuple(row) for row in alone}) > N
+    data = samples(root)
+    data.texts["report"] = []
+    with pytest.raises(IndexError):
+        next(loader(data, process, 2, 0, 9, 2))

@@ -147,7 +147,7 @@ def rare(place, tmp_path_factory):
     data, init, _ = place
     tokenizer = weights.load_tokenizer(data)
     rows = [json.loads(text) for path in sorted((data / "und-64").glob("*.jsonl")) for text in path.read_text().splitlines()]
-    holds = {row["id"]: {*tokenizer.answer(row["report"]), *tokenizer.answer(row["prompt"])} for row in rows}
+    holds = {row["id"]: {*tokenizer.encode(row["report"]), *tokenizer.encode(row["prompt"])} for row in rows}
     token, name = next((token, name) for name in holds if name.startswith("train") for token in sorted(holds[name])
                        if not any(token in held for other, held in holds.items() if other != name))
     return poisoned(init, tmp_path_factory.mktemp("rare"), token), name
@@ -345,9 +345,9 @@ def test_what_one_rank_alone_sees_ends_torchrun(place, torchrun, tmp_path):
     """The first report that is too long comes to rank 1: its sentence, and a failure within 20 s."""
     data = shutil.copytree(place[0], tmp_path / "data")
     from common import Process
-    from data import MicroBatches, Packed, Samples
+    from data import Packed, Samples, micro_batches
     samples = Samples(Packed(data, "und", 64, "train"), weights.load_tokenizer(data), 256, 0, 8)
-    step, index = list(MicroBatches(8, Process(1, 2, torch.device("cpu")), 4, 0, 3))[2][1]
+    step, index = list(micro_batches(8, Process(1, 2, torch.device("cpu")), 4, 0, 3))[2][1]
     name = samples.data.rows[samples.number(step, index)]["id"]
     for path in (data / "und-64").glob("*.jsonl"):
         rows = [json.loads(text) for text in path.read_text().splitlines()]

@@ -24,27 +24,27 @@ def tokenizer(path):
 def test_round_trip(tokenizer, text):
     """Any text, words of no report included: byte-level."""
     assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.decode(tokenizer.answer(text)) == text
+    assert tokenizer.decode(tokenizer.prompt(text)) == text
     assert max(tokenizer.encode(text)) < tokenizer.size
 
 
 def test_blocks(tokenizer):
     ids = tokenizer.encode(REPORTS[0])
     assert not {tokenizer.bos, tokenizer.eos, tokenizer.soi, tokenizer.eoi} & set(ids)
-    assert tokenizer.prompt(REPORTS[0]) == tokenizer.answer(REPORTS[0]) == [tokenizer.bos, *ids, tokenizer.eos]
+    assert tokenizer.prompt(REPORTS[0]) == tokenizer.answers(REPORTS)[0].tolist() == [tokenizer.bos, *ids, tokenizer.eos]
 
 
 def test_a_typed_special_token_is_text(path, tokenizer):
     special = {tokenizer.bos, tokenizer.eos, tokenizer.soi, tokenizer.eoi}
     for text in ("Normal.<eos> Effusion.", "<bos>", "<soi><eoi>"):
-        assert not special & set(tokenizer.encode(text)) and tokenizer.decode(tokenizer.answer(text)) == text
+        assert not special & set(tokenizer.encode(text)) and tokenizer.decode(tokenizer.prompt(text)) == text
 
 
 def test_double_bos_is_for_prompts_alone(path):
     release = Tokenizer(path, 0, 1, 2, 3, double_bos=True)
     ids = release.encode("No effusion.")
     assert release.prompt("No effusion.") == [0, 0, *ids, 1]
-    assert release.answer("No effusion.") == [0, *ids, 1]
+    assert release.answers(["No effusion."])[0].tolist() == [0, *ids, 1]
 
 
 def test_decoding_stops_at_the_first_eos(tokenizer):
