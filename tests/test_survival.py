@@ -9,6 +9,8 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -19,6 +21,7 @@ import train_gen
 import train_und
 import weights
 from common import InputError
+from conftest import ROOT
 from test_sameness import MAIN, SCRIPT, equal, line, place, story, threads      # noqa: F401 (fixtures)
 from test_train import stage1, tensors                                          # noqa: F401
 
@@ -330,13 +333,15 @@ def test_absurd_settings(script, name, value, tmp_path):
         script.main([f"--{name}", str(value), "--data", "nowhere", "--out", str(tmp_path / "run")])
 
 
-def test_an_image_that_a_reader_cannot_read(place, fork, tmp_path):
+def test_an_image_that_a_reader_cannot_read(place, tmp_path):
     """It is said by another process (--workers, the default with a GPU), and is one sentence all the same."""
     data = shutil.copytree(place[0], tmp_path / "data")
     for path in (data / "und-64").glob("*.bin"):
         path.write_bytes(bytes(path.stat().st_size))
-    _, err = fork(SCRIPT[1], line(1, tmp_path / "run", (data, *place[1:]), "--workers", 1)).finish(2)
-    one_sentence(err, "error: image train-", "prepare it anew")
+    words = line(1, tmp_path / "run", (data, *place[1:]), "--workers", 1)
+    done = subprocess.run([sys.executable, str(ROOT / SCRIPT[1]), *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    one_sentence(done.stderr, "error: image train-", "prepare it anew")
 
 
 @pytest.mark.parametrize("more, word", [(["--data", "nowhere"], "nowhere"), (["--micro-batch", 8], "multiple of 16"),
