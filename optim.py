@@ -142,6 +142,10 @@ def resume(directory, optimizers, ema):
     saved = torch.load(Path(directory) / "state.pt", weights_only=True, map_location="cpu")
     for optimizer, kept in zip(optimizers, saved["optimizers"], strict=True):
         optimizer.load_state_dict(kept)
+        if not isinstance(optimizer, (torch.optim.AdamW, Muon)):        # sharded: torch loads it twice, and "step" on the CPU
+            optimizer.state.clear()
+            for p, one in optimizer.optim.state.items():
+                one["step"] = one["step"].to(p.device)                  # where the fused kernel wants it
     ema.steps = saved["ema_steps"]
     average = load_file(Path(directory) / "ema.safetensors")
     assert average.keys() == ema.shadow.keys(), "the average holds other parameters than the run trains"

@@ -43,6 +43,18 @@ class RunConfig:
     compile: bool = False               # torch.compile the step: slow to start, then faster
     deterministic: bool = False         # the same bits in every run, on CUDA too; slower
 
+    def __post_init__(self):
+        for names, least in ((("batch_size", "micro_batch", "steps", "save_every", "eval_every", "log_every", "keep",
+                               "max_skipped"), 1),
+                             (("sample_every", "keep_every", "warmup", "lr", "weight_decay", "ema", "threads"), 0)):
+            for name in names:
+                assert vars(self)[name] >= least, f"--{name.replace('_', '-')} {vars(self)[name]} must be {least} or more."
+        assert self.ema <= 1, f"--ema {self.ema}: the decay of an average is at most 1."
+        assert self.clip > 0, f"--clip {self.clip} would leave no gradient; a large number, as 1e9, clips nothing."
+        for name, choices in (("optimizer", ("adamw", "muon")), ("decay", ("constant", "cosine")),
+                              ("dtype", ("float32", "bfloat16"))):
+            assert vars(self)[name] in choices, f"--{name} {vars(self)[name]} is none of {', '.join(choices)}."
+
 
 def agree(process, cfg, free=("device", "threads", "workers")):
     """All processes must have the same settings, but for what a machine may have of its own; else all of them stop."""

@@ -66,7 +66,7 @@ class TrainConfig(runs.RunConfig):
 
     def __post_init__(self):
         assert self.stage in (2, 3), f"--stage {self.stage}: this script trains stages 2 and 3; train_und.py is stage 1."
-        assert self.batch_size > 0 and self.micro_batch > 0 and self.steps > 0, "batch sizes and steps must be positive."
+        super().__post_init__()
         assert self.train_u or not self.und_share, "--und-share trains the understanding set: it needs --train-u."
         assert self.und_share * self.micro_batch % 1 == 0 <= self.und_share, (
             f"--und-share {self.und_share:g} of a micro-batch of {self.micro_batch} is no whole number of samples.")

@@ -54,9 +54,6 @@ class TrainConfig(runs.RunConfig):
     lr: float = 1e-4                    # learning rate after warm-up
     warmup: int = 80                    # steps of linear warm-up
 
-    def __post_init__(self):
-        assert self.batch_size > 0 and self.micro_batch > 0 and self.steps > 0, "batch sizes and steps must be positive."
-
 
 PRESETS = {
     "phantom": dict(data="datasets/phantom", init="", out="out/phantom/und", n_layer=6, n_head=4, n_embd=192,

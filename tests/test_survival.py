@@ -9,13 +9,19 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
 
 import checkpoint
+import train_gen
+import train_und
 import weights
+from common import InputError
+from conftest import ROOT
 from test_sameness import MAIN, SCRIPT, equal, line, place, story, threads      # noqa: F401 (fixtures)
 from test_train import stage1, tensors                                          # noqa: F401
 
@@ -314,6 +320,28 @@ def test_bad_input(stage, more, word, place, fork, tmp_path):
     more = [str(part).format(vae=place[2]) for part in more]
     _, err = fork(SCRIPT[stage], line(stage, tmp_path / "run", place, *more)).finish(2)
     one_sentence(err, word)
+
+
+@pytest.mark.parametrize("name, value", [
+    ("log_every", 0), ("eval_every", 0), ("save_every", 0), ("keep", 0), ("max_skipped", 0), ("steps", 0), ("sample_every", -1),
+    ("keep_every", -1), ("warmup", -5), ("lr", -1), ("weight_decay", -1), ("ema", 2), ("ema", -0.1), ("clip", 0), ("threads", -1),
+    ("optimizer", "adam"), ("decay", "linear"), ("dtype", "float16")])
+@pytest.mark.parametrize("script", [train_und, train_gen])
+def test_absurd_settings(script, name, value, tmp_path):
+    """... are refused before anything is loaded, by name."""
+    with pytest.raises(InputError, match=f"--{name.replace('_', '-')} {value}"):
+        script.main([f"--{name}", str(value), "--data", "nowhere", "--out", str(tmp_path / "run")])
+
+
+def test_an_image_that_a_reader_cannot_read(place, tmp_path):
+    """It is said by another process (--workers, the default with a GPU), and is one sentence all the same."""
+    data = shutil.copytree(place[0], tmp_path / "data")
+    for path in (data / "und-64").glob("*.bin"):
+        path.write_bytes(bytes(path.stat().st_size))
+    words = line(1, tmp_path / "run", (data, *place[1:]), "--workers", 1)
+    done = subprocess.run([sys.executable, str(ROOT / SCRIPT[1]), *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    one_sentence(done.stderr, "error: image train-", "prepare it anew")
 
 
 @pytest.mark.parametrize("more, word", [(["--data", "nowhere"], "nowhere"), (["--micro-batch", 8], "multiple of 16"),
