@@ -118,6 +118,7 @@ PUBLISHED = {"und": {"frontal, rule-parsed findings (LLaVA-Rad table)": (162_969
 # reasons that are the protocol's, not the data's fault
 LEFT_OUT = ("not frontal", "no findings", "another image", "not in --test-ids", "patient of", "understanding test",
             "beyond --limit")
+DOWNLOAD = ("truncated", "empty file", "not an image", "unfinished", "missing")
 
 
 # ---- text ----
@@ -336,6 +337,8 @@ def report(cfg, out, sets, skipped, asked):
         print(f"\nnot packed ({out / 'skipped.csv'} has the ids):")
         for reason, number in reasons.most_common():
             print(f"  {number:9,}  {reason}")
+    if any(reason.startswith(DOWNLOAD) for reason in reasons):
+        print("  (damaged or missing images: download them again, then run again with --overwrite)")
     bad = len({name for name, _, reason in skipped if not reason.startswith(LEFT_OUT)})
     allowed = 0 if cfg.strict else cfg.max_bad
     if bad > allowed * asked:

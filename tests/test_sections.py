@@ -53,6 +53,9 @@ def test_the_last_of_two_sections_counts():
 
 
 def test_empty_sections_are_dropped():
+    assert study_text(b"x\n FINDINGS: ___\n \n IMPRESSION: Fine.\n", "s1")[0] == StudyText(None, "Fine.", None, "impression")
+    assert study_text(b"x\n FINDINGS: Clear.\n FINDINGS:  \n \n IMPRESSION: Fine.\n", "s1")[0].findings == "Clear."
+    assert study_text(b"x\n INDICATION: Cough.\n \n Clear lungs.\n FINDINGS:  \n \n", "s1")[0].other == "Clear lungs."
     assert study_text(b"x\n FINDINGS:  \n \n IMPRESSION: Fine.\n", "s1")[0] == StudyText(None, "Fine.", None, "impression")
 
 
