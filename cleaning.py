@@ -187,8 +187,8 @@ PREPOSITION = re.compile(rf"[ ,(]{{0,3}}(?:(?:\b(?:at|on|from|of|since|dated|to|
                          rf"(?: ?(?:and|,|-) ?{BLANK}){{0,5}}\)?(?={AFTER_BLANK})", I)
 
 # a maker's name or a number before what it belongs to: "a ___ catheter", "a ___ cm nodule", "with ___ and effusion"
-BEFORE_NOUN = re.compile(rf"(?:\w+-)?{BLANK}[ -](?=(?:(?:central|venous|chest|feeding|dialysis) )*(?:catheter|line|tube|pacemaker|"
-                         r"lead|wire|clip|device|port|valve|stent)s?\b)|"
+BEFORE_NOUN = re.compile(rf"(?:\w+-)?{BLANK}[ -](?=(?:(?:central|venous|chest|feeding|dialysis) )*(?:catheter|line|tube|"
+                         r"pacemaker|lead|wire|clip|device|port|valve|stent)s?\b)|"
                          rf"(?:,? measur(?:es|ing) )?(?:(?:approximately|about|up to) )?{BLANK} ?[cm]m\b ?|"
                          rf"(?<=\bwith ){BLANK} (?:and|or) (?=\w)", I)
 STATEMENT = re.compile(r",? (?:and|but) (?=(?:there|no)\b)|, (?:and |but )?", I)

@@ -134,8 +134,8 @@ PLACED = (r"(?:(?:right|left|bilateral|bibasilar|basilar|small|moderate|large|mi
           r"interstitial|the) ){0,6}")
 AGAIN = r"(?:seen|noted|demonstrated|visualized|visualised|identified|present|redemonstrated)"
 ADVERBS = re.compile(
-    rf"(\ban? )?\b(?:(?:unchanged|stable) to (?:slightly |{SEVERITY} )?{WORSE}|unchanged|persistent|persisting|redemonstrated|newly|"
-    r"(?<!no )(?<!without )(?<!any )new|once again|again|"
+    rf"(\ban? )?\b(?:(?:unchanged|stable) to (?:slightly |{SEVERITY} )?{WORSE}|unchanged|persistent|persisting|redemonstrated|"
+    r"newly|(?<!no )(?<!without )(?<!any )new|once again|again|"
     r"(?:unchanged|stable)(?: and)?|pre-?existing|improving|worsening|enlarging|resolving|"
     r"(?<!has )(?<!have )(?<!not )(?<!but )(?:slightly |markedly |mildly )?(?:improved|worsened)|"
     r"(?:slightly |markedly |mildly )?(?:increasing|decreasing)|previously (?:seen|noted|described)|now|currently|"
