@@ -354,6 +354,11 @@ def test_sizes_and_certainty_are_guarded(raw, clean, complaint):
     assert complaints == "" if complaint is None else any(part in complaints for part in complaint.split("|")), complaints
 
 
+@pytest.mark.parametrize("word", "Possible Probable Likely Suspected Questionable Equivocal Presumed Definite".split())
+def test_words_of_doubt_may_not_go(word):
+    assert "certainty has changed for pneumonia" in guards.guard(f"{word} pneumonia in the left base.", "Pneumonia in the left base.")[0]
+
+
 def test_a_lost_negative_only_warns():
     complaints, warnings = guards.guard(RAW, "FINDINGS:\nModerate left effusion. Right PICC ends in the low SVC.")
     assert complaints == [] and warnings == ["lost negative: Pneumothorax"]

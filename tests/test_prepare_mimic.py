@@ -747,6 +747,8 @@ def test_check_of_rows_of_another_form(built, tmp_path, row):
     (lambda d: reseal(d / "und-48", lambda n, row: {**row, "id": "same"} if n < 2 else row), "twice"),
     (lambda d: reseal(d / "und-48", lambda n, row: {**row, "split": "val"} if n == 0 else row), "more than one split"),
     (lambda d: reseal(d / "und-48", lambda n, row: {**row, "report": " "} if n == 0 else row), "empty report"),
+    (lambda d: (d / "und-48/dataset.json").write_text((d / "und-48/dataset.json").read_text().replace('"quality": 95', '"quality": 90')), "edited"),
+    (lambda d: shutil.copy(d / "und-48/00000.bin", d / "und-48/00009.bin"), "not those that dataset.json names"),
     (lambda d: (d / "und-test-ids.txt").write_text(next(audit.rows_of(d / "gen-32"))["id"]), "understanding test")])
 def test_check_finds_what_is_wrong(built, tmp_path, damage, message):
     shutil.copytree(built.out, tmp_path / "out")

@@ -90,4 +90,7 @@ def test_bytes_of_any_kind(raw, odd):
 def test_addendum_above_the_line_of_underscores():
     text = " ADDENDUM  See below.\n FINDINGS: Wrong.\n IMPRESSION: Wrong.\n ____________\n FINAL REPORT\n FINDINGS: Right.\n"
     assert study_text(text.encode(), "s1")[0] == StudyText("Right.", None, None, "findings")
+    assert sections.drop_addendum(" FINAL\n _____\n ADDENDUM\n A\n _____\n B\n") == " B\n"
+    below = "x\n FINDINGS: Clear, see addendum below.\n _____\n ADDENDUM: Line placed.\n"
+    assert study_text(below.encode(), "s1")[0].findings.startswith("Clear")
     assert sections.drop_addendum("A\n _____\n B") == "A\n _____\n B"          # without the word it is but a line
