@@ -222,7 +222,7 @@ def test_nothing_found_is_lost(text, expected):
     # new and larger than before, but not than the other one
     ("Small left effusion is new.", "Small left effusion."), ("Small right effusion, new since the prior study.", "Small right effusion."),
     ("The effusion is slightly larger.", "The effusion."), ("Left basilar atelectasis, worse.", "Left basilar atelectasis."),
-    ("Pulmonary edema is improved.", "Pulmonary edema."), ("Left effusion is worse, now large.", "Left effusion is large."),
+    ("Pulmonary edema is improved.", "Pulmonary edema."), ("The left effusion is not changed.", "The left effusion."), ("Left effusion is worse, now large.", "Left effusion is large."),
     ("Bilateral effusions, the left is larger.", "Bilateral effusions, the left is larger."), ("Heart size is increased.", "Heart size is increased."),
     ("Two nodules, the left nodule is larger.", "Two nodules, the left nodule is larger."),
     ("Right effusion is larger than left effusion.", "Right effusion is larger than left effusion."), ("No effusion is new.", "No effusion is new."),
