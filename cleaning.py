@@ -9,10 +9,9 @@ negation or a "possible", the clause is left as it is. All examples are invented
 """
 import re
 from collections import Counter
-from itertools import dropwhile
 
 from comparing import HARMLESS, affirmed, change_words, comparisons, dates, no_new, now, removals
-from wording import BLANK, DENIES, FINDING, I, ended, facts, has_words, sentences, tidy
+from wording import BLANK, DENIES, DOUBT, FINDING, I, ended, facts, has_words, sentences, tidy
 
 DANGLING = re.compile(r"(?:[ ,;]|\b(?:and|for which|which|for|this|these|was|were|is|are|has been|have been)(?= |$)){1,6}$", I)
 
@@ -122,11 +121,12 @@ def communication(sentence):
     return "" if SIGNED.search(sentence) else cut_clause(sentence, TOLD)
 
 
-AGED = re.compile(rf"^(?:(?:this|the|an?) )?(?:{BLANK}|\d{{1,3}})[ -]?(?:year|yr|y)s?[ -]?(?:old|o)\b"
-                  r"[^,;:]{0,30}?(?:(?: with|,) |(?=[.;]|$))", I)
+AGED = re.compile(rf"^(?:(?:this|the|an?) )?(?:(?:{BLANK}|\d{{1,3}})[ -]?(?:year|yr|y)s?[ /-]?(?:old|o[MF]?)\b|{BLANK}[MF]\b|"
+                  r"\d{2,3}[MF](?= (?:with|who|presenting|here)\b|[,.]|$))[ ,]*", I)
 LABEL = re.compile(r"^(?:clinical )?(?:history|indication|reason for \w+) ?:", I)
 PATIENT = re.compile(r"^(?:the )?patient (?:is|has|presents with)(?! been| had) (?:an? )?", I)
-ASKED = re.compile(r"\b(?:evaluat\w*|assess\w*|rule out|r/o|query|question of|presents|presenting|\?)", I)
+ASKED = re.compile(r"[ ,;]*(?:\b(?:to|for|here|please|now|and) ){0,4}\b(?:evaluat|assess|rule out|r/o|query|question of).*", I)
+STARTS = re.compile(r"^(?:with |who )?(?:an? )?|, (?:now )?(?:with )?(?:an? )?| (?:with|has|had|who) (?:an? )?")
 HISTORY = re.compile(r",? ?(?:\b(?:there is|in|given|with|for|has|had|and|the|an?|this|her|his|patient|known|remote|prior|past|"
                      r"clinical|medical|status post|s/p) ){0,8}\bhistory of (?P<what>[^,;.]*)(?:, ?)?", I)
 
@@ -143,16 +143,19 @@ def history(sentence):
     """
     if LABEL.search(sentence):
         return ""
-    if AGED.search(sentence):
-        parts = AGED.sub("", sentence).split(", ")
-        rest = ", ".join(dropwhile(lambda part: not facts(part), parts))        # "with cough, now with an effusion"
-        return re.sub(r"^now (?:with )?(?:an? )?", "", rest) if FINDING.search(rest) and not ASKED.search(rest) else ""
+    aged = AGED.match(sentence)
+    if aged:                                        # "72-year-old man with cough, now with an effusion, evaluate for change"
+        rest = ASKED.sub("", sentence[aged.end():])
+        named = FINDING.search(rest)
+        if not named or "?" in rest:
+            return ""
+        sentence = ended(rest[max(part.end() for part in STARTS.finditer(rest, 0, named.start() + 1)):])
     past = HISTORY.search(sentence)
     if past:
         if re.search(rf"\b(?:and|with|now|but)\b.*(?:{FINDING.pattern})", past["what"], I):
             return sentence             # of the past or of today? It cannot tell
         rest = sentence[:past.start()] + " " * (0 < past.start()) + sentence[past.end():]
-        return ended(rest) if facts(rest) else ""
+        return ended(re.sub(r"^now (?:with )?", "", rest)) if facts(rest) else ""
     if re.match(r"(?:the )?patient\b", sentence, I):
         return PATIENT.sub("", sentence) if facts(re.sub(r"\brotated to the (?:left|right)", "", sentence)) else ""
     return sentence
@@ -179,22 +182,44 @@ def advice(sentence):
 
 AFTER_BLANK = (r" ?(?:[.,;:)]|$|\b(?:at|on|is|are|was|were|has|have|had|there|and|or|but|as|in|with|without|no|which|that|"
                r"shows?|when|where|remains?)\b)")
-PREPOSITION = re.compile(rf"[ ,(]{{0,3}}(?:(?:\b(?:at|on|from|of|since|dated|to|by|in|with|per|via|as of|performed|obtained|the) "
-                         rf"){{1,4}}(?:Drs?\.? )?|\b(?:and|or) (?={BLANK} ?(?:[.,;]|$))){BLANK}"
+PREPOSITION = re.compile(rf"[ ,(]{{0,3}}(?:(?:\b(?:at|on|from|of|since|dated|to|by|in|with|per|via|as of|performed|obtained) "
+                         rf"(?:the )?){{1,4}}(?:Drs?\.? )?|\b(?:and|or) (?={BLANK} ?(?:[.,;]|$))){BLANK}"
                          rf"(?: ?(?:and|,|-) ?{BLANK}){{0,5}}\)?(?={AFTER_BLANK})", I)
+
+# a maker's name or a number before what it belongs to: "a ___ catheter", "a ___ cm nodule", "with ___ and effusion"
+BEFORE_NOUN = re.compile(rf"(?:\w+-)?{BLANK}[ -](?=(?:(?:central|venous|chest|feeding|dialysis) )*(?:catheter|line|tube|"
+                         r"pacemaker|lead|wire|clip|device|port|valve|stent)s?\b)|"
+                         rf"(?:,? measur(?:es|ing) )?(?:(?:approximately|about|up to) )?{BLANK} ?[cm]m\b ?|"
+                         rf"(?<=\bwith ){BLANK} (?:and|or) (?=\w)", I)
+STATEMENT = re.compile(r",? (?:and|but) (?=(?:there|no)\b)|, (?:and |but )?", I)
+ALONE = re.compile(r"there (?:is|are)\b|no [^,;]*(?:effusion|pneumothora|edema)", I)
 
 
 def blanks(sentence):
     """De-identified spans: cut with their preposition; one that stood for a noun takes its clause along.
 
+    Other statements of the sentence stay, unless they hang on a negation or doubt that goes.
+
     >>> blanks("Line placed at ___ on ___ is in the left vein.")
     'Line placed is in the left vein.'
     >>> blanks("The ___ lobe is clear.")
     ''
+    >>> blanks("Small left effusion, a ___ in the right apex, and there is no pneumothorax.")
+    'Small left effusion, there is no pneumothorax.'
     """
+    sentence = BEFORE_NOUN.sub("", sentence)
     comma = lambda found: "," * (found[0][0] == "," and sentence.startswith(" there", found.end()))
     cut = PREPOSITION.sub(comma, sentence)
-    return "" if BLANK in cut else cut
+    if BLANK not in cut:
+        return cut
+    parts = STATEMENT.split(cut)
+    hit = [BLANK in part for part in parts]
+    first, last = hit.index(True), len(hit) - hit[::-1].index(True)
+    after = next((n for n in range(last, len(parts)) if ALONE.match(parts[n])), len(parts))
+    before = ", ".join(parts[:first])
+    if not FINDING.search(before) or re.search(rf"{DENIES.pattern}|\b{DOUBT}\b", " ".join(parts[first:after]), I):
+        before = ""
+    return ended(", ".join(filter(None, [before, *parts[after:]])))
 
 
 NOT_A_WORD = re.compile(

@@ -15,23 +15,30 @@ COMPARED = rf"(?:as |when )?(?:compared|in comparison|comparison is made|relativ
 THAN = (rf"(?: (?:(?:{COMPARED}|from|since|to|as on|over) {PRIOR}|in (?:the )?(?:position|appearance|size|"
         r"extent|severity|degree|interval)(?: and (?:position|appearance|size|extent))?|as before|overall)){0,3}")
 END = r"(?=[,;.]|$)"
-LEADING = re.compile(rf"^(?:(?:{COMPARED}|in the interval since|since|from) {PRIOR}(?:[,:] ?| (?=there |the |an? |no ))|"
-                     rf"(?:(?:{COMPARED}|(?:in the interval )?since (?:the )?{EARLIER}) [^,;:]*|in the interval|"
+LEADING = re.compile(rf"^(?:(?:{COMPARED}|in the interval since|(?:new )?since|from) {PRIOR}(?:[,:] ?| (?=there |the |an? |no ))|"
+                     rf"(?:(?:{COMPARED}|(?:in the interval )?since (?:the )?{EARLIER}) [^,;:]*|in the interval|as before|"
                      rf"from {BLANK}[^,;:]*)[,:] ?)", I)
-NO_CHANGE = re.compile(rf"^(?:there (?:is|has been|are) )?(?:no|little|minimal|without) (?:{MUCH} ){{0,4}}changes? (?:in|of) "
+NO_CHANGE = re.compile(rf"^(?:(?:unchanged|stable) (?=(?:position|size|extent|appearance|degree|severity) of)|"
+                       rf"(?:there (?:is|has been|are) )?(?:no|little|minimal|without) (?:{MUCH} ){{0,4}}changes? (?:in|of) )"
                        r"(?:the )?(?:(?:size|extent|appearance|position|degree|severity) of (?:the )?)?", I)
 IS = r"(?:is|are|remains?|appears?|has been|have been|has|have)"
 PREDICATE = re.compile(rf",? (?:which )?{IS} {SAME}{THAN}{END}|,? and (?:{IS} )?{SAME}{THAN}{END}|"
                        rf",? {SAME}{THAN}(?:,(?= (?:is|are|was|were|has|have)\b)|{END})", I)
 # "the effusion is unchanged and there is no edema": two statements; "is stable and normal": one, ADVERBS' business
 AND_SO_ON = re.compile(rf"(?: {IS}|,) {SAME}{THAN},? and (?=(?:there|the|an?|no|right|left|bilateral|it)\b)", I)
-TAIL = re.compile(rf",? (?:{COMPARED} [^,;]*|(?:since|from|than(?: on| in| at)?) {PRIOR})"
+TAIL = re.compile(rf",? (?:{COMPARED} [^,;]*|(?:since|from|as (?:seen )?on|than(?: on| in| at)?) {PRIOR})"
                   rf"(?!, (?:when|where|at which|in which)){END}", I)
 ONLY_CHANGE = re.compile(r"\b(?:change|unchanged|stable|similar|as before|compar\w+|interval|prior|previous|unaltered|"
                          r"(?:no|without) new)\b", I)
 WORSE = r"(?:increased|decreased|improved|worsened|progressed|enlarged|grown|diminished)"
 HAS_CHANGED = re.compile(rf",? (?:has|have) (?:{MUCH} ){{0,4}}{WORSE}(?: in (?:size|extent))?{END}", I)
-HARMLESS = re.compile(rf"\b(?:no|not|little|without|{SEVERITY}) (?:{MUCH} ){{0,4}}changed?s?\b|"
+OTHER = "(?:larger|bigger|smaller|worse|better)"
+IS_OTHER = re.compile(r"(?:,?(?: which)? (?:is|are|remains?|appears?)|,) "
+                      rf"(?:{MUCH} ){{0,4}}(?:new|{OTHER}|improved|worsened){THAN}{END}"
+                      r"(?!,? (?:and )?(?:now|currently)\b)", I)
+TWO = re.compile(r"\b(?:bilateral|both|two|one|other|each|than)\b", I)       # "the left one is larger": not than before
+HARMLESS = re.compile(rf"\b(?:stable|unchanged) to {SEVERITY} {WORSE}\b|"
+                      rf"\b(?:no|not|little|without|{SEVERITY}) (?:{MUCH} ){{0,4}}changed?s?\b|"
                       rf"\bnot (?:{MUCH} ){{0,4}}(?!enlarged){WORSE}\b|"
                       rf"\b(?:has|have) (?:{MUCH} ){{0,4}}{WORSE}\b|\b{SAME}\b", I)
 
@@ -51,6 +58,8 @@ def comparisons(sentence):
     'Small left effusion.'
     >>> comparisons("No significant change in the small left effusion.")
     'small left effusion.'
+    >>> comparisons("The left effusion is larger.") + " " + comparisons("Small right effusion, new since ___.")
+    'The left effusion. Small right effusion.'
     >>> comparisons("Heart is large and unchanged.")
     'Heart is large.'
     """
@@ -59,6 +68,10 @@ def comparisons(sentence):
         return ""
     cut = keep_facts(AND_SO_ON, NO_CHANGE.sub("", cut), "; ")
     cut = keep_facts(TAIL, keep_facts(PREDICATE, cut))
+    other = IS_OTHER.search(cut)
+    subject = cut[:other.start()].rpartition(", ")[2] if other else ""
+    if FINDING.search(subject) and not TWO.search(cut) and not DENIES.search(cut[:other.start()]):
+        cut = keep_facts(IS_OTHER, cut)
     return ended(cut) if cut != sentence else sentence
 
 
@@ -121,8 +134,9 @@ PLACED = (r"(?:(?:right|left|bilateral|bibasilar|basilar|small|moderate|large|mi
           r"interstitial|the) ){0,6}")
 AGAIN = r"(?:seen|noted|demonstrated|visualized|visualised|identified|present|redemonstrated)"
 ADVERBS = re.compile(
-    r"(\ban? )?\b(?:unchanged|persistent|persisting|redemonstrated|newly|(?<!no )(?<!without )(?<!any )new|once again|again|"
-    r"(?:unchanged|stable)(?: and)?|improving|worsening|enlarging|resolving|"
+    rf"(\ban? )?\b(?:(?:unchanged|stable) to (?:slightly |{SEVERITY} )?{WORSE}|unchanged|persistent|persisting|redemonstrated|"
+    r"newly|(?<!no )(?<!without )(?<!any )new|once again|again|"
+    r"(?:unchanged|stable)(?: and)?|pre-?existing|improving|worsening|enlarging|resolving|"
     r"(?<!has )(?<!have )(?<!not )(?<!but )(?:slightly |markedly |mildly )?(?:improved|worsened)|"
     r"(?:slightly |markedly |mildly )?(?:increasing|decreasing)|previously (?:seen|noted|described)|now|currently|"
     rf"(?:slightly |markedly |mildly )?(?:increased|decreased)(?= {PLACED}{SOFT})) (?=(\w))(?!(?:and|but|not|or|"
@@ -132,14 +146,15 @@ MEANWHILE = re.compile(r", (?=(?:an? )?(?:unchanged|stable|persist\w+|new|improv
 STRAY = re.compile(rf"^(?:unchanged|stable|persistent), |,(?= (?:unchanged|stable|persistent) {SOFT})", I)       # "stable, mild"
 SEEN_AGAIN = re.compile(rf"^(?:once )?again,? {AGAIN} (is|are) ([^,;]*?)(\.?)$", I)
 NEW_IS = re.compile(rf"^new(?: (?:since|from|compared to) {PRIOR})? (is|are) ", I)
-DEVELOPED = re.compile(r"^(?:there (?:has been|is) )?(?:an )?interval (?:increase|decrease|improvement|worsening|"
-                       r"development|progression|enlargement|placement|insertion) (?:in|of) (?:the )?(?:size of (?:the )?)?", I)
+DEVELOPED = re.compile(r"^(?:there (?:has been|is) )?(?:an )?(?:interval |(?=(?:worsening|progression) of))"
+                       r"(?:increase|decrease|improvement|worsening|development|progression|enlargement|placement|insertion) "
+                       r"(?:in|of) (?:the )?(?:size of (?:the )?)?", I)
 # "has increased, now moderate", "decreased from large to small", "grew from 9 mm to 12 mm": what is now stays
 DEGREE = rf"(?:(?:{SEVERITY})(?: in size)?|{SIZE})"
 NOW = re.compile(rf"(?: in size| in extent)?(?:(?:,| and) (?:and )?(?:(?:is|are) )?(?:now|currently) |"
                  rf" from {DEGREE} to (?={DEGREE}))", I)
 IS_NOW = re.compile(r" (is|are) (?:now|currently) ", I)
-BECOME = re.compile(rf" (?:(has|have) (?:{MUCH} ){{0,4}})?{WORSE}{NOW.pattern}", I)
+BECOME = re.compile(rf" (?:(has|have|is|are) (?:{MUCH} ){{0,4}})?(?:{WORSE}|{OTHER}){NOW.pattern}", I)
 WAS = re.compile(rf",? (?:(?:which|that) (?:was|were) )?(?:previously|formerly) {DEGREE},?(?: and)?(?= (?:(?:is|are|measures|"
                  r"measuring) )?(?:now|currently|today)\b)", I)
 WAS_IS = re.compile(rf" (?:was|were|measured) {DEGREE},? (?:and |but )?(?:(?:is|are|measures) )?now ", I)
@@ -164,7 +179,7 @@ def now(sentence):
     found = BECOME.search(sentence) or IS_NOW.search(sentence)
     degree = found and re.match(DEGREE, sentence[found.end():], I)
     if not degree or re.search(r"[,;]| and ", sentence[:found.start()]):
-        return re.sub(BECOME, lambda f: (" are " if f[1].lower() == "have" else " is ") if f[1] else f[0], sentence)
+        return re.sub(BECOME, lambda f: (" are " if f[1].lower() in ("have", "are") else " is ") if f[1] else f[0], sentence)
     head = re.sub(rf"\b(?:(?:previously|formerly) {DEGREE}|{SEVERITY}) ", "", sentence[:found.start()], flags=I)
     many = (found[1] or "").lower() in ("have", "are") or head.endswith(("effusions", "opacities", "nodules", "masses"))
     return f"{head[:1].upper()}{head[1:]} {'are' if many else 'is'} {sentence[found.end():]}"
@@ -205,7 +220,9 @@ def change_words(sentence):
 BEFORE = re.compile(rf", (?:previously|formerly) {SEVERITY}{END}|"
                     r"[ ,(]{0,3}\b(?:previously|formerly|prior(?:ly)?|versus|vs\.?|compared (?:to|with)) "
                     rf"(?:measur(?:ed|ing) )?(?:approximately )?{SIZE}(?: previously| before| on {BLANK})?\)?"
-                    r"(?= ?(?:[.,;)]|$))", I)
+                    rf"(?= ?(?:[.,;)]|$))| ?\(was {SIZE}\)|(?<=[cm]m), was {SIZE}{END}", I)
+THEN = re.compile(rf"(?:^|,? (?:and |but |while |whereas )?)(?:on|in) (?:(?:the )?(?:{EARLIER} ){{1,3}}(?:(?:of|from|dated) )?)?"
+                  rf"(?:{BLANK}|{DATE}),? there (?:was|were)\b[^,;.]*[.]?", I)         # speaks of another image
 WHEN = re.compile(rf"[ ,(]{{0,3}}(?:\b(?:on|at|from|dated|of|since|obtained|performed|the) ){{0,4}}(?:{DATE}|{TIME})\)?", I)
 
 
@@ -216,5 +233,10 @@ def dates(sentence):
     'Nodule of 15 mm.'
     >>> dates("Tube placed on 3/4/2150 at 14:05.")
     'Tube placed.'
+    >>> dates("Small left effusion, on ___ there was none.")
+    'Small left effusion.'
     """
+    rest = THEN.sub("", sentence)
+    if rest != sentence and (FINDING.search(rest) or not facts(rest)):
+        return dates(ended(rest))
     return WHEN.sub(lambda found: found[0] if found[0].strip(" ,(").startswith("may ") else "", BEFORE.sub("", sentence)).strip()

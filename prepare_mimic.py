@@ -11,6 +11,8 @@ MIMIC-CXR as it lies on disk -> packed data sets for stages 1-3 and the evaluati
 und-384 is for reading (frontal images whose report has FINDINGS, official split), gen-256 and gen-512 for drawing (findings
 alone; images of the understanding test are never among those to train on). All sizes are made in one pass over the images.
 Interrupted, run it again: finished shards stay as they are. docs/data.md leads from the PhysioNet account to here.
+Read on in the order of a sample's way: sources (annotations, protocols: which images, with whose text), sections (the report's
+parts), cleaning (comparing, wording; or llm and guards), radiographs (one image), packing (many), audit (looking back).
 MIMIC-CXR may not be passed on: the output is readable by you alone, may not lie in a git work tree, and no log quotes a report.
 """
 import csv
@@ -118,6 +120,7 @@ PUBLISHED = {"und": {"frontal, rule-parsed findings (LLaVA-Rad table)": (162_969
 # reasons that are the protocol's, not the data's fault
 LEFT_OUT = ("not frontal", "no findings", "another image", "not in --test-ids", "patient of", "understanding test",
             "beyond --limit")
+DOWNLOAD = ("truncated", "empty file", "not an image", "unfinished", "missing")
 
 
 # ---- text ----
@@ -336,6 +339,8 @@ def report(cfg, out, sets, skipped, asked):
         print(f"\nnot packed ({out / 'skipped.csv'} has the ids):")
         for reason, number in reasons.most_common():
             print(f"  {number:9,}  {reason}")
+    if any(reason.startswith(DOWNLOAD) for reason in reasons):
+        print("  (damaged or missing images: download them again, then run again with --overwrite)")
     bad = len({name for name, _, reason in skipped if not reason.startswith(LEFT_OUT)})
     allowed = 0 if cfg.strict else cfg.max_bad
     if bad > allowed * asked:

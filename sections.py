@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
 UNDERSCORES = re.compile(r"\n[ \t]*_{5,}[ \t]*\n")
+ADDENDUM = re.compile(r"[\s_]*(?:\w+\s+){0,3}addend", re.IGNORECASE)       # "see addendum" further down does not count
 
 # spellings of the headers; looked up whole, then word by word
 NAMES = {name: section for section, names in {
@@ -76,12 +77,10 @@ def drop_addendum(text):
     >>> drop_addendum(" ADDENDUM  Line placed.\\n ________\\n FINDINGS: Clear.")
     ' FINDINGS: Clear.'
     """
-    above, line, below = text, "", ""
-    for found in UNDERSCORES.finditer(text):
-        if "addendum" in text[:found.start()].lower():
-            above, line, below = text[:found.start()], found[0], text[found.end():]
-            break
-    return below if line and below.strip(" _\n") else text
+    start = ADDENDUM.match(text)
+    line = start and UNDERSCORES.search(text, start.end())
+    below = text[line.end():] if line else ""
+    return below if below.strip(" _\n") else text
 
 
 def canonical(header):

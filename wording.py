@@ -34,8 +34,8 @@ EARLIER = (r"(?:prior|previous|earlier|preceding|last|most recent|recent|compari
            rf"radiograph|film|{BLANK})")
 # an earlier study by whatever name: "the prior chest radiograph of ___"
 PRIOR = (rf"(?:the |a |an |those |that )?(?:{EARLIER}(?!\w)|examination|radiographs|films|studies|exams|priors?|chest|portable|"
-         rf"CT|x-ray|multiple|day|same|{DATE})(?: (?:{EARLIER}(?!\w)|examination|radiographs|films|studies|exams|chest|portable|"
-         rf"CT|x-rays?|image|scan|of|from|dated|on|performed|obtained|at|the|{DATE}|{TIME}))" + "{0,8}")
+         rf"CT|x-ray|multiple|day|same|{DATE}|{TIME})(?: (?:{EARLIER}(?!\w)|examination|radiographs|films|studies|exams|chest|"
+         rf"portable|CT|x-rays?|image|scan|of|from|dated|on|performed|obtained|at|the|{DATE}|{TIME}))" + "{0,8}")
 
 
 def has_words(text):

@@ -185,7 +185,7 @@ def test_sentences(text, expected):
     ("Left effusion decreased from large to small.", "Left effusion is small."), ("Small effusion on ___ is now large.", "Effusion is large."),
     ("Right nodule of 8 mm, left nodule previously 5 mm, now 6 mm.", "Right nodule of 8 mm, left nodule 6 mm."),
     ("Nodule was 8 mm, now 10 mm.", "Nodule is 10 mm."), ("Previously 12 mm nodule is now 15 mm.", "Nodule is 15 mm."),
-    ("Edema is now moderate, previously mild.", "Edema is moderate."), ("Left effusion is larger than on ___.", "Left effusion is larger."),
+    ("Edema is now moderate, previously mild.", "Edema is moderate."), ("Left effusion is larger than on ___.", "Left effusion."),
     ("Slightly increased moderate right effusion.", "Moderate right effusion."), ("Stable, mild cardiomegaly.", "Mild cardiomegaly."),
     ("There is persistent but improved edema.", "There is persistent but improved edema."),
     ("Interval removal of right catheter and placement of left PICC with tip in SVC.", "Placement of left PICC with tip in SVC."),
@@ -197,6 +197,46 @@ def test_sentences(text, expected):
     ("Opacity in the left lower lobe may 2 be atelectasis.", "Opacity in the left lower lobe may 2 be atelectasis."),
 ])
 def test_nothing_found_is_lost(text, expected):
+    assert cleaning.clean(text)[0] == expected
+
+
+@pytest.mark.parametrize("text, expected", [
+    # findings in a sentence about age; what is asked is no finding
+    ("72-year-old man with right pleural effusion and cough, evaluate for change.", "Right pleural effusion and cough."),
+    ("72-year-old man with cough, evaluate for left pneumothorax.", None), ("72-year-old man with pneumonia?", None),
+    ("___M with right pleural effusion.", "Right pleural effusion."), ("72F with cough.", None), ("14F chest tube in place.", "14F chest tube in place."),
+    ("72-year-old man who presented to the emergency room with chest pain.", None), ("72-year-old man with no effusion.", "No effusion."),
+    ("72-year-old man with history of left pneumothorax.", None), ("Patient with history of CHF, now with bilateral effusions.", "Bilateral effusions."),
+    ("72-year-old man with suspected left pneumonia, please evaluate.", "Suspected left pneumonia."),
+    # a blank for a noun: the other statements of the sentence stay, but none that hangs on what goes
+    ("The ___ is clear and there is a small effusion.", "There is a small effusion."), ("The ___ has been removed.", None),
+    ("Right ___ ends in the SVC, no effusion, edema or pneumothorax.", "No effusion, edema or pneumothorax."),
+    ("Mild edema, ___ unchanged.", "Mild edema."), ("Effusion, edema, or a ___ is not seen.", None), ("No ___, effusion or pneumothorax.", None),
+    ("Possible ___, pneumonia.", None), ("Effusion, ___ or mass cannot be excluded.", None), ("The ___ lobe is clear, no opacity.", None),
+    # for a maker's name or a number: the noun stays
+    ("A left-sided ___ catheter ends in the right atrium.", "A left-sided catheter ends in the right atrium."),
+    ("Swan-___ catheter ends in the right pulmonary artery.", "Catheter ends in the right pulmonary artery."),
+    ("In the right upper lobe, a ___ cm nodule is seen.", "In the right upper lobe, a nodule is seen."),
+    ("Nodule in the left apex measures ___ cm.", "Nodule in the left apex."), ("Edema with ___ and effusion.", "Edema with effusion."),
+    ("Left chest wall ___ with leads in the right ventricle.", None),
+    # new and larger than before, but not than the other one
+    ("Small left effusion is new.", "Small left effusion."), ("Small right effusion, new since the prior study.", "Small right effusion."),
+    ("The effusion is slightly larger.", "The effusion."), ("Left basilar atelectasis, worse.", "Left basilar atelectasis."),
+    ("Pulmonary edema is improved.", "Pulmonary edema."), ("The left effusion is not changed.", "The left effusion."), ("Left effusion is worse, now large.", "Left effusion is large."),
+    ("Bilateral effusions, the left is larger.", "Bilateral effusions, the left is larger."), ("Heart size is increased.", "Heart size is increased."),
+    ("Two nodules, the left nodule is larger.", "Two nodules, the left nodule is larger."),
+    ("Right effusion is larger than left effusion.", "Right effusion is larger than left effusion."), ("No effusion is new.", "No effusion is new."),
+    ("Stable to slightly increased left effusion.", "Left effusion."), ("Unchanged to minimally decreased left effusion.", "Left effusion."),
+    ("The pre-existing left opacity has decreased.", "The left opacity."), ("There is worsening of the left opacity.", "Left opacity."),
+    ("New since ___, there is a left effusion.", "There is a left effusion."), ("As before, there is edema.", "There is edema."),
+    ("Lungs are clear, as on the previous study.", "Lungs are clear."), ("Stable position of the left line.", "Left line."),
+    ("Left pneumothorax, 2 cm, unchanged since 3:00 a.m.", "Left pneumothorax, 2 cm."),
+    # what was on another day
+    ("On ___ there was none.", None), ("Small left effusion; on ___ there was none.", "Small left effusion."),
+    ("Small left effusion, on 3/4/2150 there was no effusion.", "Small left effusion."), ("There is none.", "There is none."),
+    ("Left effusion is 3 cm (was 2 cm).", "Left effusion is 3 cm."), ("Nodule, 8 mm, was 6 mm.", "Nodule, 8 mm."), ("Nodule was 8 mm.", "Nodule was 8 mm."),
+])
+def test_ages_blanks_and_what_is_new(text, expected):
     assert cleaning.clean(text)[0] == expected
 
 
@@ -312,6 +352,11 @@ def test_guards(clean, complaint):
 def test_sizes_and_certainty_are_guarded(raw, clean, complaint):
     complaints = "; ".join(guards.guard("FINDINGS:\n" + raw, "FINDINGS:\n" + clean)[0])
     assert complaints == "" if complaint is None else any(part in complaints for part in complaint.split("|")), complaints
+
+
+@pytest.mark.parametrize("word", "Possible Probable Likely Suspected Questionable Equivocal Presumed Definite".split())
+def test_words_of_doubt_may_not_go(word):
+    assert "certainty has changed for pneumonia" in guards.guard(f"{word} pneumonia in the left base.", "Pneumonia in the left base.")[0]
 
 
 def test_a_lost_negative_only_warns():

@@ -198,7 +198,7 @@ def test_pictures_are_those_of_the_files(built):
 def test_closing_table_shows_ours_beside_the_published(built):
     for number in ("162,969", "1,286", "2,461", "163,344", "2,365", "237,387", "4,352"):
         assert number in built.printed
-    assert "words a report" in built.printed and "images/s" in built.printed
+    assert "download them again" in built.printed and "words a report" in built.printed and "images/s" in built.printed
 
 
 @pytest.mark.parametrize("how", ["wget", "unzipped", "folder", "folder_files", "folder_p10", "mimic-cxr-reports"])
@@ -458,7 +458,18 @@ def test_equalise_is_for_what_is_not_mimic_jpg(tmp_path):
     assert radiographs.read(tmp_path / "b", 512, equalize=True)[0].getextrema()[1] < 100
 
 
-def test_dicom_window_and_missing_pydicom(tmp_path, monkeypatch):
+def test_dicom_window(tmp_path):
+    """A window of the values 1000 to 2000 makes what is beyond black or white."""
+    import pydicom
+    ramp = np.repeat(np.arange(0, 4000, 40, dtype=np.uint16)[None], 100, 0)
+    whole = pydicom.dcmread(io.BytesIO(mimic_tree.dicom_file(ramp, "MONOCHROME2")))
+    whole.WindowCenter, whole.WindowWidth = 1500, 1000
+    whole.save_as(tmp_path / "a.dcm")
+    row = np.asarray(radiographs.read(tmp_path / "a", 512)[0])[50]
+    assert (row[:25] == 0).all() and (row[51:] == 255).all() and abs(int(row[37]) - 127) < 8
+
+
+def test_dicom_the_right_way_up_and_missing_pydicom(tmp_path, monkeypatch):
     (tmp_path / "a.dcm").write_bytes(mimic_tree.dicom_file(mimic_tree.film(1).astype(np.uint16) * 16, "MONOCHROME2"))
     found = np.asarray(radiographs.read(tmp_path / "a", 512)[0], float)
     assert found[:20, :20].mean() < 60 < 190 < found[-20:, -20:].mean()
@@ -736,6 +747,8 @@ def test_check_of_rows_of_another_form(built, tmp_path, row):
     (lambda d: reseal(d / "und-48", lambda n, row: {**row, "id": "same"} if n < 2 else row), "twice"),
     (lambda d: reseal(d / "und-48", lambda n, row: {**row, "split": "val"} if n == 0 else row), "more than one split"),
     (lambda d: reseal(d / "und-48", lambda n, row: {**row, "report": " "} if n == 0 else row), "empty report"),
+    (lambda d: (d / "und-48/dataset.json").write_text((d / "und-48/dataset.json").read_text().replace('"quality": 95', '"quality": 90')), "edited"),
+    (lambda d: shutil.copy(d / "und-48/00000.bin", d / "und-48/00009.bin"), "not those that dataset.json names"),
     (lambda d: (d / "und-test-ids.txt").write_text(next(audit.rows_of(d / "gen-32"))["id"]), "understanding test")])
 def test_check_finds_what_is_wrong(built, tmp_path, damage, message):
     shutil.copytree(built.out, tmp_path / "out")

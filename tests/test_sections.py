@@ -53,6 +53,9 @@ def test_the_last_of_two_sections_counts():
 
 
 def test_empty_sections_are_dropped():
+    assert study_text(b"x\n FINDINGS: ___\n \n IMPRESSION: Fine.\n", "s1")[0] == StudyText(None, "Fine.", None, "impression")
+    assert study_text(b"x\n FINDINGS: Clear.\n FINDINGS:  \n \n IMPRESSION: Fine.\n", "s1")[0].findings == "Clear."
+    assert study_text(b"x\n INDICATION: Cough.\n \n Clear lungs.\n FINDINGS:  \n \n", "s1")[0].other == "Clear lungs."
     assert study_text(b"x\n FINDINGS:  \n \n IMPRESSION: Fine.\n", "s1")[0] == StudyText(None, "Fine.", None, "impression")
 
 
@@ -87,4 +90,7 @@ def test_bytes_of_any_kind(raw, odd):
 def test_addendum_above_the_line_of_underscores():
     text = " ADDENDUM  See below.\n FINDINGS: Wrong.\n IMPRESSION: Wrong.\n ____________\n FINAL REPORT\n FINDINGS: Right.\n"
     assert study_text(text.encode(), "s1")[0] == StudyText("Right.", None, None, "findings")
+    assert sections.drop_addendum(" FINAL\n _____\n ADDENDUM\n A\n _____\n B\n") == " B\n"
+    below = "x\n FINDINGS: Clear, see addendum below.\n _____\n ADDENDUM: Line placed.\n"
+    assert study_text(below.encode(), "s1")[0].findings.startswith("Clear")
     assert sections.drop_addendum("A\n _____\n B") == "A\n _____\n B"          # without the word it is but a line
