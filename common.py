@@ -5,6 +5,7 @@ Nothing here knows the model. Every script ends with `common.cli(main)`: bad inp
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -49,7 +50,8 @@ def setup(device="auto", threads=0, deterministic=False):
         store, rank, world = next(dist.rendezvous("env://"))
         settings.store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)     # it outlives a restart
         backend = "nccl" if device.startswith("cuda") else "gloo"
-        dist.init_process_group(backend, store=settings.store, rank=rank, world_size=world)
+        hour = timedelta(hours=1)       # others wait while rank 0 draws samples or hashes a checkpoint
+        dist.init_process_group(backend, store=settings.store, rank=rank, world_size=world, timeout=hour)
     except dist.DistNetworkError as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise InputError(f"the processes cannot meet at {place} ({str(error).splitlines()[0]}); if the port is in use, "

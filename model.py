@@ -52,7 +52,7 @@ class UniXConfig:
 
     def __post_init__(self):
         self.vision = ViTConfig(**self.vision) if isinstance(self.vision, dict) else self.vision
-        assert self.n_embd % self.n_head == 0, f"{self.n_head} heads do not divide width {self.n_embd}"
+        assert self.n_head > 0 and self.n_embd % self.n_head == 0, f"{self.n_head} heads do not divide width {self.n_embd}"
         assert 1 <= self.repa_layer <= self.n_layer, f"repa_layer {self.repa_layer} is not one of {self.n_layer} layers"
 
 

@@ -139,7 +139,8 @@ def state(optimizers, ema, skips=0):
 
 def resume(directory, optimizers, ema):
     """Put the optimizers and the average of a checkpoint back -> the step it was written at, steps skipped in a row."""
-    saved = torch.load(Path(directory) / "state.pt", weights_only=True, map_location="cpu")
+    cuda = next(iter(ema.live.values())).is_cuda        # then mapped: every process takes its part, none reads all of it
+    saved = torch.load(Path(directory) / "state.pt", weights_only=True, map_location="cpu", mmap=cuda)
     for optimizer, kept in zip(optimizers, saved["optimizers"], strict=True):
         optimizer.load_state_dict(kept)
         if not isinstance(optimizer, (torch.optim.AdamW, Muon)):        # sharded: torch loads it twice, and "step" on the CPU

@@ -117,8 +117,7 @@ def cli(main):
         sys.exit(main(sys.argv[1:]))
     except InputError as error:
         if first_to_say():
-            said = str(error).rpartition("InputError: ")[2].strip()         # a DataLoader's process sends its traceback along
-            print(f"error: {said}", file=sys.stderr)
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         print(f"error: {error.filename or 'a file'} could not be read or written: {error.strerror or error}.", file=sys.stderr)

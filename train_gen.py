@@ -67,6 +67,7 @@ class TrainConfig(runs.RunConfig):
     def __post_init__(self):
         assert self.stage in (2, 3), f"--stage {self.stage}: this script trains stages 2 and 3; train_und.py is stage 1."
         super().__post_init__()
+        assert min(self.size, self.max_latent_size, self.repa_inner, self.shift) > 0, "sizes and --shift must be positive."
         assert self.train_u or not self.und_share, "--und-share trains the understanding set: it needs --train-u."
         assert self.und_share * self.micro_batch % 1 == 0 <= self.und_share, (
             f"--und-share {self.und_share:g} of a micro-batch of {self.micro_batch} is no whole number of samples.")

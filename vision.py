@@ -35,7 +35,7 @@ class ViTConfig:
     def __post_init__(self):
         self.mean, self.std = tuple(self.mean), tuple(self.std)
         assert self.image_size % self.patch_size == 0, f"patches of {self.patch_size} do not tile {self.image_size} px"
-        assert self.n_embd % self.n_head == 0, f"{self.n_head} heads do not divide width {self.n_embd}"
+        assert self.n_head > 0 and self.n_embd % self.n_head == 0, f"{self.n_head} heads do not divide width {self.n_embd}"
 
     @property
     def grid(self):

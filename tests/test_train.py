@@ -299,7 +299,7 @@ def test_stage_1_goes_on_from_a_later_stage(phantom, stage2, tmp_path):
 
 
 def test_sizes_that_do_not_fit_are_said(phantom, tmp_path):
-    for option, value in (("--n-head", 3), ("--vit-head", 3), ("--repa-layer", 9)):
+    for option, value in (("--n-head", 3), ("--vit-head", 3), ("--repa-layer", 9), ("--n-head", 0), ("--vit-head", 0)):
         with pytest.raises(InputError):
             train_und.main(und(phantom, tmp_path, "--steps", 1, option, value))
 
