@@ -6,6 +6,7 @@ They are over MIMIC-CXR: beside other data they say nothing.
 import importlib.util
 import json
 
+import pack
 from images import NOTICE
 from text_metrics import POLICIES
 
@@ -49,8 +50,8 @@ def shown(number, digits=3, scale=1):
     """0.512 [0.498, 0.525], or a dash."""
     if number is None or number["value"] is None:
         return "–"
-    text = f"{number['value'] * scale:.{digits}f}"
-    return text + (" [" + ", ".join(f"{x * scale:.{digits}f}" for x in number["interval"]) + "]" if number["interval"] else "")
+    rounded = lambda x: f"{round(x * scale, digits) + 0.0:.{digits}f}"         # + 0.0: no -0.000
+    return rounded(number["value"]) + (f" [{', '.join(map(rounded, number['interval']))}]" if number["interval"] else "")
 
 
 def table(head, rows):
@@ -117,6 +118,8 @@ def markdown(result):
         text += [f"## {name.replace('_', ' ')}", *PARTS.get(name, plain)(part)]
     if result["left_out"]:
         text += ["## Left out", "\n".join(f"- {sentence}" for sentence in result["left_out"])]
+    if result.get("warnings"):
+        text += ["## Mind", "\n".join(f"- {sentence}" for sentence in result["warnings"])]
     if failed := result["failures"]:
         text += [f"## Failed: {len(failed)}, not scored", "\n".join(f"- {name}: {why}" for name, why in failed.items())]
     settings = ", ".join(f"{k} {v}" for k, v in result["settings"].items())
@@ -128,10 +131,9 @@ def write(path, title, scores, settings, left_out=(), failures=(), **more):
     result = {"title": title, "scores": scores, "settings": settings, "left_out": list(left_out), "failures": dict(failures),
               "notice": NOTICE, **more}
     text = markdown(result)
+    path.parent.mkdir(parents=True, exist_ok=True)
     for suffix, content in ((".json", json.dumps(result, indent=1)), (".md", text)):
-        temporary = path.with_name(f".tmp-{path.name}{suffix}")
-        temporary.write_text(content, encoding="utf-8")
-        temporary.rename(path.with_name(path.name + suffix))
+        pack.write(path.with_name(path.name + suffix), content.encode())
     return text
 
 
