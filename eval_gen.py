@@ -25,6 +25,7 @@ from checkpoint import newest
 from common import InputError
 from eval_und import chosen, finish, reader
 from images import captioned, checked, save_png
+from pack import settings_hash
 from text_metrics import alignment_mean, unique_captions
 
 
@@ -98,8 +99,8 @@ class Drawn:
         most, size = model.cfg.max_text, generate.latent_side(model, vae, cfg.size) * vae.factor
         settings = {**chosen(cfg, *SAMPLING), "size": size}
         used = chosen(cfg, "data", "split", "prompt", "max_tokens", "batch", "dtype")
-        worklist.agree(out, {"checkpoint": str(newest(cfg.checkpoint)), "captions": len(captions), "images": len(ids), **used,
-                             **settings}, cfg.overwrite, process)
+        used |= {"checkpoint": str(newest(cfg.checkpoint)), "captions": settings_hash(list(captions.items())), "images": len(ids)}
+        worklist.agree(out, used | settings, cfg.overwrite, process)
         (out / "images").mkdir(exist_ok=True)
 
         def draw(block):

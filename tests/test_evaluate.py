@@ -131,14 +131,18 @@ def test_und_in_two_processes_and_after_an_interruption(phantom, run, und_run, t
     assert eval_und.main(und(phantom, run, tmp_path / "cut")) == 0 and not calls, "a finished run is only scored"
 
 
+def damage(data, n):
+    """Zeros instead of image number n of a packed data set."""
+    shard, _, offset, length = data.data.places[n]
+    with open(data.data.shards[shard].with_suffix(".bin"), "r+b") as file:
+        file.seek(offset)
+        file.write(bytes(length))
+
+
 def test_a_picture_that_cannot_be_read_is_named_and_not_scored(phantom, run, und_run, tmp_path, capsys):
     root = shutil.copytree(phantom, tmp_path / "data")
     data = features.PackedImages(root / "und-64", "train")
-    shard, _, offset, length = data.data.places[5]
-    path = data.data.shards[shard].with_suffix(".bin")
-    whole = bytearray(path.read_bytes())
-    whole[offset:offset + length] = bytes(length)
-    path.write_bytes(whole)
+    damage(data, 5)
     assert eval_und.main(und(root, run, tmp_path / "out")) == 1
     result, name = json.loads((tmp_path / "out" / "result.json").read_text()), data.ids[5]
     assert list(result["failures"]) == [name] and result["scores"]["understanding"]["micro"]["n"] == 23
@@ -225,11 +229,7 @@ def test_a_report_that_is_too_long_is_named(phantom, run, tmp_path, capsys):
 def test_a_real_picture_that_cannot_be_read_is_left_out_on_both_sides(phantom, run, gen_run, tmp_path, capsys):
     root = shutil.copytree(phantom, tmp_path / "data")
     data = features.PackedImages(root / "gen-32", "train")
-    shard, _, offset, length = data.data.places[0]
-    path = data.data.shards[shard].with_suffix(".bin")
-    whole = bytearray(path.read_bytes())
-    whole[offset:offset + length] = bytes(length)
-    path.write_bytes(whole)
+    damage(data, 0)
     assert eval_gen.main(gen(root, run, tmp_path / "x")) == 1
     result, name = json.loads((tmp_path / "x" / "result.json").read_text()), data.ids[0]
     before = json.loads((gen_run / "result.json").read_text())["scores"]["generation"]["1"]["fd"]
@@ -250,6 +250,22 @@ def test_what_cannot_end_well_is_refused_before_the_work(phantom, run, gen_run, 
     with pytest.raises(InputError, match="--sweep has nothing to measure"):
         eval_gen.main(gen(root, run, tmp_path / "x", "--sweep", "steps=1", "--encoder", "rad-dino", "--rad-dino", tmp_path / "no",
                           "--chexbert", tmp_path / "no"))
+
+
+def test_a_run_is_not_continued_with_other_texts(phantom, run, und_run, gen_run, tmp_path):
+    """The data set was prepared anew, in the same place."""
+    for before, main, argv, task, field in ((und_run, eval_und.main, und, "und-64", "prompt"), (gen_run, eval_gen.main, gen, "gen-32", "report")):
+        out, root = shutil.copytree(before, tmp_path / task), tmp_path / f"data-{task}"
+        shutil.copytree(phantom, root)
+        settings = json.loads((out / "settings.json").read_text())
+        settings["data"] = settings["data"].replace(str(phantom), str(root))
+        (out / "settings.json").write_text(json.dumps(settings))
+        path = root / task / "00000.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        next(row for row in rows if row["split"] == "train")[field] += " Once more."
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with pytest.raises(InputError, match=r"begun with other settings \((captions|questions)\)"):
+            main(argv(root, run, out))
 
 
 def test_a_file_of_real_features_must_hold_all(phantom, run, gen_run, tmp_path, capsys):
