@@ -215,9 +215,10 @@ def main(argv, doc=__doc__):
         known = known or sorted({name for row in named for name in row["labels"]})
         scores["findings"] = scoring.by_finding(named, a, b, known, cfg.bootstrap)
         least = max(scoring.FEW, a.shape[1])
-        warnings = [f"FD of {name} is left out: fewer than two images." for name in known if name not in scores["findings"]]
-        warnings += [f"FD of {name} is over {row['n_real']} images, fewer than {least}: mostly the bias of a small sample."
-                    for name, row in scores["findings"].items() if row["few"]]
+        warnings = tables.other_features(encoder.name)
+        warnings += [f"FD of {name} is left out: fewer than two images." for name in known if name not in scores["findings"]]
+        if few := [f"{name} ({row['n_real']})" for name, row in scores["findings"].items() if row["few"]]:
+            warnings.append(f"FD of {', '.join(few)} is over fewer than {least} images each: mostly the bias of a small sample.")
     cosines, sentences = foreign.alignment([(out / "images" / files[name], captions[name]) for name in drawn.ids], cfg.python)
     if cosines is not None:
         mean = lambda at=slice(None): {"alignment": float(np.array(cosines)[at].mean())}

@@ -123,8 +123,10 @@ def compare(argv):
     failures = real.failures | made.failures
     ids, others = ([name for name in part.ids if name not in failures] for part in (real, made))    # what failed, on both sides
     shared, paired = set(ids) & set(others), set(ids) == set(others)
-    warnings = [] if paired or not shared else [f"{len(shared)} of {len(ids)} and {len(others)} names are in both sets: they are "
-                                                "compared as two sets, not image by image, and blocks hold different prompts."]
+    warnings = tables.other_features(real.encoder)
+    if shared and not paired:
+        warnings.append(f"{len(shared)} of {len(ids)} and {len(others)} names are in both sets: they are compared as two sets, not "
+                        "image by image, and blocks hold different prompts.")
     scores = {"generation": scoring.images(real.pick(ids), made.pick(ids if paired else others), cfg.shards, cfg.k, cfg.bootstrap,
                                            paired)}         # pairs in the same order, so in the same blocks
     print(tables.write(Path(cfg.out), f"{cfg.real} and {cfg.generated}", scores, vars(cfg), failures=failures,

@@ -63,6 +63,13 @@ def paper(rows, digits):
     return [[name + " (paper)", *("–" if v is None else f"{v:.{digits}f}" for v in row)] for name, row in rows.items()]
 
 
+def other_features(encoder):
+    """[] or why the paper's FD to coverage are no measure for these."""
+    return [] if encoder.startswith("rad-dino, benchmark") else [
+        f"The features are those of '{encoder}', the paper's of RAD-DINO by the benchmark's way: FD to coverage cannot be "
+        "compared with its rows."]
+
+
 # ---- Markdown, part by part of a result ----
 
 def understanding(part):
@@ -156,12 +163,13 @@ def figure(path, draw, size=(7, 3.5)):
 def bars(path, part):
     """FD a finding beside the paper's rows."""
     def draw(fig):
-        ax, names, rows = fig.subplots(), list(part), ["this model", "UniX, 512", "Sana"]
-        for n, row in enumerate(rows):
-            known = [k for k, name in enumerate(names) if row == "this model" or name in FINDINGS]
-            ours, theirs = (lambda name: part[name]["fd"]["value"]), (lambda name: TABLE4[row][FINDINGS.index(name)])
-            heights = [(ours if row == "this model" else theirs)(names[k]) for k in known]
-            ax.bar([k + 0.27 * (n - 1) for k in known], heights, 0.25, label=row + " (paper)" * (n > 0))
+        ax, names = fig.subplots(), list(part)
+        ours = {"this model": [part[name]["fd"]["value"] for name in names]}
+        known = set(names) <= set(FINDINGS)         # phantoms have findings of their own
+        theirs = {f"{row} (paper)": [TABLE4[row][FINDINGS.index(name)] for name in names] for row in ("UniX, 512", "Sana")} \
+            if known else {}
+        for n, (row, heights) in enumerate({**ours, **theirs}.items()):
+            ax.bar([k + 0.27 * (n - len(theirs) / 2) for k in range(len(names))], heights, 0.25, label=row)
         labels = [f"{name}\nn = {part[name]['n_real']}" for name in names]
         ax.set_xticks(range(len(names)), labels, rotation=60, ha="right", fontsize=7)
         ax.set_ylabel("FD")
