@@ -125,8 +125,8 @@ def compare(argv):
     shared, paired = set(ids) & set(others), set(ids) == set(others)
     warnings = tables.other_features(real.encoder)
     if shared and not paired:
-        warnings.append(f"{len(shared)} of {len(ids)} and {len(others)} names are in both sets: they are compared as two sets, not "
-                        "image by image, and blocks hold different prompts.")
+        warnings.append(f"{len(shared)} of {len(ids)} and {len(others)} names are in both sets: they are compared as two sets, "
+                        "not image by image, and blocks hold different prompts.")
     scores = {"generation": scoring.images(real.pick(ids), made.pick(ids if paired else others), cfg.shards, cfg.k, cfg.bootstrap,
                                            paired)}         # pairs in the same order, so in the same blocks
     print(tables.write(Path(cfg.out), f"{cfg.real} and {cfg.generated}", scores, vars(cfg), failures=failures,
