@@ -141,7 +141,10 @@ def tokenizer(folder, cfg):
 def main(argv):
     if len(argv) != 2:
         raise InputError("say which weights and which reports: `python chexbert.py pretrained/chexbert reports.txt`.")
-    for row in load(argv[0]).label(text_lines(argv[1])):
+    reports = text_lines(argv[1])
+    if not reports:
+        raise InputError(f"{argv[1]} holds no report; write one a line.")
+    for row in load(argv[0]).label(reports):
         print(",".join(map(str, row)))
     print("order: " + ", ".join(LABELS), file=sys.stderr)
 

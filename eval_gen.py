@@ -24,7 +24,8 @@ import worklist
 from checkpoint import newest
 from common import InputError
 from eval_und import chosen, finish, reader
-from images import captioned, save_png
+from images import captioned, checked, save_png
+from pack import settings_hash
 from text_metrics import alignment_mean, unique_captions
 
 
@@ -76,6 +77,7 @@ SAMPLING = ("seed", "steps", "solver", "shift", "cfg", "cfg_interval", "renorm")
 
 
 def swept(parts):
+    assert len({part.split("=")[0] for part in parts}) == len(parts), "--sweep: each setting once, as steps=4,8 cfg=1,2.5."
     for part in parts:
         good = re.fullmatch(r"steps=[1-9]\d*(,[1-9]\d*)*|cfg=\d+(\.\d+)?(,\d+(\.\d+)?)*", part)
         assert good, f"--sweep {part} is not like steps=4,8 or cfg=1,2.5."
@@ -97,8 +99,8 @@ class Drawn:
         most, size = model.cfg.max_text, generate.latent_side(model, vae, cfg.size) * vae.factor
         settings = {**chosen(cfg, *SAMPLING), "size": size}
         used = chosen(cfg, "data", "split", "prompt", "max_tokens", "batch", "dtype")
-        worklist.agree(out, {"checkpoint": str(newest(cfg.checkpoint)), "captions": len(captions), "images": len(ids), **used,
-                             **settings}, cfg.overwrite, process)
+        used |= {"checkpoint": str(newest(cfg.checkpoint)), "captions": settings_hash(list(captions.items())), "images": len(ids)}
+        worklist.agree(out, used | settings, cfg.overwrite, process)
         (out / "images").mkdir(exist_ok=True)
 
         def draw(block):
@@ -144,14 +146,22 @@ def real_features(cfg, images, ids, encoder, process, out):
     """Features of the real images with these ids, from a file, a folder, or the data set itself."""
     if cfg.real.endswith(".safetensors"):
         real = features.load(cfg.real)
-        features.same_encoder(real, replace(real, encoder=encoder.name), (cfg.real, "this run"))
+        if real.encoder != encoder.name:
+            raise InputError(f"{cfg.real} was made by '{real.encoder}', this run uses '{encoder.name}'; extract both with one.")
+        have, real.failures = {*real.ids, *real.failures}, {name: why for name, why in real.failures.items() if name in set(ids)}
     else:
-        source = features.open_images(cfg.real) if cfg.real else images
-        lost = [name for name in ids if name not in set(source.ids)]
-        if lost:
-            raise InputError(f"{source.source} lacks {len(lost)} of {len(ids)} real images, the first is {lost[0]}.")
-        real = features.reused(out / "real.safetensors", encoder, source, process, cfg.batch, ids)
-    return real
+        real, source = None, features.open_images(cfg.real) if cfg.real else images
+        have = set(source.ids)
+    lost = [name for name in ids if name not in have]
+    if lost:
+        raise InputError(f"{cfg.real or images.source} lacks {len(lost)} of {len(ids)} real images, the first is {lost[0]}.")
+    return real or features.reused(out / "real.safetensors", encoder, source, process, cfg.batch, ids)
+
+
+def both(real, drawn):
+    """Features (n, C) of the real and of the drawn images that are there on both sides -> (names, real, drawn)."""
+    names = [name for name in drawn.ids if name not in real.failures]
+    return names, real.pick(names), drawn.pick(names)
 
 
 def main(argv, doc=__doc__):
@@ -174,6 +184,12 @@ def main(argv, doc=__doc__):
     elif cfg.encoder == "rad-dino":
         left_out.append(f"FD, KD, precision, recall, density and coverage are left out (nothing at {cfg.rad_dino}): hf download "
                         "microsoft/rad-dino --local-dir pretrained/rad-dino, or --encoder vision for the checkpoint's own tower.")
+    if encoder and len(ids) < (least := 6 * max(cfg.shards)):      # neighbours are the fifth
+        raise InputError(f"--shards {max(cfg.shards)} needs {least} reports or more, there are {len(ids)}; --shards 1 needs 6.")
+    if cfg.sweep and not encoder and label is None:
+        raise InputError("--sweep has nothing to measure: RAD-DINO and CheXbert are not there; --encoder vision needs neither.")
+    if encoder and cfg.sweep and min(cfg.sweep_num, len(ids)) < 6:
+        raise InputError("--sweep-num must be 6 or more: neighbours are the fifth.")
     left_out += tables.plots_left_out()
 
     drawn = Drawn(cfg, out, ids, captions, files, loaded, process, encoder)
@@ -192,30 +208,35 @@ def main(argv, doc=__doc__):
     scores = {}
     if encoder:
         failures |= real.failures
-        both = [name for name in drawn.features.ids if name in set(real.ids)]
-        a, b = real.pick(both), drawn.features.pick(both)
+        names, a, b = both(real, drawn.features)
         scores["generation"] = scoring.images(a, b, cfg.shards, replicates=cfg.bootstrap)
-        named = [{"caption": captions[name], "labels": findings_of(images.rows[name]["labels"])} for name in both]
+        named = [{"caption": captions[name], "labels": findings_of(images.rows[name]["labels"])} for name in names]
         known = [name for name in tables.FINDINGS if any(name in row["labels"] for row in named)]
         known = known or sorted({name for row in named for name in row["labels"]})
         scores["findings"] = scoring.by_finding(named, a, b, known, cfg.bootstrap)
         least = max(scoring.FEW, a.shape[1])
-        warnings = [f"FD of {name} is over {row['n_real']} images, fewer than {least}: mostly the bias of a small sample."
-                    for name, row in scores["findings"].items() if row["few"]]
+        warnings = tables.other_features(encoder.name)
+        warnings += [f"FD of {name} is left out: fewer than two images." for name in known if name not in scores["findings"]]
+        if few := [f"{name} ({row['n_real']})" for name, row in scores["findings"].items() if row["few"]]:
+            warnings.append(f"FD of {', '.join(few)} is over fewer than {least} images each: mostly the bias of a small sample.")
     cosines, sentences = foreign.alignment([(out / "images" / files[name], captions[name]) for name in drawn.ids], cfg.python)
     if cosines is not None:
         mean = lambda at=slice(None): {"alignment": float(np.array(cosines)[at].mean())}
         intervals = metrics.bootstrap(mean, len(cosines), 10 * cfg.bootstrap) if cfg.bootstrap else {}
         number = tables.numbers({"alignment": alignment_mean(cosines)}, intervals, len(cosines))
-        for row in scores.get("generation", {"": scores.setdefault("alignment", {})}).values():
-            row |= number
+        if encoder:
+            for row in scores["generation"].values():
+                row |= number
+        else:
+            scores["alignment"] = number
     if label is not None:
         scores["cycle"], _ = drawn.cycle(label, 10 * cfg.bootstrap)
     if sweep:
         scores["sweep"] = sweep
-    pictures(cfg, out, images, drawn, scores)
-    return finish(out, "Drawing", scores, cfg, left_out + sentences, failures, warnings=warnings,
-                  encoder=encoder.name if encoder else "none")
+    encoder_name = encoder.name if encoder else "none"
+    names = [name for name in drawn.ids if name not in failures]
+    left_out += pictures(cfg, out, images, names, drawn.captions, scores, encoder_name)
+    return finish(out, "Drawing", scores, cfg, left_out + sentences, failures, warnings=warnings, encoder=encoder_name)
 
 
 def findings_of(labels):
@@ -226,8 +247,8 @@ def findings_of(labels):
 def sweep_scores(part, real, label, replicates):
     scores = {}
     if real is not None:
-        both = [name for name in part.features.ids if name in set(real.ids)]
-        values = scoring.images(real.pick(both), part.features.pick(both), replicates=replicates)["1"]
+        _, a, b = both(real, part.features)
+        values = scoring.images(a, b, replicates=replicates)["1"]
         scores |= {"fd": values["fd"], "kd": values["kd"]}
     if label is not None:
         values, _ = part.cycle(label, 10 * replicates)
@@ -235,17 +256,19 @@ def sweep_scores(part, real, label, replicates):
     return scores
 
 
-def pictures(cfg, out, images, drawn, scores):
-    """Real and generated side by side under the report; bars a finding; curves of the sweep."""
-    names = drawn.ids[:cfg.show]
-    folder, side, pairs, texts = features.Folder(out / "images"), 128, [], []
-    for name in names:
-        for title, image in (("real: ", images.read(name)), ("generated: ", folder.read(name))):
-            pairs.append(np.array(image.resize((side, side), Image.Resampling.BICUBIC)))
-            texts.append(title + drawn.captions[name])
-    save_png(captioned(pairs, texts, columns=4), out / "pairs.png", checkpoint=Path(cfg.checkpoint).name)
+def pictures(cfg, out, images, names, captions, scores, encoder):
+    """Real and generated side by side under the report; bars a finding; curves of the sweep -> what could not be shown."""
+    folder, side, lost = features.Folder(out / "images"), 128, []
+    small = lambda image: np.array(image.resize((side, side), Image.Resampling.BICUBIC))
+    read = lambda _, name: (small(images.read(name)), small(folder.read(name)))
+    pairs = checked([(name, name) for name in names[:cfg.show]], read, lost)
+    if pairs:
+        texts = [title + captions[name] for name, _ in pairs for title in ("real: ", "generated: ")]
+        save_png(captioned([one for _, two in pairs for one in two], texts, columns=4), out / "pairs.png",
+                 checkpoint=Path(cfg.checkpoint).name)
     if not tables.plots_left_out():
         if scores.get("findings"):
-            tables.bars(out / "findings.png", scores["findings"], drawn.features.encoder)
+            tables.bars(out / "findings.png", scores["findings"], encoder)
         if scores.get("sweep"):
             tables.curves(out / "sweep.png", scores["sweep"])
+    return lost

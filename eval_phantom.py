@@ -22,12 +22,14 @@ from PIL import Image
 
 import common
 import features
+import generate
 import metrics
+import pack
 import sample
 import scoring
 import tables
 import weights
-from eval_gen import combinations, swept
+from eval_gen import chosen, combinations, swept
 from images import NOTICE, captioned, save_png
 from prepare_phantom import Settings, held_out
 from worklist import chunks
@@ -53,9 +55,14 @@ class EvalConfig:
     dtype: str = "bfloat16"         # or float32
 
     def __post_init__(self):
-        assert self.num > 0 and 0 < self.show, "--num and --show must be at least 1."
+        sample.SampleConfig(**chosen(self, *DRAWING, "size"))          # checks them
+        assert self.num > 0 and self.show > 0, "--num and --show must be at least 1."
+        assert not self.sweep or self.num >= 6, "--num must be 6 or more for a sweep: neighbours are the fifth."
         assert self.bootstrap >= 0, "--bootstrap must be 0 or more."
         swept(self.sweep)
+
+
+DRAWING = ("seed", "steps", "solver", "shift", "cfg", "batch")
 
 
 def resized(pictures, size):
@@ -89,9 +96,8 @@ class Scorer:
 
     def draw(self, **changes):
         """One image of each report: image number i of report i, so that the noise differs from phantom to phantom."""
-        cfg, settings = self.cfg, {name: vars(self.cfg)[name] for name in ("seed", "steps", "solver", "shift", "cfg", "batch")}
         return sample.generate_images(self.model, self.vae, self.tokenizer, self.reports, size=self.drawn,
-                                      numbers=range(cfg.num), **settings | changes)[:, 0]
+                                      numbers=range(self.cfg.num), **chosen(self.cfg, *DRAWING) | changes)[:, 0]
 
     @torch.inference_mode()
     def through_vae(self):
@@ -144,6 +150,7 @@ def phantom(cfg):
 def sweep(cfg):
     """Cycle F1 and FD of every combination of the swept settings, on the same phantoms with the same noise."""
     it, rows = Scorer(cfg), []
+    generate.latent_side(it.model, it.vae, it.drawn)        # a checkpoint that cannot draw is told so
     real = it.look(it.pictures)
     for point in combinations(cfg.sweep):
         drawn = it.draw(**point)
@@ -161,9 +168,10 @@ def sweep(cfg):
 
 
 def save(cfg, result):
-    Path(f"{cfg.out}.json").write_text(json.dumps(result, indent=1))
+    pack.write(Path(f"{cfg.out}.json"), json.dumps(result, indent=1).encode())
 
 
 def main(argv, doc=__doc__):
     cfg = common.override(EvalConfig(), argv, doc)
+    Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
     sweep(cfg) if cfg.sweep else phantom(cfg)

@@ -18,6 +18,7 @@ import weights
 import worklist
 from checkpoint import newest
 from images import checked
+from pack import settings_hash
 from text_metrics import same_items
 from vision import preprocess
 
@@ -85,7 +86,7 @@ def main(argv, doc=__doc__):
     label, left_out = scoring.labeller(cfg.chexbert, cfg.cut, process.device, phantom)     # a bad file stops us before the work
 
     used = chosen(cfg, "split", "limit", "prompt", "max_tokens", "batch", "dtype")
-    used |= {"checkpoint": str(newest(cfg.checkpoint)), "data": images.source}
+    used |= {"checkpoint": str(newest(cfg.checkpoint)), "data": images.source, "questions": settings_hash(prompts)}
     worklist.agree(out, used, cfg.overwrite, process)
     blocks = worklist.grouped(ids, prompts.get, cfg.batch)
     rows = worklist.run(out / "reports.jsonl", blocks, reader(model, tokenizer, images, prompts, cfg), process, "reading")

@@ -114,27 +114,34 @@ def compare(argv):
     process, paths = common.setup(cfg.device), (cfg.real, cfg.generated)
     if process.world > 1:
         raise InputError("compare runs in one process; extract features under torchrun with `evaluate.py features`.")
-    if all(path.endswith(".jsonl") for path in paths):
+    if any(path.endswith(".jsonl") for path in paths):
         return compare_reports(cfg, process)
     encoder = None if all(path.endswith(".safetensors") for path in paths) else encoder_of(cfg, process.device)
     real, made = (features.load(path) if path.endswith(".safetensors") else
                   features.extract(encoder, features.open_images(path), process, cfg.batch) for path in paths)
     features.same_encoder(real, made, paths)
-    paired = set(real.ids) == set(made.ids)
-    x = made.pick(real.ids) if paired else made.x           # the same images in both: in the same order, so in the same blocks
-    scores = {"generation": scoring.images(real.x, x, cfg.shards, cfg.k, cfg.bootstrap, paired)}
     failures = real.failures | made.failures
+    ids, others = ([name for name in part.ids if name not in failures] for part in (real, made))    # what failed, on both sides
+    shared, paired = set(ids) & set(others), set(ids) == set(others)
+    warnings = tables.other_features(real.encoder)
+    if shared and not paired:
+        warnings.append(f"{len(shared)} of {len(ids)} and {len(others)} names are in both sets: they are compared as two sets, "
+                        "not image by image, and blocks hold different prompts.")
+    scores = {"generation": scoring.images(real.pick(ids), made.pick(ids if paired else others), cfg.shards, cfg.k, cfg.bootstrap,
+                                           paired)}         # pairs in the same order, so in the same blocks
     print(tables.write(Path(cfg.out), f"{cfg.real} and {cfg.generated}", scores, vars(cfg), failures=failures,
-                       encoder=real.encoder, paired=paired))
+                       encoder=real.encoder, paired=paired, warnings=warnings))
     return complain(failures)
 
 
 def compare_reports(cfg, process):
     """Only rows of both files with text are scored; {"id", "error"} rows are failures, named and left out on both sides."""
     for path in (cfg.real, cfg.generated):
-        if not Path(path).exists():
+        if not path.endswith(".jsonl"):
+            raise InputError(f"{path} is no .jsonl file; references and reports are compared with each other, not with images.")
+        if not Path(path).is_file():
             raise InputError(f"there are no reports at {path}.")
-    there, said = (read_rows(Path(path)) for path in (cfg.real, cfg.generated))
+    there, said = (read_rows(Path(path), ours=False) for path in (cfg.real, cfg.generated))
     failures = {name: row["error"] for rows in (there, said) for name, row in rows.items() if "error" in row}
     for rows, path in ((there, cfg.real), (said, cfg.generated)):
         bad = [name for name, row in rows.items() if name not in failures and not isinstance(row.get("report"), str)]
@@ -176,6 +183,7 @@ def privacy(argv):
     if twice:
         raise InputError(f"{len(twice)} images are in --train and in --held-out, the first is {sorted(twice)[0]}; held-out means "
                          "not trained on.")
+    sources = features.open_images(made.source), features.open_images(train.source)     # first: the closest pairs are shown
     values, (distance, where), reference = scoring.privacy(made.x, held.x, train.x, cfg.bootstrap)
     closest = np.argsort(distance)[:cfg.show]
     pairs = [{"generated": made.ids[n], "train": train.ids[where[n]], "distance": float(distance[n]),
@@ -184,7 +192,7 @@ def privacy(argv):
     quantiles = {"at": at, **{k: np.quantile(d, at).tolist() for k, d in (("generated", distance), ("held_out", reference))}}
     more = dict(closest=pairs, quantiles=quantiles, encoder=train.encoder)
     print(tables.write(Path(cfg.out), "Nearest training images", {"privacy": values}, vars(cfg), **more))
-    sources, shown = (features.open_images(made.source), features.open_images(train.source)), []
+    shown = []
     for pair in pairs:
         shown += [np.array(source.read(pair[key]).resize((160, 160), Image.Resampling.BICUBIC))
                   for source, key in zip(sources, ("generated", "train"))]

@@ -66,6 +66,8 @@ class PackedImages:
         self.data = Packed(path.parent, task, int(size), split or None)
         self.source = str(path.resolve()) + (f"#{split}" if split else "")
         self.rows = {row["id"]: row for row in self.data.rows}
+        if len(self.rows) < len(self.data.rows):
+            raise InputError(f"{path} holds two images of the same id; prepare the data set anew.")
         self.places = {row["id"]: n for n, row in enumerate(self.data.rows)}
         self.ids = list(self.rows)
 
@@ -207,10 +209,17 @@ def load(path):
                                 json.loads(header["failures"]))
     except FileNotFoundError:
         raise InputError(f"there are no features at {path}; `python evaluate.py features --images …` writes them.") from None
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path} is damaged or no file of features ({error}).") from None
-    if features.x.ndim != 2 or len(features.ids) != len(features.x):
-        raise InputError(f"{path} names {len(features.ids)} images and holds features of shape {features.x.shape}.")
+    ids, x = features.ids, features.x
+    if not isinstance(ids, list) or not all(isinstance(i, str) for i in ids) or not isinstance(features.failures, dict):
+        raise InputError(f"{path} does not say which images its features are of; extract them anew.")
+    if len(set(ids)) < len(ids):
+        raise InputError(f"{path} names {next(i for i in ids if ids.count(i) > 1)} twice; every image may be there once.")
+    if x.dtype != np.float32:
+        raise InputError(f"{path} holds features in {x.dtype}; float32 is wanted.")
+    if x.ndim != 2 or len(ids) != len(x):
+        raise InputError(f"{path} names {len(ids)} images and holds features of shape {x.shape}.")
     return features
 
 
@@ -218,3 +227,5 @@ def same_encoder(a, b, names):
     if a.encoder != b.encoder:
         raise InputError(f"{names[0]} was made by '{a.encoder}', {names[1]} by '{b.encoder}': features of two encoders cannot "
                          "be compared; extract both with one.")
+    if a.x.shape[1] != b.x.shape[1]:
+        raise InputError(f"{names[0]} has {a.x.shape[1]} numbers an image, {names[1]} {b.x.shape[1]}: extract both anew.")

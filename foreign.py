@@ -37,7 +37,10 @@ json.dump([float(engine.get_similarity_score_from_raw_data(Path(path), prompt)) 
 
 def ask(code, content, python=""):
     """Run `code` with JSON on its standard input -> (its answer, "") or (None, the last line of what went wrong)."""
-    done = subprocess.run([python or sys.executable, "-c", code], input=json.dumps(content), text=True, capture_output=True)
+    try:
+        done = subprocess.run([python or sys.executable, "-c", code], input=json.dumps(content), text=True, capture_output=True)
+    except OSError as error:
+        return None, f"--python {python}: {error.strerror}"
     if done.returncode:
         return None, (done.stderr.strip().splitlines() or ["no word"])[-1]
     return json.loads(done.stdout), ""

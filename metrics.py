@@ -17,6 +17,7 @@ from common import InputError, generator
 
 BLOCK = 1024            # rows of a distance matrix that are looked at together
 NAMES = ("fd", "kd", "precision", "recall", "density", "coverage")
+BOUNDS = {"fd": (0, None), "density": (0, None), **dict.fromkeys(("precision", "recall", "coverage"), (0, 1))}
 
 
 def checked(features, name, least=2):
@@ -165,9 +166,7 @@ def half_samples(metric, real, fake, paired, replicates=100, seed=0):
         i, j = (torch.randperm(len(x), generator=rng)[:len(x) // 2].sort().values.numpy() for x in (real, fake))
         values.append(metric(real[i], fake[i if paired else j]))
     moved = {name: np.array([v[name] for v in values]) for name in estimate}
-    shares = ("precision", "recall", "coverage")
-    return {name: interval(np.clip(v - v.mean() + estimate[name], *((0, 1) if name in shares else (-np.inf, np.inf))))
-            for name, v in moved.items()}
+    return {name: interval(np.clip(v - v.mean() + estimate[name], *BOUNDS.get(name, (None, None)))) for name, v in moved.items()}
 
 
 def bootstrap(statistic, n, replicates=1000, seed=0):

@@ -6,6 +6,7 @@ They are over MIMIC-CXR: beside other data they say nothing.
 import importlib.util
 import json
 
+import pack
 from images import NOTICE
 from text_metrics import POLICIES
 
@@ -49,8 +50,8 @@ def shown(number, digits=3, scale=1):
     """0.512 [0.498, 0.525], or a dash."""
     if number is None or number["value"] is None:
         return "–"
-    text = f"{number['value'] * scale:.{digits}f}"
-    return text + (" [" + ", ".join(f"{x * scale:.{digits}f}" for x in number["interval"]) + "]" if number["interval"] else "")
+    rounded = lambda x: f"{round(x * scale, digits) + 0.0:.{digits}f}"         # + 0.0: no -0.000
+    return rounded(number["value"]) + (f" [{', '.join(map(rounded, number['interval']))}]" if number["interval"] else "")
 
 
 def table(head, rows):
@@ -60,6 +61,13 @@ def table(head, rows):
 
 def paper(rows, digits):
     return [[name + " (paper)", *("–" if v is None else f"{v:.{digits}f}" for v in row)] for name, row in rows.items()]
+
+
+def other_features(encoder):
+    """[] or why the paper's FD to coverage are no measure for these."""
+    return [] if encoder.startswith("rad-dino, benchmark") else [
+        f"The features are those of '{encoder}', the paper's of RAD-DINO by the benchmark's way: FD to coverage cannot be "
+        "compared with its rows."]
 
 
 # ---- Markdown, part by part of a result ----
@@ -123,6 +131,8 @@ def markdown(result):
         text += [f"## {name.replace('_', ' ')}", *lines]
     if result["left_out"]:
         text += ["## Left out", "\n".join(f"- {sentence}" for sentence in result["left_out"])]
+    if result.get("warnings"):
+        text += ["## Mind", "\n".join(f"- {sentence}" for sentence in result["warnings"])]
     if failed := result["failures"]:
         text += [f"## Failed: {len(failed)}, not scored", "\n".join(f"- {name}: {why}" for name, why in failed.items())]
     settings = ", ".join(f"{k} {v}" for k, v in result["settings"].items() if v not in ("", []))
@@ -134,10 +144,9 @@ def write(path, title, scores, settings, left_out=(), failures=(), **more):
     result = {"title": title, "scores": scores, "settings": settings, "left_out": list(left_out), "failures": dict(failures),
               "notice": NOTICE, **more}
     text = markdown(result)
+    path.parent.mkdir(parents=True, exist_ok=True)
     for suffix, content in ((".json", json.dumps(result, indent=1)), (".md", text)):
-        temporary = path.with_name(f".tmp-{path.name}{suffix}")
-        temporary.write_text(content, encoding="utf-8")
-        temporary.rename(path.with_name(path.name + suffix))
+        pack.write(path.with_name(path.name + suffix), content.encode())
     return text
 
 
@@ -160,12 +169,13 @@ def figure(path, draw, size=(7, 3.5)):
 def bars(path, part, encoder):
     """FD a finding, beside the paper's rows where the features are RAD-DINO's."""
     def draw(fig):
-        ax, names, rows = fig.subplots(), list(part), ["this model", *(("UniX, 512", "Sana") if beside(encoder) else ())]
-        for n, row in enumerate(rows):
-            known = [k for k, name in enumerate(names) if row == "this model" or name in FINDINGS]
-            ours, theirs = (lambda name: part[name]["fd"]["value"]), (lambda name: TABLE4[row][FINDINGS.index(name)])
-            heights = [(ours if row == "this model" else theirs)(names[k]) for k in known]
-            ax.bar([k + 0.27 * (n - 1) for k in known], heights, 0.25, label=row + " (paper)" * (n > 0))
+        ax, names = fig.subplots(), list(part)
+        ours = {"this model": [part[name]["fd"]["value"] for name in names]}
+        known = beside(encoder) and set(names) <= set(FINDINGS)         # phantoms have findings of their own
+        theirs = {f"{row} (paper)": [TABLE4[row][FINDINGS.index(name)] for name in names] for row in ("UniX, 512", "Sana")} \
+            if known else {}
+        for n, (row, heights) in enumerate({**ours, **theirs}.items()):
+            ax.bar([k + 0.27 * (n - len(theirs) / 2) for k in range(len(names))], heights, 0.25, label=row)
         labels = [f"{name}\nn = {part[name]['n_real']}" for name in names]
         ax.set_xticks(range(len(names)), labels, rotation=60, ha="right", fontsize=7)
         ax.set_ylabel("FD")

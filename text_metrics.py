@@ -28,7 +28,7 @@ def same_items(prediction, reference):
 
 
 def few(names):
-    names = sorted(names)
+    names = sorted(map(str, names))
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"
 
 

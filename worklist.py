@@ -14,6 +14,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from common import InputError
+from pack import write
 
 
 @functools.cache
@@ -49,20 +50,24 @@ def grouped(items, key, size):
     return [block for group in groups.values() for block in chunks(group, size)]
 
 
-def read_rows(path):
-    """The rows of a JSON-lines file; a kill may have torn the last line, which does not count."""
-    whole = path.read_text(encoding="utf-8").rpartition("\n")[0] if path.exists() else ""
-    try:
-        rows = [json.loads(line) for line in whole.splitlines()]
-        return {row["id"]: row for row in rows}
+def read_rows(path, ours=True):
+    """{id: row} of a file of JSON lines. ours: of `run`, where a kill may have torn the last line, which does not count, and a
+    row may stand twice."""
+    whole = path.read_bytes() if path.exists() or not ours else b""
+    whole = whole.rpartition(b"\n")[0] if ours else whole
+    try:        # no splitlines: a report may hold what else ends lines in Unicode
+        rows = [json.loads(line) for line in whole.decode().split("\n") if line.strip()]
+        found = {row["id"]: row for row in rows}
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is damaged: lines of JSON with an id each are wanted; delete it to start anew.") from None
+        raise InputError(f"{path} is damaged: lines of JSON with an id each are wanted"
+                         + ("; delete it to start anew." if ours else ".")) from None
+    if len(found) < len(rows) and not ours:
+        raise InputError(f"{path} has {len(rows)} rows and {len(found)} different ids; every id may stand there once.")
+    return found
 
 
 def write_rows(path, rows):
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    temporary.rename(path)
+    write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
 def agree(directory, settings, overwrite, process):
@@ -80,9 +85,7 @@ def agree(directory, settings, overwrite, process):
         if overwrite:
             for old in (*directory.glob("*.jsonl"), *directory.glob("*.safetensors")):
                 old.unlink()
-        temporary = path.with_name(".tmp-settings.json")
-        temporary.write_text(json.dumps(settings, indent=1))
-        temporary.rename(path)
+        write(path, json.dumps(settings, indent=1).encode())
     meet()
 
 
@@ -102,7 +105,7 @@ def run(path, blocks, do, process, name="working"):
                 file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
                 file.flush()
     meet()
-    if process.master and todo:
+    if process.master and (todo or parts()):        # parts alone: a kill came before they were joined
         done = {i: row for file in (path, *parts()) for i, row in read_rows(file).items()}
         write_rows(path, (done[i] for i in ids))
         for file in parts():

@@ -26,18 +26,17 @@ def features(n, c=768, seed=0):
     return make(0), make(0.1)
 
 
-def ours(real, fake):
-    return metrics.distribution(real, fake)
-
-
 def theirs(real, fake):
-    """KD with one repeat over all samples, and prdc: the two calls of the official code that we replace, FD aside."""
+    """FD, KD with one repeat over all samples, and prdc: the three calls of the official code that we replace."""
     from prdc import compute_prdc
+    from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
+    fid = FrechetInceptionDistance(feature=Identity())
     kid = KernelInceptionDistance(feature=Identity(), subsets=1, subset_size=min(len(real), len(fake)))
-    kid.update(torch.tensor(real), real=True)
-    kid.update(torch.tensor(fake), real=False)
-    return {"kd": float(kid.compute()[0]), **compute_prdc(real, fake, nearest_k=5)}
+    for metric in (fid, kid):
+        metric.update(torch.tensor(real), real=True)
+        metric.update(torch.tensor(fake), real=False)
+    return {"fd": float(fid.compute()), "kd": float(kid.compute()[0]), **compute_prdc(real, fake, nearest_k=5)}
 
 
 class Identity(torch.nn.Module):
@@ -57,21 +56,21 @@ def main(argv):
     n = int(argv[0]) if argv and not argv[0].startswith("-") else 4352
     repeat = int(argv[argv.index("--repeat") + 1]) if "--repeat" in argv else 3
     real, fake = features(n)
-    seconds = {}
-    for _ in range(repeat):
-        for name, call in (("fd", metrics.fd), ("all six", ours)):
-            spent, value = timed(call, real, fake)
+    seconds, found = {}, {}
+    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024        # of the process so far
+    metrics.distribution(real, fake)
+    our_peak = peak()                   # before theirs
+    for _ in range(repeat):             # by turns: the machine's mood is the same for all
+        for name, call in (("fd", metrics.fd), ("all six", metrics.distribution), ("torchmetrics and prdc", theirs)):
+            spent, found[name] = timed(call, real, fake)
             seconds.setdefault(name, []).append(spent)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024        # before theirs: it is the process's so far
-    for _ in range(repeat):
-        spent, other = timed(theirs, real, fake)
-        seconds.setdefault("torchmetrics KD and prdc", []).append(spent)
+    value, other = found["all six"], found["torchmetrics and prdc"]
     print(f"{n} x 768 against {n} x 768, {torch.get_num_threads()} threads, median of {repeat} (all)")
     for name, values in seconds.items():
         wall, busy = zip(*values)
         print(f"{name:26} {statistics.median(wall):6.2f} s   ({', '.join(f'{v:.2f}' for v in wall)}); "
               f"processor time {statistics.median(busy):.2f} s")
-    print(f"largest resident set of ours: {peak:.0f} MB; of all {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+    print(f"largest resident set of ours: {our_peak:.0f} MB; of all {peak():.0f} MB")
     print("largest difference to theirs:", max(abs(value[name] - other[name]) for name in other))
 
 

@@ -151,3 +151,6 @@ def test_command_line(parts, tmp_path, capsys, monkeypatch):
     assert len(out) == 3 and all(len(line.split(",")) == 14 for line in out)
     with pytest.raises(InputError, match="say which weights"):
         chexbert.main([])
+    (tmp_path / "reports.txt").write_text("\n")
+    with pytest.raises(InputError, match="holds no report"):
+        chexbert.main([str(parts[2]), str(tmp_path / "reports.txt")])

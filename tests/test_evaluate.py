@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import save_file
 
 import checkpoint
 import chexbert
@@ -36,6 +37,15 @@ from tokenizer import Tokenizer
 from vision import ViTConfig
 
 PUNKT_SENTENCES = ("BLEU", "ROUGE", "RadGraph", "alignment", "plots")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """As the processes that are compared with this one: another number of threads sums in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -130,14 +140,18 @@ def test_und_in_two_processes_and_after_an_interruption(phantom, run, und_run, t
     assert eval_und.main(und(phantom, run, tmp_path / "cut")) == 0 and not calls, "a finished run is only scored"
 
 
+def damage(data, n):
+    """Zeros instead of image number n of a packed data set."""
+    shard, _, offset, length = data.data.places[n]
+    with open(data.data.shards[shard].with_suffix(".bin"), "r+b") as file:
+        file.seek(offset)
+        file.write(bytes(length))
+
+
 def test_a_picture_that_cannot_be_read_is_named_and_not_scored(phantom, run, und_run, tmp_path, capsys):
     root = shutil.copytree(phantom, tmp_path / "data")
     data = features.PackedImages(root / "und-64", "train")
-    shard, _, offset, length = data.data.places[5]
-    path = data.data.shards[shard].with_suffix(".bin")
-    whole = bytearray(path.read_bytes())
-    whole[offset:offset + length] = bytes(length)
-    path.write_bytes(whole)
+    damage(data, 5)
     assert eval_und.main(und(root, run, tmp_path / "out")) == 1
     result, name = json.loads((tmp_path / "out" / "result.json").read_text()), data.ids[5]
     assert list(result["failures"]) == [name] and result["scores"]["understanding"]["micro"]["n"] == 23
@@ -180,7 +194,9 @@ def test_gen(phantom, run, gen_run):
     assert "micro" in result["scores"]["cycle"] and result["scores"]["cycle"]["micro"]["n"] == len(rows)
     assert [(row["steps"], row["cfg"]) for row in result["scores"]["sweep"]] == [(1, 1.0), (2, 1.0)]
     assert all(row["cycle_F1"]["interval"] for row in result["scores"]["sweep"])
-    assert all("fewer than 768: mostly the bias" in sentence for sentence in result["warnings"]) and result["warnings"]
+    first, second = result["warnings"]
+    assert "the paper's of RAD-DINO" in first and "fewer than 768 images each: mostly the bias" in second and first in (gen_run / "result.md").read_text()
+    assert all(f"{name} ({row['n_real']})" in second for name, row in result["scores"]["findings"].items())
     assert any("alignment score is left out" in sentence and "hi-ml-multimodal" in sentence for sentence in result["left_out"])
     text = (gen_run / "result.md").read_text()
     assert "(paper)" not in text and "Features: vision tower" in text, "another encoder's FD is on another scale"
@@ -220,6 +236,69 @@ def test_a_report_that_is_too_long_is_named(phantom, run, tmp_path, capsys):
     result = json.loads((tmp_path / "x" / "result.json").read_text())
     assert list(result["failures"]) == [bad["id"]] and "tokens, this checkpoint reads 64" in result["failures"][bad["id"]]
     assert not list((tmp_path / "x" / "images").glob(f"{bad['id']}*"))
+
+
+def test_a_real_picture_that_cannot_be_read_is_left_out_on_both_sides(phantom, run, gen_run, tmp_path, capsys):
+    root = shutil.copytree(phantom, tmp_path / "data")
+    data = features.PackedImages(root / "gen-32", "train")
+    damage(data, 0)
+    assert eval_gen.main(gen(root, run, tmp_path / "x")) == 1
+    result, name = json.loads((tmp_path / "x" / "result.json").read_text()), data.ids[0]
+    before = json.loads((gen_run / "result.json").read_text())["scores"]["generation"]["1"]["fd"]
+    assert list(result["failures"]) == [name] and result["scores"]["generation"]["1"]["fd"]["n"] == before["n"] - 1
+    assert (tmp_path / "x" / "pairs.png").exists(), "the picture shows the others"
+
+
+def test_what_cannot_end_well_is_refused_before_the_work(phantom, run, gen_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "generate_images", None)
+    for more, sentence in {
+            ("--limit", 20, "--shards", 4): "--shards 4 needs 24 reports or more, there are 20",
+            ("--sweep", "steps=1", "--sweep-num", 5): "--sweep-num must be 6 or more"}.items():
+        with pytest.raises(InputError, match=sentence):
+            eval_gen.main(gen(phantom, run, tmp_path / "x", *more))
+    root = shutil.copytree(phantom, tmp_path / "data")
+    path = root / "gen-32" / "00000.jsonl"
+    path.write_text(path.read_text().replace('"source": "phantom"', '"source": "openi"'))
+    with pytest.raises(InputError, match="--sweep has nothing to measure"):
+        eval_gen.main(gen(root, run, tmp_path / "x", "--sweep", "steps=1", "--encoder", "rad-dino", "--rad-dino", tmp_path / "no",
+                          "--chexbert", tmp_path / "no"))
+
+
+def test_a_run_is_not_continued_with_other_texts(phantom, run, und_run, gen_run, tmp_path):
+    """The data set was prepared anew, in the same place."""
+    for before, main, argv, task, field in ((und_run, eval_und.main, und, "und-64", "prompt"), (gen_run, eval_gen.main, gen, "gen-32", "report")):
+        out, root = shutil.copytree(before, tmp_path / task), tmp_path / f"data-{task}"
+        shutil.copytree(phantom, root)
+        settings = json.loads((out / "settings.json").read_text())
+        settings["data"] = settings["data"].replace(str(phantom), str(root))
+        (out / "settings.json").write_text(json.dumps(settings))
+        path = root / task / "00000.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        next(row for row in rows if row["split"] == "train")[field] += " Once more."
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with pytest.raises(InputError, match=r"begun with other settings \((captions|questions)\)"):
+            main(argv(root, run, out))
+
+
+def test_a_file_of_real_features_must_hold_all(phantom, run, gen_run, tmp_path, capsys):
+    out, real = shutil.copytree(gen_run, tmp_path / "x"), features.load(gen_run / "real.safetensors")
+    few = lambda **failures: features.save(tmp_path / "few.safetensors", features.Features(
+        real.ids[1:], real.x[1:], real.encoder, real.source, failures))
+    few()
+    with pytest.raises(InputError, match=f"few.safetensors lacks 1 of {len(real.ids)} real images, the first is {real.ids[0]}"):
+        eval_gen.main(gen(phantom, run, out, "--real", tmp_path / "few.safetensors"))
+    few(**{real.ids[0]: "broken", "another": "broken"})
+    assert eval_gen.main(gen(phantom, run, out, "--real", tmp_path / "few.safetensors")) == 1
+    result = json.loads((out / "result.json").read_text())
+    assert result["failures"] == {real.ids[0]: "broken"} and result["scores"]["generation"]["1"]["fd"]["n"] == len(real.ids) - 1
+
+
+def test_alignment_stands_beside_the_other_numbers(phantom, run, gen_run, tmp_path, monkeypatch, capsys):
+    out = shutil.copytree(gen_run, tmp_path / "x")
+    monkeypatch.setattr(foreign, "alignment", lambda jobs, python: ([0.1234] * len(jobs), []))
+    assert eval_gen.main(gen(phantom, run, out)) == 0
+    scores = json.loads((out / "result.json").read_text())["scores"]
+    assert scores["generation"]["1"]["alignment"]["value"] == 0.123 and "alignment" not in scores
 
 
 def test_real_images_of_a_folder(phantom, run, gen_run, tmp_path, capsys):
@@ -282,6 +361,22 @@ def test_compare_pairs_by_name(three, tmp_path, capsys):
     assert result["paired"] and result["scores"]["generation"]["4"]["fd"]["value"] == 0
 
 
+def test_compare_leaves_out_on_both_sides_what_failed_on_one(three, tmp_path, capsys):
+    out, _ = three
+    a = features.load(out / "train.safetensors")
+    order = np.random.default_rng(0).permutation(len(a.ids) - 1)        # the last one could not be read
+    features.save(tmp_path / "b.safetensors", features.Features([a.ids[i] for i in order], a.x[order], a.encoder, "", {a.ids[-1]: "why"}))
+    argv = ["compare", str(out / "train.safetensors"), str(tmp_path / "b.safetensors"), "--out", str(tmp_path / "new" / "c"),
+            "--bootstrap", "0", "--shards", "1", "2"]
+    assert evaluate.main(argv) == 1
+    result = json.loads((tmp_path / "new" / "c.json").read_text())
+    assert result["paired"] and len(result["warnings"]) == 1 and result["failures"] == {a.ids[-1]: "why"}
+    assert all(part["fd"]["value"] == pytest.approx(0, abs=1e-9) and part["fd"]["n"] == 23 for part in result["scores"]["generation"].values())
+    features.save(tmp_path / "b.safetensors", features.Features([a.ids[i] for i in order], a.x[order], a.encoder))
+    assert evaluate.main(argv) == 0
+    assert "23 of 24 and 23 names are in both sets" in (tmp_path / "new" / "c.md").read_text(), "nothing failed: they are two sets"
+
+
 def test_unreadable_images_are_counted_and_listed(three, tmp_path, capsys):
     out, encoder = three
     folder = shutil.copytree(out / "made", tmp_path / "made")
@@ -326,6 +421,18 @@ def test_compare_reports(tmp_path, capsys):
     pytest.importorskip("rouge_score")
     number = result["scores"]["understanding"]["ROUGE_L"]
     assert number["n"] == 2 and number["value"] == pytest.approx((4 / 6 * 0 + 1 + scoring.text_metrics.rouge_l(["Clear lungs."], ["The lungs are clear."])[0]) / 2)
+
+
+def test_reports_without_a_last_line_end_and_with_odd_ones(tmp_path, capsys):
+    """Files that others wrote: no row is lost at the end, and what Unicode calls a line end may stand in a report."""
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text('{"id": "a", "report": "no\u2028 effusion"}\n{"id": "b", "report": "clear"}')
+    argv = ["compare", *(str(tmp_path / f"{name}.jsonl") for name in "ab"), "--out", str(tmp_path / "x"), "--bootstrap", "0"]
+    assert evaluate.main([*argv, "--python", str(tmp_path / "nowhere")]) == 0
+    result = json.loads((tmp_path / "x.json").read_text())
+    assert any("RadGraph F1 is left out (--python" in sentence for sentence in result["left_out"])
+    pytest.importorskip("rouge_score")
+    assert result["scores"]["understanding"]["ROUGE_L"]["n"] == 2
 
 
 # ---- with a CheXbert (tiny, random) ----
@@ -425,10 +532,22 @@ def test_tables_3_and_4_in_markdown():
     assert "(paper)" not in "\n".join(tables.findings({"Edema": row}, "vision tower, 00"))
 
 
-def test_plots(tmp_path):
-    pytest.importorskip("matplotlib")
+def test_no_minus_nothing():
+    number = {"value": -1e-5, "interval": [-2e-5, 0.1], "n": 5}
+    assert tables.shown(number) == "0.000 [0.000, 0.100]"
+
+
+def test_plots(tmp_path, monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib.figure") and sys.modules["matplotlib"]
     number = {"value": 50.0, "interval": None, "n": 9}
     tables.bars(tmp_path / "bars.png", {"Edema": {"fd": number, "n_real": 9}, "No Finding": {"fd": number, "n_real": 9}}, "rad-dino")
+    labels = []
+    for names in (["Edema", "No Finding"], ["effusion"]):       # the paper knows nothing of a phantom's findings
+        monkeypatch.setattr(tables, "figure", lambda path, draw, size: draw(fig := matplotlib.figure.Figure()) or labels.append(
+            [text.get_text() for text in fig.axes[0].get_legend().get_texts()]))
+        tables.bars("", {name: {"fd": number, "n_real": 9} for name in names}, "rad-dino, benchmark, 00")
+    assert labels == [["this model", "UniX, 512 (paper)", "Sana (paper)"], ["this model"]]
+    monkeypatch.undo()
     tables.curves(tmp_path / "curves.png", [{"steps": s, "cfg": c, "fd": {"value": 1 / s}, "cycle_F1": {"value": 1}} for s in (1, 2, 4) for c in (1.0, 2.0)])
     for name in ("bars", "curves"):
         assert np.array(Image.open(tmp_path / f"{name}.png").convert("L")).std() > 5
@@ -489,6 +608,24 @@ BAD = {
     "two privacy files": (["privacy", "--generated", "x", "--train", "y"], "three feature files are needed"),
     "no data": (["und", "--checkpoint", "{demo}", "--data", "{tmp}"], "there is no packed data set"),
     "no checkpoint": (["und", "--checkpoint", "{tmp}/no"], "no checkpoint|there is no"),
+    "ids twice": (["compare", "{tmp}/twice.jsonl", "{tmp}/c.jsonl"], "2 rows and 1 different ids"),
+    "a line that ends in the middle": (["compare", "{tmp}/c.jsonl", "{tmp}/torn.jsonl"], "is damaged: lines of JSON"),
+    "reports that are not UTF-8": (["compare", "{tmp}/c.jsonl", "{tmp}/latin.jsonl"], "is damaged: lines of JSON"),
+    "ids that are numbers": (["compare", "{tmp}/a.jsonl", "{tmp}/numbers.jsonl"], "without a reference: 1"),
+    "reports against features": (["compare", "{tmp}/a.jsonl", "{three}/made.safetensors"], "is no .jsonl file"),
+    "features that name no images": (["compare", "{three}/made.safetensors", "{tmp}/a_number.safetensors"], "does not say which images"),
+    "ids that are lists": (["compare", "{three}/made.safetensors", "{tmp}/lists.safetensors"], "does not say which images"),
+    "failures without names": (["compare", "{three}/made.safetensors", "{tmp}/failures.safetensors"], "does not say which images"),
+    "features that are whole numbers": (["compare", "{three}/made.safetensors", "{tmp}/int.safetensors"], "features in int64; float32"),
+    "an image twice": (["compare", "{three}/made.safetensors", "{tmp}/id_twice.safetensors"], "names a twice"),
+    "features of another width": (["privacy", "--generated", "{tmp}/wide.safetensors", "--train", "{three}/train.safetensors",
+                                   "--held-out", "{three}/held.safetensors"], "extract both anew"),
+    "images that are gone": (["privacy", "--generated", "{tmp}/elsewhere.safetensors", "--train", "{three}/train.safetensors",
+                              "--held-out", "{three}/held.safetensors"], "no folder of images at .*gone"),
+    "an unknown solver": (["phantom", "--num", "2", "--solver", "foo"], "--solver foo is none of"),
+    "a batch of none": (["phantom", "--num", "2", "--batch", "0"], "--batch must be at least 1"),
+    "a sweep of few": (["phantom", "--num", "3", "--sweep", "steps=1"], "--num must be 6 or more"),
+    "a sweep of one thing twice": (["phantom", "--sweep", "steps=1", "steps=2"], "each setting once"),
     "a chexbert of another shape": (["compare", "{tmp}/a.jsonl", "{tmp}/a.jsonl", "--chexbert", "{tmp}/chexbert"], "is not CheXbert"),
 }
 
@@ -510,6 +647,18 @@ def test_bad_input(name, three, tmp_path, capsys, monkeypatch):
     reports(tmp_path / "b.jsonl", a="Clear.", y="Clear.")
     reports(tmp_path / "c.jsonl", a="Clear.")
     reports(tmp_path / "d.jsonl", a={"report": None}, x="Clear.")
+
+    for name, text in {"twice": '{"id": "a", "report": "x"}\n{"id": "a", "report": "y"}\n', "torn": '{"id": "a", "rep',
+                       "numbers": '{"id": 1, "report": "x"}\n'}.items():
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    (tmp_path / "latin.jsonl").write_bytes('{"id": "a", "report": "é"}\n'.encode("latin-1"))
+    header = {"format": features.FORMAT, "encoder": made.encoder, "source": "", "ids": json.dumps(made.ids), "failures": "{}"}
+    for name, change, x in (("a_number", {"ids": "5"}, made.x), ("lists", {"ids": json.dumps([["a"]] * 14)}, made.x),
+                            ("failures", {"failures": "[1]"}, made.x), ("int", {}, made.x.astype(int))):
+        save_file({"features": x}, tmp_path / f"{name}.safetensors", header | change)
+    save("id_twice", ids=["a", "a", *made.ids[2:]])
+    save("wide", x=np.ones((14, 3)))
+    save("elsewhere", source=str(tmp_path / "gone"))
     (tmp_path / "e.jsonl").write_text("Clear.\nClear.\n")
     (tmp_path / "chexbert").mkdir()
     torch.save({"model_state_dict": {"x": torch.ones(2)}}, tmp_path / "chexbert" / "chexbert.pth")
@@ -528,4 +677,4 @@ def test_bad_input(name, three, tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().err
     assert ended.value.code == 2, said
     assert said.startswith("error: ") and said.count("\n") == 1 and re.search(sentence, said), said
-    assert not list(tmp_path.glob("compare*")), "nothing half written"
+    assert not [*tmp_path.glob("compare*"), *tmp_path.glob("privacy*")], "nothing half written"

@@ -1,4 +1,6 @@
 """features.py: RAD-DINO's class token and both ways into it against transformers, files, folders and what they refuse."""
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -110,6 +112,11 @@ def test_folders(films, tmp_path, phantom):
     packed = features.open_images(phantom / "gen-32", "train")
     again = features.open_images(packed.source)
     assert again.ids == packed.ids and len(packed.ids) == 24 and packed.read(packed.ids[3]).size == (32, 32)
+    path = shutil.copytree(phantom / "gen-32", tmp_path / "gen-32") / "00000.jsonl"
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join([rows[0], *rows[:1], *rows[2:]]) + "\n")
+    with pytest.raises(InputError, match="two images of the same id"):
+        features.open_images(path.parent)
     with pytest.raises(InputError, match="no folder of images at"):
         features.open_images(tmp_path / "no")
     with pytest.raises(InputError, match="none of the 1 images of"):
@@ -141,3 +148,17 @@ def test_work_is_done_once_and_in_order(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x.jsonl"]
     assert worklist.split(rows, "report") == ({"c": "cc", "a": "aa", "d": "dd", "e": "ee"}, {"b": "bad"})
     assert worklist.run(tmp_path / "x.jsonl", blocks, None, ONE) == rows
+    # killed when all was done but not yet joined
+    (tmp_path / "x.jsonl").rename(tmp_path / "x.part0.jsonl")
+    assert worklist.run(tmp_path / "x.jsonl", blocks, None, ONE) == rows and [p.name for p in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_rows_may_hold_any_text_and_end_anywhere(tmp_path):
+    """Line ends of Unicode within a report; a kill in the middle of a letter."""
+    path, rows = tmp_path / "x.jsonl", {"a": {"id": "a", "report": "\u2028 \x85 é"}, "b": {"id": "b", "report": "é"}}
+    worklist.write_rows(path, rows.values())
+    assert worklist.read_rows(path) == rows
+    path.write_bytes(path.read_bytes()[:-4])        # é is two bytes, and "} and the line end follow
+    assert list(worklist.read_rows(path)) == ["a"]
+    with pytest.raises(InputError, match="x.jsonl is damaged"):
+        worklist.read_rows(path, ours=False)

@@ -176,6 +176,13 @@ def test_half_samples_keep_to_the_estimate():
     assert low < value < high
 
 
+def test_intervals_hold_no_impossible_values():
+    """Moved to an estimate of 0 or 1, half of the replicates would lie beyond it."""
+    x = np.random.default_rng(2).normal(size=(40, 4))
+    got = metrics.half_samples(metrics.distribution, x, x, paired=False, replicates=20)
+    assert metrics.fd(x, x) < 1e-9 and got["fd"][0] >= 0 and got["recall"][1] <= 1 and got["kd"][0] < 0
+
+
 def test_pairs_stay_together():
     real = np.arange(20.)[:, None]
     seen = []

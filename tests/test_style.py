@@ -47,7 +47,7 @@ MAY = {     # who may import which of our files; a script may use everything bel
     "guards": {"comparing", "wording"}, "llm": {"common", "guards"}, "sources": {"common"}, "annotations": {"common", "sources"},
     "protocols": {"common", "audit", "annotations", "sources"}, "radiographs": {"images", "vision"},
     "packing": {"common", "pack"}, "audit": {"common", "data", "images", "pack"},
-    "metrics": {"common"}, "text_metrics": {"common"}, "worklist": {"common"}, "foreign": set(), "tables": {"images", "text_metrics"},
+    "metrics": {"common"}, "text_metrics": {"common"}, "worklist": {"common", "pack"}, "foreign": set(), "tables": {"images", "pack", "text_metrics"},
     "features": {"common", "data", "images", "vision", "weights", "worklist"},
     "chexbert": {"common", "images", "layouts", "text_metrics", "weights"},
     "weights": {"common", "checkpoint", "layouts", "tokenizer", "attention", "vision"} | NETWORK,
