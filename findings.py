@@ -90,6 +90,26 @@ def losses(run):
     return {row["step"]: row["val_mse"] for row in rows if "val_mse" in row}
 
 
+def plot(path, before, joint, repa):
+    """joint {row: (report F1s, cycle F1s)}, repa {(weight, step): (errors, cycle F1s)}; bars and whiskers over seeds."""
+    from matplotlib.figure import Figure
+    middle, spread = ((lambda rows, f=f: [f(row) for row in rows]) for f in (statistics.mean, statistics.pstdev))
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    for n, what in enumerate(("report F1", "cycle F1")):
+        values = [found[n] for found in joint.values()]
+        left.bar([k + 0.4 * n - 0.2 for k in range(len(values))], middle(values), 0.38, yerr=spread(values), label=what)
+        left.axhline(before[n], color=f"C{n}", linewidth=0.8, linestyle=":")
+    left.set_xticks(range(len(joint)), joint), left.legend(loc="lower right", fontsize=8)
+    left.set_title("(a) from stage 2 by each row of Table 5 (dotted: before)", fontsize=9)
+    for weight, name in zip(REPA, ("with REPA", "without")):
+        steps = [step for w, step in repa if w == weight]
+        cycles = [repa[weight, step][1] for step in steps]
+        right.errorbar(steps, middle(cycles), spread(cycles), marker="o", capsize=3, label=name)
+    right.set_title("(b) stage 2: cycle F1 against steps", fontsize=9), right.legend(fontsize=8)
+    figure.savefig(path, dpi=90)
+
+
 def main(argv):
     cfg = common.override(FindingsConfig(), argv, __doc__)
     for name, maker in (("gen64", "demo.sh"), ("und", "demo.sh"), ("vae", "demo.sh")):
@@ -106,9 +126,11 @@ def main(argv):
     print(f"\n(a) Table 5, {cfg.joint_steps} steps each, {cfg.seeds} seeds\n")
     print("| understanding : generation | report F1 | cycle F1 | validation error |\n|---|---|---|---|")
     print(f"| before | {scores(start)[0]:.3f} | {scores(start)[1]:.3f} | |")
+    joint, drawn = {}, {}
     for row in ROWS:
         report, cycle = zip(*(scores(at(row, seed, cfg.joint_steps)) for seed in range(cfg.seeds)))
         error = [losses(runs[row, seed][0])[cfg.joint_steps] for seed in range(cfg.seeds)]
+        joint[row] = report, cycle
         print(f"| {row} | {spread(report)} | {spread(cycle)} | {spread(error)} |")
     print(f"\n(b) stage 2, {cfg.seeds} seeds\n")
     print("| steps | error, REPA | error, without | cycle F1, REPA | cycle F1, without |\n|---|---|---|---|---|")
@@ -116,6 +138,9 @@ def main(argv):
         cells = [[losses(runs[repa, seed][0])[step] for seed in range(cfg.seeds)] for repa in REPA]
         cells += [[scores(at(repa, seed, step))[1] for seed in range(cfg.seeds)] for repa in REPA]
         print(f"| {step} | " + " | ".join(map(spread, cells)) + " |")
+        drawn.update({(repa, step): (cells[n], cells[n + 2]) for n, repa in enumerate(REPA)})
+    plot(Path(cfg.out) / "findings.png", scores(start), joint, drawn)
+    print(f"\nplotted in {cfg.out}/findings.png")
 
 
 if __name__ == "__main__":

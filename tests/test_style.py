@@ -79,7 +79,7 @@ def test_imports_point_one_way(name):
 
 
 CORE = {"torch", "numpy", "safetensors", "tokenizers", "PIL", "tqdm"}
-MORE = {"text_metrics": {"nltk", "rouge_score"}, "scoring": {"nltk"}, "tables": {"matplotlib"}, "curves": {"matplotlib"},
+MORE = {"text_metrics": {"nltk", "rouge_score"}, "scoring": {"nltk"}, "tables": {"matplotlib"}, "curves": {"matplotlib"}, "findings": {"matplotlib"},
         "app": {"gradio"}, "radiographs": {"pydicom"}, "runs": {"wandb"}}
 
 
