@@ -201,7 +201,7 @@ def settings(argv):
     if {"--help", "-h"} & set(argv):
         rows = {f"{name}, stage {stage}": row for name, by in PRESETS.items() for stage, row in by.items()}
         common.override(TrainConfig(), argv, __doc__, rows)
-    stage = common.override(TrainConfig(), argv, __doc__, {k: {} for k in PRESETS}).stage
+    stage = common.override(TrainConfig(), argv, __doc__, {k: rows[2] for k, rows in PRESETS.items()}).stage
     return common.override(TrainConfig(), argv, __doc__, {k: rows[stage] for k, rows in PRESETS.items() if stage in rows})
 
 
