@@ -56,7 +56,7 @@ class BenchConfig:
     checkpoint: str = str(Path(__file__).parent / "demo")   # of `steps`
     reports: int = 64           # of `steps`
     images: int = 4096          # of `train`: read in one pass
-    workers: int = 2            # of `train`: processes that read data
+    workers: int = 2            # of `train`: threads that read data ahead
     out: str = ""               # of `weights`: where the 6.6 GB of random weights go, out/bench-UniX; of `plot`: curves.png
     json: bool = False          # print the figures as JSON
 
