@@ -40,7 +40,9 @@ def scripts(jobs, at_once):
     while waiting or running:
         while waiting and len(running) < at_once:
             print(" ".join(map(str, waiting[0])), flush=True)
-            running.append(subprocess.Popen([sys.executable, *map(str, waiting.pop(0))], stdout=subprocess.DEVNULL))
+            script, *words = map(str, waiting.pop(0))
+            line = [sys.executable, Path(__file__).with_name(script), *words]
+            running.append(subprocess.Popen(line, stdout=subprocess.DEVNULL))
         done = running.pop(0)
         if done.wait():
             for other in running:
@@ -75,8 +77,12 @@ def score(cfg, place):
             "--out", score_file(place).with_suffix("")]
 
 
+def deviation(numbers):
+    return statistics.stdev(numbers) if len(numbers) > 1 else 0.0
+
+
 def spread(numbers):
-    return f"{statistics.mean(numbers):.3f} ± {statistics.stdev(numbers):.3f}" if len(numbers) > 1 else f"{numbers[0]:.3f}"
+    return f"{statistics.mean(numbers):.3f} ± {deviation(numbers):.3f}"
 
 
 def scores(place):
@@ -90,31 +96,34 @@ def losses(run):
     return {row["step"]: row["val_mse"] for row in rows if "val_mse" in row}
 
 
-def plot(path, before, joint, repa):
+def plot(Figure, path, before, joint, repa):
     """joint {row: (report F1s, cycle F1s)}, repa {(weight, step): (errors, cycle F1s)}; bars and whiskers over seeds."""
-    from matplotlib.figure import Figure
-    middle, spread = ((lambda rows, f=f: [f(row) for row in rows]) for f in (statistics.mean, statistics.pstdev))
+    middle, width = ((lambda rows, f=f: [f(row) for row in rows]) for f in (statistics.mean, deviation))
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for n, what in enumerate(("report F1", "cycle F1")):
         values = [found[n] for found in joint.values()]
-        left.bar([k + 0.4 * n - 0.2 for k in range(len(values))], middle(values), 0.38, yerr=spread(values), label=what)
+        left.bar([k + 0.4 * n - 0.2 for k in range(len(values))], middle(values), 0.38, yerr=width(values), label=what)
         left.axhline(before[n], color=f"C{n}", linewidth=0.8, linestyle=":")
     left.set_xticks(range(len(joint)), joint), left.legend(loc="lower right", fontsize=8)
     left.set_title("(a) from stage 2 by each row of Table 5 (dotted: before)", fontsize=9)
     for weight, name in zip(REPA, ("with REPA", "without")):
         steps = [step for w, step in repa if w == weight]
         cycles = [repa[weight, step][1] for step in steps]
-        right.errorbar(steps, middle(cycles), spread(cycles), marker="o", capsize=3, label=name)
+        right.errorbar(steps, middle(cycles), width(cycles), marker="o", capsize=3, label=name)
     right.set_title("(b) stage 2: cycle F1 against steps", fontsize=9), right.legend(fontsize=8)
     figure.savefig(path, dpi=90)
 
 
 def main(argv):
     cfg = common.override(FindingsConfig(), argv, __doc__)
-    for name, maker in (("gen64", "demo.sh"), ("und", "demo.sh"), ("vae", "demo.sh")):
+    try:                                        # now, not after the hours
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("the plot needs matplotlib: pip install -r requirements-eval.txt.") from None
+    for name in ("gen64", "und", "vae"):
         if not (Path(cfg.out) / name).exists():
-            raise InputError(f"there is no {cfg.out}/{name}; {maker} makes it.")
+            raise InputError(f"there is no {cfg.out}/{name}; demo.sh makes it.")
     runs = runs_of(cfg)
     scripts([line for _, line in runs.values()], cfg.jobs)
     start = checkpoint.newest(Path(cfg.out) / "gen64")
@@ -139,7 +148,7 @@ def main(argv):
         cells += [[scores(at(repa, seed, step))[1] for seed in range(cfg.seeds)] for repa in REPA]
         print(f"| {step} | " + " | ".join(map(spread, cells)) + " |")
         drawn.update({(repa, step): (cells[n], cells[n + 2]) for n, repa in enumerate(REPA)})
-    plot(Path(cfg.out) / "findings.png", scores(start), joint, drawn)
+    plot(Figure, Path(cfg.out) / "findings.png", scores(start), joint, drawn)
     print(f"\nplotted in {cfg.out}/findings.png")
 
 
