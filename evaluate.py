@@ -18,18 +18,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import common
-import eval_gen
-import eval_phantom
-import eval_und
-import features
-import scoring
-import tables
-import weights
-from common import InputError
-from images import captioned, save_png
-from text_metrics import same_items
-from worklist import read_rows
+from common import processes as common
+from evaluation import gen as eval_gen
+from evaluation import phantom as eval_phantom
+from evaluation import und as eval_und
+from evaluation import features
+from evaluation import scoring
+from evaluation import tables
+from weights import load as weights
+from common.processes import InputError
+from common.images import captioned, save_png
+from evaluation.text_metrics import same_items
+from evaluation.worklist import read_rows
 
 
 # ---- features of a folder ----

@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 import flow
 from attention import DecodeCache
-from common import InputError, generator
-from cpu import decoding
-from images import NOTICE, captioned, save_png
+from common.processes import InputError, generator
+from common.cpu import decoding
+from common.images import NOTICE, captioned, save_png
 from tokenizer import pad
 from vision import normalize
 

@@ -25,24 +25,24 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import annotations
-import audit
-import cleaning
-import common
-import comparing
-import guards
-import images
-import llm
-import pack
-import packing
-import protocols
-import radiographs
-import sections
-import sources
+from mimic import annotations
+from mimic import check as audit
+from mimic.cleaning import rules as cleaning
+from common import processes as common
+from mimic.cleaning import change as comparing
+from mimic.cleaning import guards
+from common import images
+from mimic.cleaning import llm
+from common import packed as pack
+from mimic import shards as packing
+from mimic import splits as protocols
+from mimic import pixels as radiographs
+from mimic import sections
+from mimic import sources
 import vision
-import wording
-from common import InputError
-from pack import describe, write
+from mimic.cleaning import words as wording
+from common.processes import InputError
+from common.packed import describe, write
 
 
 @dataclass

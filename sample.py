@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-import common
+from common import processes as common
 import flow
-import weights
-from common import InputError
+from weights import load as weights
+from common.processes import InputError
 from generate import PROMPT, generate_images, generate_reports
-from images import NOTICE, captioned, checked, image_files, read_image, save_png, text_lines
+from common.images import NOTICE, captioned, checked, image_files, read_image, save_png, text_lines
 from vision import preprocess
 
 

@@ -21,17 +21,17 @@ import torch.nn as nn
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-import checkpoint
-import common
-import cost
+from weights import checkpoint
+from common import processes as common
+from training import cost
 import flow
-import optim
+from training import optim
 import repa
-import runs
-import weights
-from audit import refuse_leak
-from common import InputError, print0
-from data import Packed, Samples, loader
+from training import run as runs
+from weights import load as weights
+from mimic.check import refuse_leak
+from common.processes import InputError, print0
+from training.batches import Packed, Samples, loader
 from generate import show_drawn
 
 

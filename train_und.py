@@ -13,14 +13,14 @@ import torch
 import torch.nn as nn
 from tqdm import tqdm
 
-import checkpoint
-import common
-import cost
-import optim
-import runs
-import weights
-from common import InputError, print0
-from data import Packed, Samples, loader
+from weights import checkpoint
+from common import processes as common
+from training import cost
+from training import optim
+from training import run as runs
+from weights import load as weights
+from common.processes import InputError, print0
+from training.batches import Packed, Samples, loader
 from generate import show_written
 from model import UniX, UniXConfig
 from vision import ViTConfig

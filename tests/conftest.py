@@ -66,7 +66,7 @@ def tiny():
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory):
     """The root of a packed phantom: und-64, gen-32, gen-64 with 24 pictures to train on, and its tokenizer."""
-    import prepare_phantom
+    from phantom import prepare as prepare_phantom
     root = tmp_path_factory.mktemp("phantom")
     prepare_phantom.main(f"--out {root} --size 64 --train 24 --val 4 --test 2 --workers 1 --vocab-size 400".split())
     return root
@@ -83,8 +83,8 @@ def tiny_vae():
 @pytest.fixture(scope="session")
 def vae_run(tmp_path_factory):
     """A run directory like that of train_vae.py."""
-    import checkpoint
-    import weights
+    from weights import checkpoint
+    from weights import load as weights
     vae, run = tiny_vae(), tmp_path_factory.mktemp("vae")
     checkpoint.save(run, 1, config=weights.describe(vae=vae), tensors={"vae": vae.state_dict()})
     return run
@@ -94,8 +94,8 @@ def vae_run(tmp_path_factory):
 def uneven(phantom, tmp_path_factory):
     """The root of data sets for training whose reports have 5 to 162 tokens, with 22 images to train on: no
     batch size that the tests use divides them, so an epoch ends in the middle of a batch."""
-    from data import Packed
-    from pack import Writer
+    from training.batches import Packed
+    from common.packed import Writer
     root = tmp_path_factory.mktemp("uneven")
     shutil.copy(phantom / "tokenizer.json", root)
     for task, size in (("und", 64), ("gen", 32)):

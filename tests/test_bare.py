@@ -10,10 +10,10 @@ import time
 import pytest
 import tokenizers
 
-import checkpoint
-import prepare_phantom
-import train_vae
-import weights
+from weights import checkpoint
+from phantom import prepare as prepare_phantom
+from phantom import train_vae
+from weights import load as weights
 from conftest import ROOT
 from test_layouts import TOWER, diffusers, scramble, transformers
 

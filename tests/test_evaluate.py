@@ -12,27 +12,27 @@ import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
-import checkpoint
-import chexbert
-import common
-import eval_gen
-import eval_phantom
-import eval_und
+from weights import checkpoint
+from evaluation import chexbert
+from common import processes as common
+from evaluation import gen as eval_gen
+from evaluation import phantom as eval_phantom
+from evaluation import und as eval_und
 import evaluate
-import features
-import foreign
-import metrics
+from evaluation import features
+from evaluation import radgraph_biovil as foreign
+from evaluation import image_metrics as metrics
 import sample
-import scoring
-import tables
+from evaluation import scoring
+from evaluation import tables
 import test_chexbert
-import weights
-import worklist
-from common import InputError
+from weights import load as weights
+from evaluation import worklist
+from common.processes import InputError
 from conftest import ROOT, randomise, tiny_config, tiny_vae
-from images import NOTICE
+from common.images import NOTICE
 from model import UniX
-from prepare_phantom import FINDINGS, Settings, held_out
+from phantom.prepare import FINDINGS, Settings, held_out
 from tokenizer import Tokenizer
 from vision import ViTConfig
 

@@ -7,8 +7,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import flow
-import layouts
-import weights
+from weights import layouts
+from weights import load as weights
 from conftest import GOLDEN, close, needs_golden
 from model import UniXConfig
 from repa import Projector, repa_loss
@@ -256,7 +256,7 @@ def test_release_round_trip(model, tmp_path):
 
 def test_export_refuses(model, tmp_path):
     """A VAE that the layout cannot describe, a directory that holds something."""
-    from common import InputError
+    from common.processes import InputError
     from conftest import tiny_vae
 
     class Stub:
@@ -285,7 +285,7 @@ def test_export_of_a_model_that_never_met_a_release(model, tmp_path, capsys):
 def test_strict(tmp_path):
     """A renamed, a missing and a misshapen tensor are refused, both sides named."""
     from safetensors.torch import save_file
-    from common import InputError
+    from common.processes import InputError
     tensors = load_file(GOLDEN / "unix_tiny.safetensors")
     name = "language_model.model.layers.1.mlp_moe_gen.up_proj.weight"
     for change, words in (({"llm2vae.extra": tensors[name].clone()}, ["unknown to us", "llm2vae.extra"]),

@@ -20,15 +20,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import audit
+from mimic import check as audit
 import mimic_tree
-import packing
+from mimic import shards as packing
 import prepare_mimic
-import radiographs
-import sources
-from common import InputError
+from mimic import pixels as radiographs
+from mimic import sources
+from common.processes import InputError
 from conftest import ROOT
-from data import Packed
+from training.batches import Packed
 
 SIZES = "--und-sizes 48 --gen-sizes 32 48 --max-bad 1 --workers 2".split()
 
@@ -386,7 +386,7 @@ def test_llava_rad_entries_of_another_form_end_in_one_sentence(built, tmp_path, 
 
 
 def test_llava_rad_values_that_say_nothing(tmp_path):
-    import annotations
+    from mimic import annotations
     entry = {"image": "mimic/x.jpg", "generate_method": "gpt4", "impression": 3}
     rows = [{**entry, "conversations": [{"from": "gpt", "value": value}]} for value in (None, 5, " ", float("nan"))] + [{**entry, "conversations": []}]
     (tmp_path / "chat_a_MIMIC_CXR.json").write_text(json.dumps([*rows, {**entry, "conversations": [{"from": "gpt", "value": "Edema \ud800."}]}]))

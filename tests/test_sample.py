@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-import checkpoint
+from weights import checkpoint
 import flow
 import generate
 import sample
-import weights
-from common import InputError, generator
+from weights import load as weights
+from common.processes import InputError, generator
 from conftest import ROOT, randomise, tiny_config, tiny_vae
-from images import NOTICE
+from common.images import NOTICE
 from model import UniX
 from tokenizer import Tokenizer
 from vision import normalize

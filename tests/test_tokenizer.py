@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from prepare_phantom import make_tokenizer
+from phantom.prepare import make_tokenizer
 from tokenizer import Tokenizer, pad
 
 REPORTS = ["Large left pleural effusion.", "The heart is normal in size.", "Small right apical pneumothorax. No effusion."]

@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import checkpoint
-import runs
+from weights import checkpoint
+from training import run as runs
 import train_gen
 import train_und
-import train_vae
-import weights
-from common import InputError
+from phantom import train_vae
+from weights import load as weights
+from common.processes import InputError
 from conftest import ROOT, close
 from model import is_generation
 from vae import VAE, VAEConfig

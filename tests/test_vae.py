@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import weights
+from weights import load as weights
 from conftest import GOLDEN, close, needs_golden
 from vae import VAE, VAEConfig
 
@@ -137,7 +137,7 @@ def test_wrong_sizes_are_refused():
 # ---- train_vae.py, on a data set of a few tiny noise images
 
 def run(tmp_path, *words):
-    import train_vae
+    from phantom import train_vae
     train_vae.main([*"--sizes 32 16 --ch 8 --ch-mult 1 2 --norm-groups 4 --z-channels 4 --batch-size 4 --steps 4 "
                      "--warmup 1 --save-every 2 --log-every 1 --dtype float32 --device cpu".split(),
                     "--data", str(tmp_path), *words])
@@ -145,7 +145,7 @@ def run(tmp_path, *words):
 
 @pytest.fixture
 def packed(tmp_path):
-    from pack import Writer
+    from common.packed import Writer
     rng = np.random.default_rng(0)
     for size in (32, 16):
         with Writer(tmp_path / f"gen-{size}", "gen", size, {}, shard_size=6) as writer:
@@ -171,7 +171,7 @@ def test_resumed_run_equals_uninterrupted(packed):
 
 
 def test_latents_are_normalised_and_stored_latents_are_the_encoders(packed):
-    import data
+    from training import batches as data
     run(packed, "--out", str(packed / "a"))
     vae = weights.find_vae(packed / "a")
     run(packed, "--out", str(packed / "a"), "--encode")

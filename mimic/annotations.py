@@ -1,0 +1,85 @@
+"""Texts and splits that others made for MIMIC-CXR: the LLaVA-Rad annotations (JSON) and CheXGenBench's tables (CSV).
+
+Both are credentialed, and are read from the user's own copies. docs/data.md says where they come from.
+"""
+import json
+import re
+from pathlib import Path
+
+from common.processes import InputError
+from mimic.sources import Item, find, open_text, read_table, whole_characters
+
+PIECE, LONGEST = 1 << 20, 1 << 24       # characters read at a time; of one object
+
+
+def json_objects(path):
+    """The objects of a JSON list, one by one: the LLaVA-Rad files would fill the memory otherwise. Bare NaN is read."""
+    decoder, held, begun = json.JSONDecoder(), "", False
+    wrong = InputError(f"{path} is cut short, damaged or no JSON list of objects; download it again.")
+    try:
+        with open_text(path) as file:
+            while piece := file.read(PIECE):
+                held = (held + piece).lstrip(", \n\r\t")
+                if not begun and held.startswith("["):
+                    held, begun = held[1:].lstrip(), True
+                while held.startswith("{"):
+                    try:
+                        value, end = decoder.raw_decode(held)
+                    except json.JSONDecodeError:
+                        break                               # an object that goes on in the next piece
+                    yield whole_characters(value)
+                    held = held[end:].lstrip(", \n\r\t")
+                if held and (held[0] not in "{]" or not begun) or len(held) > LONGEST:
+                    break
+    except (ValueError, RecursionError):                    # not UTF-8, numbers without end, nests without end
+        raise wrong from None
+    if held.strip() != "]":
+        raise wrong
+
+
+def findings_of(entry):
+    """One LLaVA-Rad entry -> (dicom id, method, findings or None, impression or None); None if it is of another form."""
+    try:
+        turns = [turn["value"] for turn in entry["conversations"] if turn["from"] == "gpt"]
+        dicom, method = Path(entry["image"]).stem, entry["generate_method"]
+    except (KeyError, TypeError):
+        return None
+    texts = [text if isinstance(text, str) and text.strip() else None for text in ((turns or [None])[0], entry.get("impression"))]
+    return (dicom, method, *texts) if method in ("rule-based", "gpt4") else None
+
+
+def llava_rad(folder):
+    """LLaVA-Rad annotations -> {method: {dicom id: (findings, impression, source)}}, first row of a pair wins."""
+    texts, files = {"rule-based": {}, "gpt4": {}}, sorted(Path(folder).expanduser().glob("**/chat_*MIMIC_CXR*.json"))
+    if not files:
+        raise InputError(f"no chat_*_MIMIC_CXR_*.json in {folder}: --llava-rad wants the folder of the LLaVA-Rad annotations.")
+    for path in files:
+        for number, entry in enumerate(json_objects(path), 1):
+            known = findings_of(entry)
+            if not known:
+                raise InputError(f"{path}, entry {number}: wanted an object with image, generate_method (rule-based or gpt4) and "
+                                 "conversations; is it the right file?")
+            dicom, method, findings, impression = known
+            if findings:
+                texts[method].setdefault(dicom, (findings, impression, f"llava-rad:{method}"))
+    return texts
+
+
+def chexgenbench(folder, items, left_out):
+    """CheXGenBench's own split and texts -> items for generation; its images in the official validate set are `val`."""
+    official, chosen = {item.id: item for item in items}, {}
+    for split in ("TRAIN", "TEST"):
+        path = find(folder, f"LLAVARAD_ANNOTATIONS_{split}.csv", "--chexgenbench wants the folder of CheXGenBench's CSV files.")
+        for image, text in read_table(path, ("path", "annotated_prompt")):
+            parts = re.fullmatch(r"files/p1\d/p(\d{8})/(s\d{8})/([0-9a-f-]{44})\.jpg", image)
+            if not parts:
+                raise InputError(f"{path} has a path that is not like files/p10/p1.../s5.../<id>.jpg; is it the right file?")
+            subject, study, dicom = parts.groups()
+            if dicom in chosen or not text.strip():
+                left_out.add(dicom, image, "duplicate row" if dicom in chosen else "no text")
+                continue
+            known = official.get(dicom)
+            place = "test" if split == "TEST" else "val" if known and known.split == "val" else "train"
+            chosen[dicom] = Item(dicom, subject, study, place, known.view if known else "", image[:-4],
+                                 (text, None, "chexgenbench"), known.labels if known else None)
+    return list(chosen.values())

@@ -1,0 +1,375 @@
+"""Weights by hand: our own checkpoints, Janus-Pro-1B, the released UniX, kl-f16, RAD-DINO and SigLIP.
+
+`layouts.py` holds one rename table a kind of checkpoint; read it to learn what is in them. Loading is strict: every tensor
+of the file is used, or dropped on purpose by name, and every tensor of the model is filled; otherwise an error lists both
+sides. Files are memory-mapped; only what is cast or joined is copied.
+
+    load(directory) -> (model, vae, tokenizer)      ours, the release or Janus-Pro, told apart by their contents
+    load_unix, load_janus, load_vae, load_vit       one kind each; export_release writes the release's layout
+    python weights.py out/phantom/gen128 demo       the averaged weights of a run in fp16, to pass on
+    python weights.py out/gen512 UniX --release     the same weights as the authors' code reads them
+
+docs/weights.md says where each checkpoint comes from.
+"""
+import hashlib
+import json
+import re
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from weights.checkpoint import checkpoints, flush, newest, read_config, write
+from common.processes import InputError, cli
+from weights.layouts import (DIFFUSERS, DINO, JANUS, JANUS_HF, LDM, SIGLIP, UNIX, few, ldm_config, read_tensors, translate,
+                     unused_from_nothing)
+from model import UniX, UniXConfig, position_table
+from tokenizer import Tokenizer
+from vae import VAE, VAEConfig
+from vision import ViT, ViTConfig
+
+
+def fill(module, tensors, source, dtype=None):
+    """Put tensors {our name: tensor} into the module, strictly: same names, same shapes, floating point."""
+    want = module.state_dict()
+    missing, unknown = want.keys() - tensors.keys(), tensors.keys() - want.keys()
+    if missing or unknown:
+        raise InputError(f"{source} does not fit: missing there: {few(missing)}; unknown to us: {few(unknown)}.")
+    for name, tensor in tensors.items():
+        if tensor.shape != want[name].shape:
+            raise InputError(f"{source}: {name} has shape {tuple(tensor.shape)}, the configuration wants "
+                             f"{tuple(want[name].shape)}.")
+        if not tensor.is_floating_point():
+            raise InputError(f"{source}: {name} holds {tensor.dtype}, not floating-point numbers.")
+    module.load_state_dict({k: v.to(dtype or v.dtype) for k, v in tensors.items()}, assign=True)
+    return module.eval()
+
+
+def build(cfg, source, path, dtype, layout=None):
+    """A UniX made around the tensors of a file (no second copy in memory), what it does not use set aside."""
+    with torch.device("meta"):
+        model = UniX(cfg)
+    if layout:
+        source = translate({k: v.shape for k, v in model.state_dict().items()}, source, layout, keep=layout is UNIX)
+    unused = {k.removeprefix("unused."): v for k, v in source.items() if k.startswith("unused.")}
+    fill(model, {k: v for k, v in source.items() if not k.startswith("unused.")}, path, dtype)
+    if cfg.generation:
+        model.build_positions()
+    model.unused = unused
+    return model
+
+
+# ---- sizes: read off the tensors, held against config.json ----
+
+def stated(directory, *keys):
+    """The part of a directory's config.json under the first of these keys that is there ("" is the whole), or {}."""
+    path = Path(directory) / "config.json"
+    config = read_config(directory) if path.exists() else {}
+    part = next((part for key in keys if (part := config if key == "" else config.get(key))), {})
+    if not isinstance(part, dict):
+        raise InputError(f"{path}: {' or '.join(keys)} is no table of settings.")
+    for key in ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta"):
+        if key in part and (type(part[key]) not in (int, float) or not part[key] > 0):
+            raise InputError(f"{path}: {key} is {part[key]!r}, not a positive number.")
+    return part
+
+
+def agree(cfg, settings, path):
+    """A config.json that contradicts the tensors is an error."""
+    ours = {"hidden_size": "n_embd", "intermediate_size": "n_inner", "num_hidden_layers": "n_layer", "rope_theta": "rope_theta",
+            "num_attention_heads": "n_head", "num_key_value_heads": "n_head", "vocab_size": "vocab_size",
+            "image_size": "image_size", "patch_size": "patch_size", "max_latent_size": "max_latent_size",
+            "z_channels": "latent_channels", "connector_act": "connector_gelu"}
+    have = vars(cfg) | {"connector_gelu": {"tanh": "gelu_pytorch_tanh", "none": "gelu"}.get(vars(cfg).get("connector_gelu"))}
+    for theirs, said in settings.items():
+        want = {"latent_patch_size": 1, "downsample": 16}.get(theirs, have.get(ours.get(theirs), said))
+        if said != want:
+            raise InputError(f"{path}: config.json says {theirs} {said}, the tensors and their use say {want}.")
+    return cfg
+
+
+def sizes(source, layout, path, vision=""):
+    """ViTConfig of the vision tower in a checkpoint, and functions that ask for a shape and count layers."""
+    shape = lambda ours: source[layout.theirs(ours)[0]].shape
+    count = lambda ours: next(i for i in range(10**4) if layout.theirs(ours.format(i))[0] not in source)
+    config = stated(path, "vision_config", "vit_config", *([] if vision else [""]))
+    n_embd, _, patch, _ = shape(vision + "patch.weight")
+    grid = int((shape(vision + "positions")[-2] - layout.vision.get("class_token", 0)) ** 0.5)
+    act = "" if vision else config.get("hidden_act", "")        # of a tower alone: Janus-Pro's and the release's are exact
+    more = {"gelu": {"gelu": "none"}.get(act, "tanh")} if act else {}
+    cfg = ViTConfig(image_size=grid * patch, patch_size=patch, n_layer=count(vision + "blocks.{}.norm1.weight"), n_embd=n_embd,
+                    n_head=config.get("num_attention_heads", max(1, n_embd // 64)),     # SigLIP's and DINOv2's heads have 64
+                    norm_eps=config.get("layer_norm_eps", 1e-6), n_inner=shape(vision + "blocks.0.fc1.weight")[0],
+                    **layout.vision | more)
+    return agree(cfg, config, path), shape, count
+
+
+def load_foreign(path, layout, config, dtype, source):
+    """A UniX from the tensors of others; without our configuration it is read off them, or from what our export wrote."""
+    tied = [part.get("tie_word_embeddings") for part in (stated(path, ""), stated(path, "text_config"))]
+    embed, = layout.theirs("embed.weight")
+    if layout is JANUS_HF and "lm_head.weight" not in source and embed in source and True in tied:
+        print("the language head is tied to the embedding there; from here on they are two", file=sys.stderr)
+        source = {**source, "lm_head.weight": source[embed].clone()}
+    try:
+        if config is None and "open_unix" in stated(path, ""):
+            config = UniXConfig(**stated(path, "open_unix"))
+        if config is None:
+            vision, shape, count = sizes(source, layout, path, "vision.")
+            text, (vocab, width) = stated(path, "language_config", "llm_config", "text_config"), shape("embed.weight")
+            more, n_layer = {}, count("layers.{}.u.norm1.weight")
+            if layout is UNIX:
+                more = dict(n_head=width // shape("layers.0.u.heads.q_norm.weight")[0],
+                            latent_channels=shape("latent_in.weight")[1],
+                            max_latent_size=int(source["latent_pos_embed.pos_embed"].shape[0] ** 0.5))
+            heads = text.get("num_attention_heads", max(1, width // 128))       # LLaMA's heads have 128
+            config = UniXConfig(**{"n_head": heads, **layout.model, **more}, n_layer=n_layer,
+                                n_embd=width, n_inner=shape("layers.0.u.mlp.gate.weight")[0], vocab_size=vocab, vision=vision,
+                                norm_eps=text.get("rms_norm_eps", 1e-6), repa_layer=min(8, n_layer), generation=layout is UNIX)
+            agree(agree(agree(config, text, path), stated(path, ""), path), stated(path, "vae_config"), path)
+    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError, AssertionError) as error:
+        raise InputError(f"{path} is not {layout.title}: its sizes cannot be read ({error}).") from None
+    return build(config, source, path, dtype, layout)
+
+
+def load_unix(path, config=None, dtype=torch.float32):
+    """The released UniX, a directory or one safetensors file. Without a config, sizes are read off the tensors and the
+    release's choices are set (tanh connector, two BOS before a prompt)."""
+    source = read_tensors(path)
+    if UNIX.theirs("norm_g.weight")[0] not in source:
+        raise InputError(f"{path} is not a released UniX: it has no generation branch (..._moe_gen).")
+    model = load_foreign(path, UNIX, config, dtype, source)
+    table, formula = source.get("latent_pos_embed.pos_embed"), position_table(model.cfg.max_latent_size, model.cfg.n_embd)
+    if table is not None and (table.shape != formula.shape or not (table.float() - formula).abs().max() <= 0.01):
+        raise InputError(f"{path}: latent_pos_embed.pos_embed is not the sine-cosine table of size {model.cfg.max_latent_size}.")
+    return model
+
+
+def load_janus(path, config=None, dtype=torch.float32, generation=False):
+    """Janus-Pro, as its authors or as Hugging Face keep it: the understanding set, vision tower and connector of a UniX,
+    QKV biases at 0 and QK-norm gains at 1; on request a generation set copied from it."""
+    source = read_tensors(path)
+    layout = JANUS if JANUS.theirs("connector.0.weight")[0] in source else JANUS_HF
+    model = load_foreign(path, layout, config, dtype, source)
+    if generation:
+        model.copy_u_to_g()
+    return model
+
+
+def load_rad_dino(path, dtype=torch.float32):
+    """RAD-DINO, or another Dinov2Model of Hugging Face -> vision.ViT."""
+    return load_vit(path, DINO, dtype)
+
+
+def load_siglip(path, dtype=torch.float32):
+    """The vision half of a SigLIP of Hugging Face, as SiglipVisionModel or SiglipModel -> vision.ViT."""
+    return load_vit(path, SIGLIP, dtype)
+
+
+def load_vit(path, layout, dtype):
+    source = {k.removeprefix("vision_model."): v for k, v in read_tensors(path).items()}
+    try:
+        cfg = sizes(source, layout, path)[0]
+    except (KeyError, IndexError, ValueError, ZeroDivisionError, AssertionError) as error:
+        raise InputError(f"{path} is not {layout.title}: its sizes cannot be read ({error}).") from None
+    with torch.device("meta"):
+        vit = ViT(cfg)
+    return fill(vit, translate({k: v.shape for k, v in vit.state_dict().items()}, source, layout), path, dtype)
+
+
+def load_vae(path, config=None, dtype=torch.float32):
+    """A KL autoencoder: kl-f16's `.ckpt`, a safetensors file of ours, or diffusers' AutoencoderKL; file or directory.
+    Without a config, sizes are read off the tensors (32 groups a norm, kl-f16's scale and shift)."""
+    source = read_tensors(path)
+    layout = DIFFUSERS if any("_blocks." in name for name in source) else LDM
+    try:
+        if layout is DIFFUSERS:
+            last = max(int(name.split(".")[2]) for name in source if name.startswith("encoder.down_blocks."))
+            turn = lambda m: f"decoder.up_blocks.{last - int(m[1])}."
+            source = {re.sub(r"^decoder\.up_blocks\.(\d+)\.", turn, name): v for name, v in source.items()}
+        cfg = config or vae_sizes(source, layout)
+        cfg.norm_groups = stated(path, "").get("norm_num_groups", cfg.norm_groups)
+    except (KeyError, ValueError, IndexError, ZeroDivisionError, AssertionError) as error:
+        raise InputError(f"{path} is no kl-f16 autoencoder: its sizes cannot be read ({error}).") from None
+    with torch.device("meta"):
+        vae = VAE(cfg)
+    return fill(vae, translate({k: v.shape for k, v in vae.state_dict().items()}, source, layout), path, dtype)
+
+
+def vae_sizes(source, layout):
+    """VAEConfig read off the tensors: widths of the levels, residual blocks, latent channels."""
+    name = lambda ours: layout.theirs(ours)[0]
+    shape = lambda ours: source[name(ours)].shape
+    levels = next(i for i in range(99) if name(f"encoder.down.{i}.block.0.conv1.weight") not in source)
+    blocks = next(i for i in range(99) if name(f"encoder.down.0.block.{i}.conv1.weight") not in source)
+    ch, channels = shape("encoder.conv_in.weight")[:2]
+    widths = [shape(f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(levels)]
+    return VAEConfig(ch=ch, ch_mult=tuple(w // ch for w in widths), n_res=blocks, in_channels=channels,
+                     z_channels=shape("decoder.conv_in.weight")[1], embed_dim=shape("post_quant_conv.weight")[1])
+
+
+def vae_hash(vae):
+    """Which VAE stored latents come from: a hash of its weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(vae.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def model_tensors(model):
+    """Everything of a UniX that is saved, `unused.*` included."""
+    return {**model.state_dict(), **{"unused." + k: v for k, v in model.unused.items()}}
+
+
+def describe(model=None, vae=None):
+    """The part of config.json that says what the tensors are."""
+    parts = {"model": model and asdict(model.cfg), "vae": vae and asdict(vae.cfg)}
+    return {"format": "open-unix", **{k: v for k, v in parts.items() if v}}
+
+
+def load(directory, ema=True, dtype=torch.float32):
+    """-> (model, vae, tokenizer) of a checkpoint or run of ours, of the released UniX or of Janus-Pro; vae None if not there.
+
+    ema: use the averaged weights of a training run when they were kept.
+    """
+    directory = newest(directory)
+    config = read_config(directory)
+    if config.get("format") != "open-unix":
+        names = read_tensors(directory).keys()
+        loaders = [(UNIX.theirs("norm_g.weight")[0], load_unix), (JANUS.theirs("connector.0.weight")[0], load_janus),
+                   (JANUS_HF.theirs("connector.0.weight")[0], load_janus)]
+        loader = next((loader for name, loader in loaders if name in names), None)
+        if loader is None:
+            raise InputError(f"{directory} is no checkpoint that we know: not ours, not the released UniX, not Janus-Pro.")
+        model = loader(directory, dtype=dtype)
+        vae = load_vae(directory / "vae", dtype=dtype) if any((directory / "vae").glob("*")) else None
+        return fitting(model, vae, load_tokenizer(directory, model.cfg), directory)
+    if "model" not in config:
+        raise InputError(f"{directory} holds no model" + (", only a VAE." if "vae" in config else "."))
+    tensors = read_tensors(directory / "model.safetensors")
+    if ema and (directory / "ema.safetensors").exists():
+        tensors.update(read_tensors(directory / "ema.safetensors"))
+    try:
+        cfg = UniXConfig(**config["model"])
+        vae_cfg = VAEConfig(**config["vae"]) if "vae" in config else None
+    except (TypeError, AssertionError) as error:    # a field that we do not have, or sizes that do not fit each other
+        raise InputError(f"{directory}/config.json describes no model of ours: {error}.") from None
+    model = build(cfg, tensors, directory / "model.safetensors", dtype)
+    vae = vae_cfg and load_vae(directory / "vae.safetensors", vae_cfg, dtype)
+    return fitting(model, vae, load_tokenizer(directory, cfg), directory)
+
+
+def fitting(model, vae, tokenizer, directory):
+    """The three, if they belong together."""
+    cfg, largest = model.cfg, max(tokenizer.bpe.get_vocab().values())
+    if max(cfg.bos, cfg.eos, cfg.soi, cfg.eoi, largest) >= cfg.vocab_size:
+        raise InputError(f"{directory}: the tokenizer has numbers up to {largest}, the embedding {cfg.vocab_size} rows.")
+    if vae and cfg.generation and vae.cfg.embed_dim != cfg.latent_channels:
+        raise InputError(f"{directory}: the VAE has {vae.cfg.embed_dim} latent channels, the model {cfg.latent_channels}.")
+    return model, vae, tokenizer
+
+
+def load_tokenizer(directory, cfg=None):
+    """The tokenizer of a checkpoint; it must know the special tokens that the model's configuration addresses by number.
+    Without one it is that of a data set of our own, where they have names."""
+    path = Path(directory) / "tokenizer.json"
+    if not path.exists():
+        raise InputError(f"{directory} lacks tokenizer.json; " + ("copy it from where the weights came from." if cfg else
+                                                                  "prepare_phantom.py writes it."))
+    try:
+        tokenizer = Tokenizer.with_named_ids(path) if cfg is None else \
+            Tokenizer(path, cfg.bos, cfg.eos, cfg.soi, cfg.eoi, cfg.double_bos)
+    except Exception as error:          # what the library raises for a damaged file is a plain Exception
+        raise InputError(f"{path} is no tokenizer: {error}.") from None
+    ids = tokenizer.bos, tokenizer.eos, tokenizer.soi, tokenizer.eoi
+    absent = [i for i in ids if i is None or tokenizer.bpe.id_to_token(i) is None]
+    if absent:
+        raise InputError(f"{path} has no token of number {', '.join(map(str, absent))}, which the model needs; "
+                         "it belongs to other weights.")
+    return tokenizer
+
+
+def find_vae(path, dtype=torch.float32):
+    """The VAE at a path: that of a run or checkpoint of ours which holds one, or a kl-f16, file or directory."""
+    if not checkpoints(path) and stated(path, "").get("format") != "open-unix":
+        return load_vae(path, dtype=dtype)
+    directory = newest(path)
+    config = read_config(directory)
+    if "vae" not in config:
+        raise InputError(f"{directory} holds no VAE; train_vae.py makes one.")
+    return load_vae(directory / "vae.safetensors", VAEConfig(**config["vae"]), dtype)
+
+
+def export_release(model, vae, tokenizer, directory):
+    """Write the release's layout, whole or not at all: model.safetensors, config.json, tokenizer.json and, of a kl-f16, vae/.
+
+    What was dropped on loading is given back; what was never there is written from its formula (position tables) or as
+    zeros (pooling head), and said; so is what the authors' code will do otherwise. Our own configuration lies in
+    config.json too, so that `load` gets the same model back. A VAE that the layout cannot describe is refused.
+    """
+    directory, kl_f16, cfg = Path(directory).resolve(), VAEConfig(), model.cfg
+    if not cfg.generation:
+        raise InputError("this model has no generation branch, and the release's layout wants one (train_gen.py makes it).")
+    if vae is not None and [getattr(vae.cfg, k) for k in ("norm_groups", "scale", "shift")] != \
+            [getattr(kl_f16, k) for k in ("norm_groups", "scale", "shift")]:
+        raise InputError("this VAE is no kl-f16 (norm groups, scale or shift differ); the release's layout cannot say so.")
+    if directory.exists() and any(directory.iterdir()):
+        raise InputError(f"{directory} is not empty; export to a new directory.")
+    if not model.unused:
+        print("unused tensors were never loaded: position tables are written from their formula, the pooling head as zeros")
+    theirs = {**UNIX.model, "rope_theta": 10000.0, "bos": 100000, "eos": 100001, "soi": 100003, "eoi": 100580}
+    pixels = {k: vars(ViTConfig())[k] for k in ("mean", "std")}
+    other = [f"{k} {v}" for have, want in ((cfg, theirs), (cfg.vision, pixels)) for k, v in want.items() if vars(have)[k] != v]
+    if other:
+        print(f"the authors' code assumes what this model was not trained with: {', '.join(other)}")
+    tensors = {UNIX.theirs(k)[0]: v for k, v in model.state_dict().items()} | unused_from_nothing(cfg) | model.unused
+    text = dict(hidden_size=cfg.n_embd, intermediate_size=cfg.n_inner, num_hidden_layers=cfg.n_layer,
+                num_attention_heads=cfg.n_head, num_key_value_heads=cfg.n_head, vocab_size=cfg.vocab_size,
+                rms_norm_eps=cfg.norm_eps, rope_theta=cfg.rope_theta)
+    temporary = directory.with_name(f".tmp-{directory.name}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / "model.safetensors")
+        (temporary / "config.json").write_text(json.dumps({"language_config": text, "open_unix": asdict(cfg)}, indent=1))
+        (temporary / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
+        if vae is not None:
+            (temporary / "vae").mkdir()
+            torch.save({"state_dict": vae.state_dict()}, temporary / "vae" / "kl-f16d16.ckpt")
+            (temporary / "vae" / "config.yaml").write_text(json.dumps({"model": ldm_config(vae)}, indent=1))    # JSON is YAML
+        for path in temporary.rglob("*"):
+            flush(path)
+        if directory.exists():
+            directory.rmdir()
+        temporary.rename(directory)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise InputError(f"{directory} could not be written ({error}).") from error
+
+
+def shrink(source, target):
+    """Write the averaged weights of a run in fp16, without what only training needs: a checkpoint to pass on."""
+    if Path(target).exists() and any(Path(target).iterdir()):
+        raise InputError(f"{target} is not empty; shrink to a new directory.")
+    model, vae, tokenizer = load(source)
+    half = lambda tensors: {k: v.half() for k, v in tensors.items()}
+    tensors = {"model": half(model_tensors(model)), **({"vae": half(vae.state_dict())} if vae else {})}
+    about = {k: v for k, v in read_config(newest(source)).items() if k in ("stage", "step", "settings")}
+    write(target, config={**describe(model, vae), **about}, tensors=tensors, tokenizer=tokenizer.json)
+
+
+def main(argv):
+    if len(argv) < 2 or argv[0].startswith("-") or argv[2:] not in ([], ["--release"]):
+        raise InputError("say what to pass on and where to: `python weights.py out/phantom/gen128 demo`, or with --release.")
+    if argv[2:]:
+        export_release(*load(argv[0]), argv[1])
+    else:
+        shrink(*argv)
+
+
+if __name__ == "__main__":
+    cli(main)
