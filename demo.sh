@@ -8,12 +8,12 @@ began=$SECONDS
 took() { echo "== $1 after $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"; }
 mkdir -p out/phantom
 
-$python prepare_phantom.py
+$python -m phantom.prepare
 took "data"
 
 # the autoencoder and stage 1 do not need each other: two single-threaded trainings use two cores better than one would
 echo "training the autoencoder in the background: tail -f out/phantom/vae.txt"
-$python train_vae.py --threads 1 > out/phantom/vae.txt 2>&1 &
+$python -m phantom.train_vae --threads 1 > out/phantom/vae.txt 2>&1 &
 vae=$!
 trap 'kill $vae 2> /dev/null || true' EXIT
 $python train_und.py --preset phantom --threads 1
@@ -21,7 +21,7 @@ took "stage 1"
 wait $vae || { tail -n 5 out/phantom/vae.txt; exit 1; }
 trap - EXIT
 took "autoencoder"
-$python train_vae.py --encode
+$python -m phantom.train_vae --encode
 
 $python train_gen.py --preset phantom
 took "stage 2"

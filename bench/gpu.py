@@ -1,6 +1,6 @@
 """What one GPU does, for docs/results.md: not a test, it wants a GPU of 80 GB and some minutes.
 
-    python tests/measure_gpu.py         # seconds, share of the peak and memory of each stage's micro-step at real sizes
+    python -m bench.gpu         # seconds, share of the peak and memory of each stage's micro-step at real sizes
 
 Random weights and texts of 256 tokens (stage 1: 32 + 256), the VAE and RAD-DINO within the step, one process, nothing sharded.
 """

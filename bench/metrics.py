@@ -1,8 +1,8 @@
-"""What metrics.py costs beside the packages that the official code calls, on the same features (docs/evaluation.md quotes it):
+"""What evaluation/image_metrics.py costs beside the packages that the official code calls, on the same features (docs/evaluation.md quotes it):
 
     pip install torchmetrics==1.9.0 prdc==0.2
-    OMP_NUM_THREADS=2 python tests/measure_metrics.py                # 4352 x 768 against 4352 x 768
-    OMP_NUM_THREADS=2 python tests/measure_metrics.py 4352 --repeat 5
+    OMP_NUM_THREADS=2 python -m bench.metrics                # 4352 x 768 against 4352 x 768
+    OMP_NUM_THREADS=2 python -m bench.metrics 4352 --repeat 5
 """
 import resource
 import statistics

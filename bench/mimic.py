@@ -1,7 +1,7 @@
 """What prepare_mimic.py costs, on generated data (docs/data.md quotes it):
 
-    python tests/measure_mimic.py images 120       # full-size JPEGs -> 256, 384, 512 in one pass: images/s per core, memory
-    python tests/measure_mimic.py tables 1000000   # rows of metadata read and filtered: seconds, memory
+    python -m bench.mimic images 120       # full-size JPEGs -> 256, 384, 512 in one pass: images/s per core, memory
+    python -m bench.mimic tables 1000000   # rows of metadata read and filtered: seconds, memory
 """
 import multiprocessing
 import resource
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import mimic_tree
 import prepare_mimic
 from mimic import splits as protocols

@@ -1,10 +1,10 @@
 """Speed as ratios, measured in one process, so that they mean the same on any machine.
 
-    python bench.py sample      # velocities against a matrix product; decoding against reading the weights once
-    python bench.py steps       # how near few-step solvers come to the converged solution, with the demo/ weights
-    python bench.py train       # the stage-2 step: use of the machine, cost of the text, of data, of DDP (speed.py)
-    python bench.py plot RUN... # the curves of training runs in one picture, curves.png (curves.py; needs matplotlib)
-    python bench.py weights     # a full-size UniX with random weights in the release's layout: memory, loading, both tasks
+    python -m bench.sampling sample      # velocities against a matrix product; decoding against reading the weights once
+    python -m bench.sampling steps       # how near few-step solvers come to the converged solution, with the demo/ weights
+    python -m bench.sampling train       # the stage-2 step: use of the machine, cost of the text, of data, of DDP (bench/training.py)
+    python -m bench.sampling plot RUN... # the curves of training runs in one picture, curves.png (training/curves.py; needs matplotlib)
+    python -m bench.sampling weights     # a full-size UniX with random weights in the release's layout: memory, loading, both tasks
 
 A guided velocity is compared with the rate of one large matrix product of the same dtype: the floating-point
 operations of its linear layers and its attention, over its time. Decoding one token must read every weight once, so it
@@ -53,7 +53,7 @@ class BenchConfig:
     dtype: str = "bfloat16"     # or float32
     device: str = "auto"        # auto, cpu, cuda
     threads: int = 0            # CPU threads; 0 leaves it to torch
-    checkpoint: str = str(Path(__file__).parent / "demo")   # of `steps`
+    checkpoint: str = str(Path(__file__).parents[1] / "demo")   # of `steps`
     reports: int = 64           # of `steps`
     images: int = 4096          # of `train`: read in one pass
     workers: int = 2            # of `train`: threads that read data ahead
@@ -231,12 +231,12 @@ def main(argv):
     kinds = {"sample": bench_sample, "steps": bench_steps, "train": bench_train, "weights": bench_weights}
     asked = argv[0] if argv and "--help" not in argv else ""
     if argv and argv[0] not in (*kinds, "plot", "--help") or not argv:
-        raise InputError("say what to measure: `python bench.py " + "`, `python bench.py ".join([*kinds, "plot RUN..."]) + "`.")
+        raise InputError("say what to measure: `python -m bench.sampling " + "`, `python -m bench.sampling ".join([*kinds, "plot RUN..."]) + "`.")
     runs = list(itertools.takewhile(lambda word: not word.startswith("--"), argv[1:])) if asked == "plot" else []
     cfg = common.override(BenchConfig(), argv[bool(asked) + len(runs):], __doc__)
     if asked == "plot":
         if not runs:
-            raise InputError("name the directories of the runs: `python bench.py plot RUN...`.")
+            raise InputError("name the directories of the runs: `python -m bench.sampling plot RUN...`.")
         drawn = curves.draw(runs, cfg.out or "curves.png")
         return print(f"{cfg.out or 'curves.png'}: {', '.join(drawn)} of {len(runs)} run(s)")
     figures = kinds[asked](cfg)

@@ -1,6 +1,6 @@
 """The paper's two findings about training, made again small: Table 5, and REPA in stage 2. On the phantom, after demo.sh.
 
-    bash demo.sh && python findings.py        # hours on two cores; started again, it goes on where it was
+    bash demo.sh && python -m bench.table5        # hours on two cores; started again, it goes on where it was
 
 (a) From the same stage-2 weights, 300 steps of each of Table 5's rows. (b) Stage 2 from stage 1, with and without REPA.
 Each with several seeds, which choose the samples and their noise (and REPA's projector). Scores are those of
@@ -41,7 +41,7 @@ def scripts(jobs, at_once):
         while waiting and len(running) < at_once:
             print(" ".join(map(str, waiting[0])), flush=True)
             script, *words = map(str, waiting.pop(0))
-            line = [sys.executable, Path(__file__).with_name(script), *words]
+            line = [sys.executable, Path(__file__).parents[1] / script, *words]
             running.append(subprocess.Popen(line, stdout=subprocess.DEVNULL))
         done = running.pop(0)
         if done.wait():

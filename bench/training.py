@@ -1,6 +1,6 @@
-"""How fast stage 2 trains, as ratios measured in one process: the figures of `python bench.py train`.
+"""How fast stage 2 trains, as ratios measured in one process: the figures of `python -m bench.sampling train`.
 
-    utilisation   operations of a step (cost.py) over its time, against one large matrix product; where the rest goes
+    utilisation   operations of a step (training/cost.py) over its time, against one large matrix product; where the rest goes
     prefix        what 384 more tokens of report cost: bytes at the peak, seconds
     pipeline      images a second that data.loader delivers; the share of a step that the loop waits for them
     processes     what DistributedDataParallel adds with one process

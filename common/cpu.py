@@ -17,7 +17,7 @@ def keep_memory():
 @contextmanager
 def decoding(rows, device):
     """Wrap the decoding of `rows` sequences: a product of one bf16 row with a matrix reads the matrix two to eight times
-    as fast without oneDNN (bench.py sample), and reading the weights is most of what decoding waits for."""
+    as fast without oneDNN (bench/sampling.py sample), and reading the weights is most of what decoding waits for."""
     lean = rows == 1 and device.type == "cpu" and torch.backends.mkldnn.enabled
     if lean:
         torch.backends.mkldnn.set_flags(False)

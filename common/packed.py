@@ -1,4 +1,4 @@
-"""Write packed data sets; data.py reads them and its docstring gives the format. prepare_*.py are the users."""
+"""Write packed data sets; training/batches.py reads them and its docstring gives the format. prepare_*.py are the users."""
 import hashlib
 import io
 import json

@@ -1,11 +1,11 @@
 """CheXbert: 14 findings of a radiology report, each blank, positive, negative or uncertain (Smit et al. 2020).
 
 A BERT-base with 14 linear heads on the first token, from the authors' `chexbert.pth`, in plain torch: the packages that wrap it
-are broken on current versions. Loading is strict, and by the table in `layouts.py`.
+are broken on current versions. Loading is strict, and by the table in `weights/layouts.py`.
 
     labeller = chexbert.load("pretrained/chexbert")         # chexbert.pth, and vocab.txt or tokenizer.json of bert-base-uncased
     labeller.label(["Small left effusion. No pneumothorax."])           # -> (1, 14) codes, text_metrics.LABELS says which
-    python chexbert.py pretrained/chexbert reports.txt       # a line of codes for each line of the file
+    python -m evaluation.chexbert pretrained/chexbert reports.txt       # a line of codes for each line of the file
 """
 import sys
 from dataclasses import dataclass
@@ -140,7 +140,7 @@ def tokenizer(folder, cfg):
 
 def main(argv):
     if len(argv) != 2:
-        raise InputError("say which weights and which reports: `python chexbert.py pretrained/chexbert reports.txt`.")
+        raise InputError("say which weights and which reports: `python -m evaluation.chexbert pretrained/chexbert reports.txt`.")
     reports = text_lines(argv[1])
     if not reports:
         raise InputError(f"{argv[1]} holds no report; write one a line.")

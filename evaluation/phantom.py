@@ -8,7 +8,7 @@ The facts of a phantom are known, and `prepare_phantom.report_to_facts` reads a 
     all normal   the score of a report without findings
 
 F1 is over (finding, side or zone, degree) triples, exact match, "normal" statements not counted: micro over all triples, macro
-as the mean over findings. FD to coverage are those of `metrics.py` with the checkpoint's own vision tower as the network of
+as the mean over findings. FD to coverage are those of `evaluation/image_metrics.py` with the checkpoint's own vision tower as the network of
 features: of generated phantoms, of real ones that passed the VAE, and of as many other real ones, which is what no model beats.
 Writes <out>.json and <out>.png (drawn beside generated, over the reports); with --sweep also the curves, <out>-sweep.png.
 """
@@ -37,7 +37,7 @@ from evaluation.worklist import chunks
 
 @dataclass
 class EvalConfig:
-    checkpoint: str = str(Path(__file__).parent / "demo")   # what to score
+    checkpoint: str = str(Path(__file__).parents[1] / "demo")   # what to score
     out: str = "phantom_score"      # writes <out>.json and <out>.png
     num: int = 500                  # held-out phantoms
     data_seed: int = 0              # seed of the phantoms; they come from the test split of that seed

@@ -1,6 +1,6 @@
 """Scores of written reports: CheXbert F1, BLEU, ROUGE-L, RadGraph F1; and the choice of images by finding and caption.
 
-The core takes label codes, token lists and annotations, so that it needs no model: `chexbert.py` makes codes, `nltk` tokens,
+The core takes label codes, token lists and annotations, so that it needs no model: `evaluation/chexbert.py` makes codes, `nltk` tokens,
 the `radgraph` package annotations. Definitions are those of the paper's evaluation code (docs/evaluation.md); fractions, not
 percent. Lists are parallel: prediction i is about the same image as reference i.
 """

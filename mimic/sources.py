@@ -1,4 +1,4 @@
-"""Where images and reports lie: MIMIC-CXR, Open-I, a table of your own -> lists of `Item` (annotations.py reads those of others).
+"""Where images and reports lie: MIMIC-CXR, Open-I, a table of your own -> lists of `Item` (mimic/annotations.py reads those of others).
 
 Tables are read as streams, every id stays a string, and every row that is not used goes to `left_out` with a reason.
 docs/data.md says which files there are and where they come from.

@@ -2,8 +2,8 @@
 The phantom: a chest X-ray of our own, drawn by formula, with findings of known side, zone and degree and a report
 written from the same facts. A toy, not a radiograph; nothing here is for clinical use.
 
-    python prepare_phantom.py                      # → datasets/phantom/{und-128,gen-64,gen-128,tokenizer.json}
-    python prepare_phantom.py --show 12            # → phantom.png, a contact sheet to look at, and nothing else
+    python -m phantom.prepare                      # → datasets/phantom/{und-128,gen-64,gen-128,tokenizer.json}
+    python -m phantom.prepare --show 12            # → phantom.png, a contact sheet to look at, and nothing else
 
 `report_to_facts` reads a report back exactly, so whatever a model says about a picture, or draws from a report, can be
 measured. A fact is a triple (finding, place, degree), "" where there is none: ("effusion", "left", "large").

@@ -1,8 +1,8 @@
 """Train a small autoencoder of vae.py from nothing, for pictures that kl-f16 was not made for: the phantom.
 
-    python train_vae.py                      # datasets/phantom/gen-* -> out/phantom/vae, with reconstructions.png
-    python train_vae.py --encode             # then: posteriors of all images beside their shards, for train_gen.py
-    python train_vae.py --encode --vae pretrained/kl-f16d16.ckpt --data datasets/mimic --sizes 256 512    # the real one
+    python -m phantom.train_vae                      # datasets/phantom/gen-* -> out/phantom/vae, with reconstructions.png
+    python -m phantom.train_vae --encode             # then: posteriors of all images beside their shards, for train_gen.py
+    python -m phantom.train_vae --encode --vae pretrained/kl-f16d16.ckpt --data datasets/mimic --sizes 256 512    # the real one
 
 UniX takes kl-f16 as it is; this is no part of the paper. What differs from how kl-f16 was trained:
 - no LPIPS, no discriminator: error of the pixels and of their differences to the neighbours (a thin line is little else);

@@ -82,7 +82,7 @@ def tiny_vae():
 
 @pytest.fixture(scope="session")
 def vae_run(tmp_path_factory):
-    """A run directory like that of train_vae.py."""
+    """A run directory like that of phantom/train_vae.py."""
     from weights import checkpoint
     from weights import load as weights
     vae, run = tiny_vae(), tmp_path_factory.mktemp("vae")

@@ -1,4 +1,4 @@
-"""vae.py against the recorded release (shared/golden) and its own promises; train_vae.py on noise."""
+"""vae.py against the recorded release (shared/golden) and its own promises; phantom/train_vae.py on noise."""
 import io
 import json
 import shutil
@@ -134,7 +134,7 @@ def test_wrong_sizes_are_refused():
         VAEConfig(ch=24)
 
 
-# ---- train_vae.py, on a data set of a few tiny noise images
+# ---- phantom/train_vae.py, on a data set of a few tiny noise images
 
 def run(tmp_path, *words):
     from phantom import train_vae

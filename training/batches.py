@@ -3,7 +3,7 @@
     00000.bin                  encoded images (PNG or JPEG, 8-bit grey, size x size), one after another
     00000.idx.npy              int64 offsets, one more than images
     00000.jsonl                one row an image: id, subject, study, split, view, prompt, report, labels, source
-    00000.latents.safetensors  optional: mean and logvar of the VAE's posterior (train_vae.py --encode)
+    00000.latents.safetensors  optional: mean and logvar of the VAE's posterior (phantom/train_vae.py --encode)
     dataset.json               schema, task, size, counts, settings and their hash; written last
 
 Everything random about a training sample comes from a generator seeded by (seed, step, index in the global batch), so
@@ -34,7 +34,7 @@ class Packed:
     def __init__(self, root, task, size, split=None):
         self.directory = Path(root) / f"{task}-{size}"
         if not (self.directory / "dataset.json").exists():
-            raise InputError(f"there is no packed data set at {self.directory}; prepare_phantom.py makes the phantom's, "
+            raise InputError(f"there is no packed data set at {self.directory}; phantom/prepare.py makes the phantom's, "
                              "prepare_mimic.py that of MIMIC-CXR.")
         try:
             self.info = json.loads((self.directory / "dataset.json").read_text())
@@ -83,17 +83,17 @@ class Packed:
         return torch.from_numpy(pixels)
 
     def open_latents(self, vae_hash):
-        """Use the posteriors stored by `train_vae.py --encode` if they are there -> whether they are."""
+        """Use the posteriors stored by `phantom/train_vae.py --encode` if they are there -> whether they are."""
         paths = [path.with_suffix(".latents.safetensors") for path in self.shards]
         if not all(path.exists() for path in paths):
             return False
         try:
             files = [safe_open(path, "pt") for path in paths]
         except SafetensorError:
-            raise InputError(f"a latents file in {self.directory} is damaged; encode anew (train_vae.py --encode).") from None
+            raise InputError(f"a latents file in {self.directory} is damaged; encode anew (phantom/train_vae.py --encode).") from None
         if any(file.metadata() != {"vae": vae_hash, "data": self.info["hash"]} for file in files):
             raise InputError(f"the latents in {self.directory} come from another VAE or data set; encode them anew "
-                             "(train_vae.py --encode) or delete them.")
+                             "(phantom/train_vae.py --encode) or delete them.")
         self.latents = [(file.get_slice("mean"), file.get_slice("logvar")) for file in files]      # mapped, not read
         return True
 

@@ -1,6 +1,6 @@
 """What a training step costs, in floating-point operations and in bytes, by arithmetic alone: nothing is run or profiled.
 
-    python cost.py      # Table 1's stages (and Table 5) on eight GPUs of 48 or 80 GB
+    python -m training.cost      # Table 1's stages (and Table 5) on eight GPUs of 48 or 80 GB
 
 A token uses the weights of ONE branch. N weights cost 2N operations a token forward; backward 2N for the gradient of the input
 and 2N for their own: trained ones 6N, frozen ones 2N (no gradient passes through the frozen u stream), embeddings nothing, the

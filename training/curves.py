@@ -1,6 +1,6 @@
-"""Curves of training runs in one PNG, for `python bench.py plot RUN...`: a panel a quantity, a colour a run.
+"""Curves of training runs in one PNG, for `python -m bench.sampling plot RUN...`: a panel a quantity, a colour a run.
 
-Each run directory holds a log.jsonl (runs.py). The thin line is what was logged, the thick one its running mean.
+Each run directory holds a log.jsonl (training/run.py). The thin line is what was logged, the thick one its running mean.
 """
 import json
 import math

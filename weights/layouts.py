@@ -1,7 +1,7 @@
 """What is in the checkpoints of others, name by name: the released UniX, Janus-Pro, kl-f16, RAD-DINO, SigLIP, CheXbert.
 
 One table a layout: our name -> theirs, what of theirs is dropped and why, what is new with us, and which choices of the
-configuration belong to those weights. At the end, how a file is read and renamed by a table; `weights.py` makes models of
+configuration belong to those weights. At the end, how a file is read and renamed by a table; `weights/load.py` makes models of
 it. docs/weights.md says where to get the files.
 """
 import json

@@ -1,13 +1,13 @@
 """Weights by hand: our own checkpoints, Janus-Pro-1B, the released UniX, kl-f16, RAD-DINO and SigLIP.
 
-`layouts.py` holds one rename table a kind of checkpoint; read it to learn what is in them. Loading is strict: every tensor
+`weights/layouts.py` holds one rename table a kind of checkpoint; read it to learn what is in them. Loading is strict: every tensor
 of the file is used, or dropped on purpose by name, and every tensor of the model is filled; otherwise an error lists both
 sides. Files are memory-mapped; only what is cast or joined is copied.
 
     load(directory) -> (model, vae, tokenizer)      ours, the release or Janus-Pro, told apart by their contents
     load_unix, load_janus, load_vae, load_vit       one kind each; export_release writes the release's layout
-    python weights.py out/phantom/gen128 demo       the averaged weights of a run in fp16, to pass on
-    python weights.py out/gen512 UniX --release     the same weights as the authors' code reads them
+    python -m weights.load out/phantom/gen128 demo       the averaged weights of a run in fp16, to pass on
+    python -m weights.load out/gen512 UniX --release     the same weights as the authors' code reads them
 
 docs/weights.md says where each checkpoint comes from.
 """
@@ -279,7 +279,7 @@ def load_tokenizer(directory, cfg=None):
     path = Path(directory) / "tokenizer.json"
     if not path.exists():
         raise InputError(f"{directory} lacks tokenizer.json; " + ("copy it from where the weights came from." if cfg else
-                                                                  "prepare_phantom.py writes it."))
+                                                                  "phantom/prepare.py writes it."))
     try:
         tokenizer = Tokenizer.with_named_ids(path) if cfg is None else \
             Tokenizer(path, cfg.bos, cfg.eos, cfg.soi, cfg.eoi, cfg.double_bos)
@@ -300,7 +300,7 @@ def find_vae(path, dtype=torch.float32):
     directory = newest(path)
     config = read_config(directory)
     if "vae" not in config:
-        raise InputError(f"{directory} holds no VAE; train_vae.py makes one.")
+        raise InputError(f"{directory} holds no VAE; phantom/train_vae.py makes one.")
     return load_vae(directory / "vae.safetensors", VAEConfig(**config["vae"]), dtype)
 
 
@@ -364,7 +364,7 @@ def shrink(source, target):
 
 def main(argv):
     if len(argv) < 2 or argv[0].startswith("-") or argv[2:] not in ([], ["--release"]):
-        raise InputError("say what to pass on and where to: `python weights.py out/phantom/gen128 demo`, or with --release.")
+        raise InputError("say what to pass on and where to: `python -m weights.load out/phantom/gen128 demo`, or with --release.")
     if argv[2:]:
         export_release(*load(argv[0]), argv[1])
     else:

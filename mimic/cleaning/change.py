@@ -1,7 +1,7 @@
 """Cleaning rules about what was before: comparisons, words of change, earlier sizes, "no new". One image shows no change.
 
 Each rule takes a clause and gives what is left of it, or "". What a rule may take away without loss is in `HARMLESS`;
-cleaning.py puts everything else under guard. All examples are invented.
+mimic/cleaning/rules.py puts everything else under guard. All examples are invented.
 """
 import re
 

@@ -1,7 +1,7 @@
 """Guards on what a language model made of a report: does the cleaned text still say the same? Sentences that say what is wrong.
 
     answer, complaints = parse(content, finish_reason, findings)        # guard 1: whole, valid JSON with findings
-    complaints, warnings = guard(raw, clean)                            # guards 2 to 7; the judge of llm.py is the eighth
+    complaints, warnings = guard(raw, clean)                            # guards 2 to 7; the judge of mimic/cleaning/llm.py is the eighth
 
 Each guard compares words by simple patterns and errs on the side of refusing: a refused text is asked for once more, and then
 replaced by that of the rules. Complaints name findings and sides, they never quote a report.

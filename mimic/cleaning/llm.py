@@ -24,7 +24,7 @@ from tqdm import tqdm
 from common.processes import InputError
 from mimic.cleaning.guards import guard, parse
 
-PROMPTS = Path(__file__).parent / "cleaning_prompts.txt"
+PROMPTS = Path(__file__).with_name("prompts.txt")
 PATIENCE = 600          # seconds for one answer: servers queue
 TRIES, FIRST_WAIT = 8, 1.0
 OF_ONE = (400, 413, 414, 422)       # a refusal that may be about one report; so many of them before any answer are not

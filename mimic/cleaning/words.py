@@ -2,7 +2,7 @@
 
     facts("No large left effusion.")        Counter({"no": 1, "large": 1, "left": 1, "effusion": 1})
 
-A rule that would lose one of these is not applied (cleaning.py); an answer that loses one is refused (guards.py).
+A rule that would lose one of these is not applied (mimic/cleaning/rules.py); an answer that loses one is refused (mimic/cleaning/guards.py).
 """
 import re
 from collections import Counter

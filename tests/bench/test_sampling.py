@@ -1,4 +1,4 @@
-"""bench.py, curves.py and speed.py: what goes into the figures, on networks of no size. Speed itself is not tested."""
+"""bench/sampling.py, training/curves.py and bench/training.py: what goes into the figures, on networks of no size. Speed itself is not tested."""
 import json
 import sys
 

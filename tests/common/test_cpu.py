@@ -1,4 +1,4 @@
-"""cpu.py: memory of freed tensors is kept, and oneDNN is off for one-row decoding alone."""
+"""common/cpu.py: memory of freed tensors is kept, and oneDNN is off for one-row decoding alone."""
 import subprocess
 import sys
 

@@ -1,4 +1,4 @@
-"""images.py: whatever a user may give; every odd file is read rightly or refused in one sentence."""
+"""common/images.py: whatever a user may give; every odd file is read rightly or refused in one sentence."""
 import io
 import json
 

@@ -1,4 +1,4 @@
-"""common.py: the command line, processes, random numbers by key, the log."""
+"""common/processes.py: the command line, processes, random numbers by key, the log."""
 import json
 import subprocess
 import sys
@@ -101,7 +101,7 @@ def test_help_lists_every_field(capsys):
     assert "preset small: steps=3" in out
 
 
-@pytest.mark.parametrize("script", ["train_und.py", "train_gen.py", "train_vae.py", "sample.py", "prepare_phantom.py"])
+@pytest.mark.parametrize("script", ["train_und.py", "train_gen.py", "phantom/train_vae.py", "sample.py", "phantom/prepare.py"])
 def test_every_setting_of_every_script_has_a_comment(script):
     import ast
     import re

@@ -1,4 +1,4 @@
-"""chexbert.py against transformers' BERT on a random chexbert.pth of its layout; text, truncation, and what is refused."""
+"""evaluation/chexbert.py against transformers' BERT on a random chexbert.pth of its layout; text, truncation, and what is refused."""
 import shutil
 
 import numpy as np

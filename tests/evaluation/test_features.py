@@ -1,4 +1,4 @@
-"""features.py: RAD-DINO's class token and both ways into it against transformers, files, folders and what they refuse."""
+"""evaluation/features.py: RAD-DINO's class token and both ways into it against transformers, files, folders and what they refuse."""
 import shutil
 
 import numpy as np

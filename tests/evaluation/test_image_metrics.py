@@ -1,4 +1,4 @@
-"""metrics.py: the reference values, closed forms, plain loops over all pairs, and every input that must be refused."""
+"""evaluation/image_metrics.py: the reference values, closed forms, plain loops over all pairs, and every input that must be refused."""
 import json
 
 import numpy as np

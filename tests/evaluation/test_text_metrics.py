@@ -1,4 +1,4 @@
-"""text_metrics.py against the reference values, edge cases included, and what it refuses."""
+"""evaluation/text_metrics.py against the reference values, edge cases included, and what it refuses."""
 import json
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""data.py: what is written is read, damage is refused, and a sample depends on (seed, step, index) and nothing else."""
+"""training/batches.py: what is written is read, damage is refused, and a sample depends on (seed, step, index) and nothing else."""
 import io
 import json
 from dataclasses import fields

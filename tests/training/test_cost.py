@@ -1,4 +1,4 @@
-"""cost.py: operations against torch's own counter, bytes against what autograd keeps, the peak against a fresh process."""
+"""training/cost.py: operations against torch's own counter, bytes against what autograd keeps, the peak against a fresh process."""
 import ctypes
 import json
 import resource
@@ -217,8 +217,8 @@ def measure(name):
 @pytest.mark.parametrize("name", RUNS)
 def test_peak_of_a_run(name):
     """Within 15 % of what a small run takes, counted from what Python and torch take by themselves, which is a line too."""
-    code = f"import conftest, test_cost; test_cost.measure({name!r})"
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests", capture_output=True, text=True, check=True).stdout
+    code = f"import sys; sys.path[:0] = ['.', 'tests', 'tests/training']; import test_cost; test_cost.measure({name!r})"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     before, most = json.loads(out.splitlines()[-1])
     _, parts = cost.memory(tiny_config(**BIG, generation="g" in RUNS[name].trains), RUNS[name])
     libraries = parts.pop("Python and torch")

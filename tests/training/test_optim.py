@@ -1,4 +1,4 @@
-"""optim.py: the learning rate, both optimizers, the average, and going on as if nothing had happened."""
+"""training/optim.py: the learning rate, both optimizers, the average, and going on as if nothing had happened."""
 import math
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""runs.py and the loops around it: the log, signals, steps without numbers, which checkpoints stay."""
+"""training/run.py and the loops around it: the log, signals, steps without numbers, which checkpoints stay."""
 import json
 import os
 import signal

@@ -1,4 +1,4 @@
-"""checkpoint.py: whole or not at all, whatever happens on the way."""
+"""weights/checkpoint.py: whole or not at all, whatever happens on the way."""
 import errno
 import json
 import os

@@ -20,7 +20,7 @@ from attention import Cache
 from common.processes import InputError
 from conftest import GOLDEN, ROOT, close, needs_golden
 from model import UniX, UniXConfig
-from test_weights import some_tokenizer
+from test_load import some_tokenizer
 from vae import VAE, VAEConfig
 from vision import ViTConfig
 
