@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from attention import Cache, DecodeCache, Heads, RMSNorm, attend, join, rope, rotate, visible
-from conftest import close
+from helpers import close
 
 
 def draw(*shape, seed=0):

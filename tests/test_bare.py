@@ -14,7 +14,7 @@ from weights import checkpoint
 from phantom import prepare as prepare_phantom
 from phantom import train_vae
 from weights import load as weights
-from conftest import ROOT
+from helpers import ROOT
 from test_layouts import TOWER, diffusers, scramble, transformers
 
 

@@ -29,7 +29,7 @@ import test_chexbert
 from weights import load as weights
 from evaluation import worklist
 from common.processes import InputError
-from conftest import ROOT, randomise, tiny_config, tiny_vae
+from helpers import ROOT, randomise, tiny_config, tiny_vae
 from common.images import NOTICE
 from model import UniX
 from phantom.prepare import FINDINGS, Settings, held_out

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 import flow
 from weights import layouts
 from weights import load as weights
-from conftest import GOLDEN, close, needs_golden
+from helpers import GOLDEN, close, needs_golden
 from model import UniXConfig
 from repa import Projector, repa_loss
 from vision import ViTConfig
@@ -257,7 +257,7 @@ def test_release_round_trip(model, tmp_path):
 def test_export_refuses(model, tmp_path):
     """A VAE that the layout cannot describe, a directory that holds something."""
     from common.processes import InputError
-    from conftest import tiny_vae
+    from helpers import tiny_vae
 
     class Stub:
         json = "{}"

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from attention import DecodeCache
-from conftest import close, randomise, tiny_config
+from helpers import close, randomise, tiny_config
 from model import UniX, UniXConfig, position_table, time_features
 from tokenizer import pad
 

@@ -27,7 +27,7 @@ import prepare_mimic
 from mimic import pixels as radiographs
 from mimic import sources
 from common.processes import InputError
-from conftest import ROOT
+from helpers import ROOT
 from training.batches import Packed
 
 SIZES = "--und-sizes 48 --gen-sizes 32 48 --max-bad 1 --workers 2".split()

@@ -15,7 +15,7 @@ import generate
 import sample
 from weights import load as weights
 from common.processes import InputError, generator
-from conftest import ROOT, randomise, tiny_config, tiny_vae
+from helpers import ROOT, randomise, tiny_config, tiny_vae
 from common.images import NOTICE
 from model import UniX
 from tokenizer import Tokenizer

@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 
-from conftest import ROOT
+from helpers import ROOT
 
 ROOMS = ("common", "weights", "training", "mimic", "phantom", "evaluation", "abilities", "bench")
 FILES = sorted(

@@ -19,7 +19,7 @@ import train_und
 from phantom import train_vae
 from weights import load as weights
 from common.processes import InputError
-from conftest import ROOT, close
+from helpers import ROOT, close
 from model import is_generation
 from vae import VAE, VAEConfig
 

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from weights import load as weights
-from conftest import GOLDEN, close, needs_golden
+from helpers import GOLDEN, close, needs_golden
 from vae import VAE, VAEConfig
 
 CH_MULT = {"vae_tiny": (1, 1, 1, 1, 2), "vae_hash": (1, 1, 2, 2, 4)}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import close, randomise
+from helpers import close, randomise
 from vision import RAD_DINO, SIGLIP_L, ViT, ViTConfig, normalize, preprocess
 
 TINY = dict(image_size=12, patch_size=4, n_layer=2, n_head=2, n_embd=16, n_inner=32)

@@ -11,7 +11,7 @@ import torch
 from bench import table5 as findings
 import train_gen
 from common.processes import InputError
-from conftest import ROOT, close
+from helpers import ROOT, close
 from mimic.check import refuse_leak
 from model import is_generation
 from test_train import COMMON, column, log, optimizer, stage1, stage2, tensors        # noqa: F401 (fixtures)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from common import images
 from common.processes import InputError
-from conftest import SHARED, needs_films
+from helpers import SHARED, needs_films
 from common.images import NOTICE, captioned, image_files, read_image, save_png
 
 RAMP = np.linspace(0, 1, 64)[None].repeat(48, 0)            # 48 rows, 64 columns, dark to bright

@@ -9,7 +9,7 @@ import torch
 
 from common import processes as common
 from common.processes import InputError, override
-from conftest import ROOT
+from helpers import ROOT
 
 
 @dataclass

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 from evaluation import image_metrics as metrics
 from common.processes import InputError
-from conftest import GOLDEN, needs_golden
+from helpers import GOLDEN, needs_golden
 
 SETS = {"real_fake": ("real", "fake"), "real_fake300": ("real", "fake300"), "real_real": ("real", "real"),
         "wide_rank_deficient": ("real_wide", "fake_wide")}

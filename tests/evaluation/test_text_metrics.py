@@ -6,7 +6,7 @@ import pytest
 
 from evaluation import text_metrics as tm
 from common.processes import InputError
-from conftest import GOLDEN, needs_golden
+from helpers import GOLDEN, needs_golden
 
 
 @pytest.fixture(scope="module")

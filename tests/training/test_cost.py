@@ -18,7 +18,7 @@ from common import cpu
 from training import optim
 import repa
 from attention import join
-from conftest import ROOT, tiny_config
+from helpers import ROOT, tiny_config
 from training.cost import Step
 from training.batches import Batch
 from model import UniX, UniXConfig

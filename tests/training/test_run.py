@@ -16,7 +16,7 @@ from training import run as runs
 import train_gen
 import train_und
 from common.processes import InputError, generator
-from conftest import ROOT
+from helpers import ROOT
 from common.images import NOTICE
 from test_train import column, gen, identical, log, optimizer, stage1, stage2, tensors, und        # noqa: F401 (fixtures)
 

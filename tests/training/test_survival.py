@@ -21,7 +21,7 @@ import train_gen
 import train_und
 from weights import load as weights
 from common.processes import InputError
-from conftest import ROOT
+from helpers import ROOT
 from test_sameness import MAIN, SCRIPT, equal, line, place, story, threads      # noqa: F401 (fixtures)
 from test_train import stage1, tensors                                          # noqa: F401
 

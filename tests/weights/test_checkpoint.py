@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from weights import checkpoint
 from common.processes import InputError
-from conftest import ROOT
+from helpers import ROOT
 
 
 @dataclass

@@ -18,7 +18,7 @@ from weights import layouts
 from weights import load as weights
 from attention import Cache
 from common.processes import InputError
-from conftest import GOLDEN, ROOT, close, needs_golden
+from helpers import GOLDEN, ROOT, close, needs_golden
 from model import UniX, UniXConfig
 from test_load import some_tokenizer
 from vae import VAE, VAEConfig

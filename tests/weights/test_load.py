@@ -6,7 +6,7 @@ import torch
 from weights import checkpoint
 from weights import load as weights
 from common.processes import InputError
-from conftest import close, randomise, tiny_config, tiny_vae
+from helpers import close, randomise, tiny_config, tiny_vae
 from model import UniX
 
 
