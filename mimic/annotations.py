@@ -9,6 +9,14 @@ from pathlib import Path
 from common.processes import InputError
 from mimic.sources import Item, find, open_text, read_table, whole_characters
 
+# The fourteen findings of CheXpert, by the names and in the order of the columns of MIMIC-CXR-JPG's
+# mimic-cxr-2.0.0-chexpert.csv: alphabetical, as in the paper's Table 4. "No Finding" is one of them.
+FINDINGS = (
+    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture",
+    "Lung Lesion", "Lung Opacity", "No Finding", "Pleural Effusion", "Pleural Other", "Pneumonia",
+    "Pneumothorax", "Support Devices",
+)
+
 PIECE, LONGEST = 1 << 20, 1 << 24       # characters read at a time; of one object
 
 
