@@ -1,6 +1,6 @@
 """`evaluate.py phantom`: a phantom model on phantoms it has never seen. Toys, not radiographs; nothing here is for clinical use.
 
-The facts of a phantom are known, and `prepare_phantom.report_to_facts` reads a report back into facts, exactly. So:
+The facts of a phantom are known, and `phantom.facts.report_to_facts` reads a report back into facts, exactly. So:
 
     report F1    image -> report: facts of the written report against the facts drawn
     cycle F1     report -> image -> report: facts read off the generated image against the facts of the report

@@ -12,7 +12,7 @@ from evaluation import chexbert
 from evaluation import radgraph_biovil as foreign
 from evaluation import image_metrics as metrics
 from evaluation import text_metrics
-from phantom.prepare import FINDINGS, report_to_facts
+from phantom.facts import FINDINGS, report_to_facts
 from evaluation.tables import numbers
 
 FEW = 768       # fewer images than RAD-DINO's features have numbers: their covariance is singular

@@ -32,7 +32,8 @@ from common.processes import InputError
 from helpers import ROOT, randomise, tiny_config, tiny_vae
 from common.images import NOTICE
 from model import UniX
-from phantom.prepare import FINDINGS, Settings, held_out
+from phantom.facts import FINDINGS
+from phantom.prepare import Settings, held_out
 from tokenizer import Tokenizer
 from vision import ViTConfig
 

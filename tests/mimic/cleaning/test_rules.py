@@ -14,7 +14,7 @@ from mimic.cleaning import change as comparing
 from mimic.cleaning import guards
 from mimic.cleaning import llm
 import prepare_mimic
-from phantom import prepare as prepare_phantom
+from phantom import facts as prepare_phantom
 from mimic import sections
 from mimic import sources
 from mimic.cleaning import words as wording
