@@ -15,34 +15,18 @@ Read on in the order of a sample's way: sources (annotations, protocols: which i
 parts), cleaning (comparing, wording; or llm and guards), radiographs (one image), packing (many), audit (looking back).
 MIMIC-CXR may not be passed on: the output is readable by you alone, may not lie in a git work tree, and no log quotes a report.
 """
-import csv
-import hashlib
-import io
-import logging
-import warnings
-import zlib
-from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from mimic import annotations
-from mimic import check as audit
-from mimic.cleaning import rules as cleaning
 from common import processes as common
-from mimic.cleaning import change as comparing
-from mimic.cleaning import guards
-from common import images
-from mimic.cleaning import llm
-from common import packed as pack
-from mimic import shards as packing
-from mimic import splits as protocols
-from mimic import pixels as radiographs
-from mimic import sections
-from mimic import sources
-import vision
-from mimic.cleaning import words as wording
-from common.processes import InputError
 from common.packed import describe, write
+from common.processes import InputError
+from mimic import check as audit
+from mimic import rows
+from mimic import shards as packing
+from mimic import sources
+from mimic import splits as protocols
+from mimic.cleaning import llm
 
 
 @dataclass
@@ -105,169 +89,15 @@ class Settings:
         assert self.gen_split == "official" or self.chexgenbench, "--gen-split chexgenbench needs --chexgenbench FOLDER."
 
 
-# The wording of the question, ours; an image always gets the same one. {parts} is what the report has.
-PROMPTS = ["Describe this chest X-ray. Give the {parts}.", "Look at this chest radiograph and write the {parts}.",
-           "You are a radiologist. Read this X-ray and state the {parts}.", "Report this chest X-ray with its {parts}.",
-           "What does this radiograph show? Answer with the {parts}.", "Please read the image and write down the {parts}.",
-           "As an expert in chest imaging, give the {parts} for this film.",
-           "Study this frontal chest X-ray, then list the {parts}.",
-           "Write a radiology report for this image, made up of the {parts}.",
-           "Interpret the chest X-ray in detail: {parts}."]
-
-# images in train, val and test of others, to hold ours against (None: not published)
-PUBLISHED = {"und": {"frontal, rule-parsed findings (LLaVA-Rad table)": (162_969, 1_286, 2_461), "UniX": (163_344, None, 2_365)},
-             "gen": {"UniX and CheXGenBench (not the official split)": (237_387, None, 4_352)}}
-# reasons that are the protocol's, not the data's fault
-LEFT_OUT = ("not frontal", "no findings", "another image", "not in --test-ids", "patient of", "understanding test",
-            "beyond --limit")
-DOWNLOAD = ("truncated", "empty file", "not an image", "unfinished", "missing")
-
-
-# ---- text ----
-
-def question(item, impression):
-    number = int(sources.fraction(item.id) * len(PROMPTS))
-    return PROMPTS[number].format(parts="FINDINGS and IMPRESSION" if impression else "FINDINGS")
-
-
-def raw_text(cfg, item, content):
-    """What the item's report says -> (findings, impression, source, what was odd), or why it cannot be used."""
-    if item.text:
-        (findings, impression, source), odd = item.text, ""
-    elif content is None:
-        return "report missing"
-    else:
-        (findings, impression, other, source), odd = sections.study_text(content, item.study)
-        if not findings and not impression and not other and not cleaning.has_words(sections.decode(content)[0]):
-            return "report empty"
-        if cfg.fallback_paragraph and not findings:
-            findings = other
-    if not findings or not cleaning.has_words(findings):
-        return "no findings" + (": hand-fixed study" if source.startswith("fixed") else "")
-    return findings, impression, source, odd
-
-
-def row_of(cfg, task, item, content, answer):
-    """One row of the data set, or the reason why there is none. `answer` is what a language model made of the study."""
-    raw = raw_text(cfg, item, content)
-    if isinstance(raw, str):
-        return raw
-    findings, impression, source, odd = raw
-    clean, flags = cfg.clean, []
-    if answer:
-        clean, flags = answer["method"], answer["flags"]
-    if clean == "llm":
-        findings, impression = answer["text"]
-    elif clean == "rules":
-        pair = findings, impression or ""
-        (findings, dropped), (impression, more) = (cleaning.clean(one, cfg.drop_lateral, beside)
-                                                   for one, beside in (pair, pair[::-1]))
-        flags = flags + sorted({*dropped, *more})
-    if not findings:
-        return "no findings after cleaning"
-    both = f"FINDINGS: {findings}" + (f"\nIMPRESSION: {impression}" if impression else "")
-    odd = "broken characters" if "\ufffd" in both else odd
-    row = dict(id=item.id, subject=item.subject, study=item.study, split=item.split, view=item.view,
-               prompt=question(item, impression) if task == "und" else "", report=both if task == "und" else findings,
-               labels=item.labels or {}, source=source, clean=clean, flags=flags + [odd] * bool(odd), image=item.image)
-    if task == "und" and item.split == "test":          # scores on cleaned and on raw references are different things
-        row["raw"] = f"FINDINGS: {raw[0]}" + (f"\nIMPRESSION: {raw[1]}" if raw[1] else "")
-    return row
-
-
-# ---- packing: one process takes one image ----
-
-def start_worker(cfg, root, sets):
-    global CFG, ROOT, SETS
-    warnings.simplefilter("ignore")         # decoders quote single files; the verdict on each is in skipped.csv
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    CFG, ROOT, SETS = cfg, root, sets
-
-
-def pack_image(job):
-    """(path, [(task, item, report, answer)], numbers of the sets) -> {task: row or reason}, {number of the set: bytes}."""
-    path, texts, numbers = job
-    rows = {task: row_of(CFG, task, item, content, answer) for task, item, content, answer in texts}
-    wanted = [n for n in numbers if isinstance(rows.get(SETS[n].task), dict)]
-    if not wanted:
-        return rows, {}
-    largest = max(SETS[n].size for n in wanted)
-    picture, reason = radiographs.read(ROOT / path, largest, CFG.min_side, CFG.max_aspect, CFG.equalize)
-    if reason:
-        return {task: reason if isinstance(row, dict) else row for task, row in rows.items()}, {}
-    pads, pictures = {"und": CFG.und_pad, "gen": CFG.gen_pad}, {}
-    for n in wanted:
-        small = radiographs.fit(picture, SETS[n].size, CFG.fit, pads[SETS[n].task])
-        pictures[n] = radiographs.encode(small, CFG.format, CFG.quality)
-    return rows, pictures
-
-
-def prepared(jobs, sets, numbers, reports, answers):
-    """What a worker gets to know about each job: its report, and what a language model made of it."""
-    tasks = {sets[n].task for n in numbers}
-    for path, items in jobs:
-        yield path, [(task, item, None if item.text else reports.read(item), answers.get(item.text_key))
-                     for task, item in items if task in tasks], numbers
-
-
-# ---- the run ----
-
-def first_look(cfg, root, jobs, reports):
-    """Before hours of work: are the images and the reports where we look for them?"""
-    some = jobs[::max(1, len(jobs) // 500)]
-    missing = []
-    for path, _ in some:
-        try:
-            radiographs.locate(root / path)
-        except radiographs.Unusable:
-            missing.append(root / path)
-    if len(missing) > len(some) / 2 and cfg.max_bad < 0.5:
-        raise InputError(f"{len(missing)} of {len(some)} images looked for are missing, as {missing[0]}[.jpg]; is --images "
-                         "the folder above files/? (For a partial copy on purpose: --max-bad 1.)")
-    items = [item for _, items in some for task, item in items if task in cfg.task and not item.text]
-    lost = [item.study for item in items if reports.read(item) is None]
-    if len(lost) > len(items) / 2 and cfg.max_bad < 0.5:
-        raise InputError(f"{len(lost)} of {len(items)} reports looked for are missing in {reports.path}, as {lost[0]}.txt.")
-
-
-def settings_of(cfg, task, jobs):
-    """What decides about the content of a set, and a hash of which images it was asked for."""
-    used = ("dataset gen_split fallback_paragraph clean drop_lateral fit und_pad gen_pad equalize format quality min_side "
-            "max_aspect shard").split() + ["llm_model", "llm_extra", "llm_judge"] * (cfg.clean == "llm")
-    settings = {name: value for name, value in asdict(cfg).items() if name in used}
-    asked = hashlib.sha256()
-    for n, (path, items) in enumerate(jobs):
-        for i in (item for its, item in items if its == task):
-            asked.update(repr((n, path, i.id, i.subject, i.study, i.split, i.view, i.text, i.labels)).encode("utf-8", "replace"))
-    modules = [cleaning, comparing, wording, sections, sources, annotations, protocols, radiographs, images, vision, pack]
-    modules += [llm, guards] * (cfg.clean == "llm")
-    code = [Path(file).read_bytes() for file in (__file__, *(module.__file__ for module in modules))]
-    settings |= {"sizes": cfg.und_sizes if task == "und" else cfg.gen_sizes, "asked": asked.hexdigest()[:16],
-                 "code": hashlib.sha256(b"".join(code)).hexdigest()[:16]}
-    if task == "und":
-        settings["questions"] = hashlib.sha256(repr(PROMPTS).encode()).hexdigest()[:16]
-    if cfg.clean == "llm":
-        settings["prompts"] = llm.prompt_hash(cfg)
-    return settings
-
-
-def stamp(root, reports, job, task):
-    """What a rerun compares: the image's size and time (or why it is not there), and the same of the report files it needs."""
-    path, items = job
-    wanted = [item for its, item in items if its == task]
-    texts = [reports.stamp(item) for item in wanted if not item.text]
-    return f"{zlib.crc32(repr((radiographs.stamp(root / path), texts)).encode()):08x}" if wanted else ""
-
-
 def main(argv):
     cfg = common.override(Settings(), argv, __doc__)
     out = Path(cfg.out or f"datasets/{cfg.dataset}").expanduser()
     if cfg.check:
         return audit.check(Path(cfg.check).expanduser())
     if cfg.show:
-        audit.refuse_git(out)
+        packing.refuse_git(out)
         return audit.show(out, cfg.show)
-    audit.refuse_git(out)
+    packing.refuse_git(out)
     if cfg.clean == "llm":
         llm.refuse_others(cfg)
     with packing.alone_and_private(out):
@@ -289,70 +119,29 @@ def run(cfg, out):
     if needed and not cfg.reports:
         raise InputError("--reports names mimic-cxr-reports.zip or its unpacked folder; the JPG release has no reports.")
     reports = sources.Reports(cfg.reports) if needed else None
-    first_look(cfg, root, jobs, reports)
+    audit.first_look(cfg, root, jobs, reports)
 
     sets = []
     for task in (task for task in chosen if task in cfg.task):
         for size in cfg.und_sizes if task == "und" else cfg.gen_sizes:
-            settings = settings_of(cfg, task, jobs)
+            settings = packing.settings_of(cfg, task, jobs)
             sets.append(packing.Set(task, size, out / f"{task}-{size}", describe(task, size, settings)))
     for one in sets:
-        audit.refuse_git(one.directory)             # it may be a link
+        packing.refuse_git(one.directory)             # it may be a link
         packing.begin(one, cfg.overwrite)
-    marks = lambda job, task: stamp(root, reports, job, task)
+    marks = lambda job, task: packing.stamp(root, reports, job, task)
     packing.inputs_unchanged(sets, jobs, cfg.shard, marks, cfg.overwrite)
     write(out / "und-test-ids.txt", "".join(f"{name}\n" for name in sorted(test)).encode())
     answers = {}
     if cfg.clean == "llm":
-        answers = llm.clean_all(cfg, out / "llm.jsonl", studies(cfg, jobs, reports))
-    packing.pack_all(sets, jobs, cfg.shard, marks, cfg.workers, pack_image, start_worker, (cfg, root, sets),
-                     lambda part, numbers: prepared(part, sets, numbers, reports, answers))
+        answers = llm.clean_all(cfg, out / "llm.jsonl", rows.studies(cfg, jobs, reports))
+    packing.pack_all(sets, jobs, cfg.shard, marks, cfg.workers, packing.pack_image, packing.start_worker, (cfg, root, sets),
+                     lambda part, numbers: packing.prepared(part, sets, numbers, reports, answers))
 
     skipped = list(left_out)
     for one in sets:
         skipped += packing.finish(one, -(-len(jobs) // cfg.shard))
-    return report(cfg, out, sets, list(dict.fromkeys(skipped)), len({item.id for item in asked}))
-
-
-def studies(cfg, jobs, reports):
-    """(key, findings, impression) of every distinct text, for the language model."""
-    seen = set()
-    for _, items in jobs:
-        for task, item in items:
-            if task in cfg.task and item.text_key not in seen:
-                seen.add(item.text_key)
-                raw = raw_text(cfg, item, None if item.text else reports.read(item))
-                if not isinstance(raw, str):
-                    yield item.text_key, raw[0], raw[1]
-
-
-def report(cfg, out, sets, skipped, asked):
-    """ids and reasons to files, counts to the screen; the exit code."""
-    for one in sets:
-        rows = audit.rows_of(one.directory)
-        write(out / f"{one.task}-ids.csv", csv_bytes([("id", "split"), *((row["id"], row["split"]) for row in rows)]))
-    write(out / "skipped.csv", csv_bytes([("id", "path", "reason"), *skipped]))
-    for one in sets:
-        audit.summary(one.directory, PUBLISHED[one.task] if cfg.dataset == "mimic" else {})
-    reasons = Counter(reason for _, _, reason in skipped)
-    if reasons:
-        print(f"\nnot packed ({out / 'skipped.csv'} has the ids):")
-        for reason, number in reasons.most_common():
-            print(f"  {number:9,}  {reason}")
-    if any(reason.startswith(DOWNLOAD) for reason in reasons):
-        print("  (damaged or missing images: download them again, then run again with --overwrite)")
-    bad = len({name for name, _, reason in skipped if not reason.startswith(LEFT_OUT)})
-    allowed = 0 if cfg.strict else cfg.max_bad
-    if bad > allowed * asked:
-        print(f"{bad} of {asked} images or reports are unusable, more than {allowed:.1%} (--max-bad).")
-        return 1
-    return 0
-
-
-def csv_bytes(rows):
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode("utf-8", "backslashreplace")
+    return audit.report(cfg, out, sets, list(dict.fromkeys(skipped)), len({item.id for item in asked}))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from common.processes import InputError
-from mimic.sources import Item, find, open_text, read_table, whole_characters
+from mimic.tables import open_text, read_table, whole_characters
 
 # The fourteen findings of CheXpert, by the names and in the order of the columns of MIMIC-CXR-JPG's
 # mimic-cxr-2.0.0-chexpert.csv: alphabetical, as in the paper's Table 4. "No Finding" is one of them.
@@ -73,21 +73,24 @@ def llava_rad(folder):
     return texts
 
 
-def chexgenbench(folder, items, left_out):
-    """CheXGenBench's own split and texts -> items for generation; its images in the official validate set are `val`."""
-    official, chosen = {item.id: item for item in items}, {}
-    for split in ("TRAIN", "TEST"):
-        path = find(folder, f"LLAVARAD_ANNOTATIONS_{split}.csv", "--chexgenbench wants the folder of CheXGenBench's CSV files.")
-        for image, text in read_table(path, ("path", "annotated_prompt")):
-            parts = re.fullmatch(r"files/p1\d/p(\d{8})/(s\d{8})/([0-9a-f-]{44})\.jpg", image)
-            if not parts:
-                raise InputError(f"{path} has a path that is not like files/p10/p1.../s5.../<id>.jpg; is it the right file?")
-            subject, study, dicom = parts.groups()
-            if dicom in chosen or not text.strip():
-                left_out.add(dicom, image, "duplicate row" if dicom in chosen else "no text")
-                continue
-            known = official.get(dicom)
-            place = "test" if split == "TEST" else "val" if known and known.split == "val" else "train"
-            chosen[dicom] = Item(dicom, subject, study, place, known.view if known else "", image[:-4],
-                                 (text, None, "chexgenbench"), known.labels if known else None)
-    return list(chosen.values())
+def chexpert_labels(path):
+    """chexpert.csv -> {study: {label: 1.0, 0.0 or -1.0}}, without the blanks. One dictionary for all studies labelled alike."""
+    alike, labels = {}, {}
+    for study, *values in read_table(path, ("study_id", *FINDINGS)):
+        if not set(values) <= {"", "1.0", "0.0", "-1.0", "1", "0", "-1"}:
+            raise InputError(f"{path} has a label that is none of 1.0, 0.0, -1.0 or blank.")
+        labels["s" + study] = alike.setdefault(tuple(values), {n: float(v) for n, v in zip(FINDINGS, values) if v})
+    return labels
+
+
+def read_ids(path, known):
+    """The image ids of the official test JSON (its paths end in them), of a list with one id a line, or of our ids.csv."""
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not a text file in UTF-8; --test-ids wants the official JSON or a list of ids.") from None
+    ids = {part for part in re.findall(r"[\w.-]+", text) if part in known or part.rpartition(".")[0] in known}
+    ids = {part if part in known else part.rpartition(".")[0] for part in ids}
+    if not ids:
+        raise InputError(f"{path} names no image that is here.")
+    return ids

@@ -1,10 +1,9 @@
 """Packed data sets looked at again: hashes, pictures, splits, counts, a contact sheet. Prints ids, never a report."""
+import csv
 import hashlib
 import io
 import json
-import re
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -12,31 +11,10 @@ from tqdm import tqdm
 from common.processes import InputError
 from training.batches import Packed
 from common.images import captioned
-from common.packed import settings_hash
+from common.packed import settings_hash, write
+from mimic import pixels as radiographs
 
 SPLITS = ("train", "val", "test")
-
-
-def refuse_git(out):
-    """Credentialed data is committed by accident sooner or later: no output inside a git work tree."""
-    place = out.expanduser().resolve()
-    for folder in (place, *place.parents):
-        if (folder / ".git").exists():
-            raise InputError(f"{out} lies in the git work tree {folder}, where credentialed data could be committed by accident: "
-                             f"choose --out elsewhere (training finds it through a link: ln -s /big/disk/mimic {out}).")
-
-
-def read_ids(path, known):
-    """The image ids of the official test JSON (its paths end in them), of a list with one id a line, or of our ids.csv."""
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not a text file in UTF-8; --test-ids wants the official JSON or a list of ids.") from None
-    ids = {part for part in re.findall(r"[\w.-]+", text) if part in known or part.rpartition(".")[0] in known}
-    ids = {part if part in known else part.rpartition(".")[0] for part in ids}
-    if not ids:
-        raise InputError(f"{path} names no image that is here.")
-    return ids
 
 
 def well_formed(row):
@@ -177,3 +155,59 @@ def show(directory, number):
         place.write_bytes(buffer.getvalue())
         print(f"{len(places)} of {len(packed)} images in {place}")
     return 0
+
+
+def first_look(cfg, root, jobs, reports):
+    """Before hours of work: are the images and the reports where we look for them?"""
+    some = jobs[::max(1, len(jobs) // 500)]
+    missing = []
+    for path, _ in some:
+        try:
+            radiographs.locate(root / path)
+        except radiographs.Unusable:
+            missing.append(root / path)
+    if len(missing) > len(some) / 2 and cfg.max_bad < 0.5:
+        raise InputError(f"{len(missing)} of {len(some)} images looked for are missing, as {missing[0]}[.jpg]; is --images "
+                         "the folder above files/? (For a partial copy on purpose: --max-bad 1.)")
+    items = [item for _, items in some for task, item in items if task in cfg.task and not item.text]
+    lost = [item.study for item in items if reports.read(item) is None]
+    if len(lost) > len(items) / 2 and cfg.max_bad < 0.5:
+        raise InputError(f"{len(lost)} of {len(items)} reports looked for are missing in {reports.path}, as {lost[0]}.txt.")
+
+
+# images in train, val and test of others, to hold ours against (None: not published)
+PUBLISHED = {"und": {"frontal, rule-parsed findings (LLaVA-Rad table)": (162_969, 1_286, 2_461), "UniX": (163_344, None, 2_365)},
+             "gen": {"UniX and CheXGenBench (not the official split)": (237_387, None, 4_352)}}
+# reasons that are the protocol's, not the data's fault
+LEFT_OUT = ("not frontal", "no findings", "another image", "not in --test-ids", "patient of", "understanding test",
+            "beyond --limit")
+DOWNLOAD = ("truncated", "empty file", "not an image", "unfinished", "missing")
+
+
+def report(cfg, out, sets, skipped, asked):
+    """ids and reasons to files, counts to the screen; the exit code."""
+    for one in sets:
+        rows = rows_of(one.directory)
+        write(out / f"{one.task}-ids.csv", csv_bytes([("id", "split"), *((row["id"], row["split"]) for row in rows)]))
+    write(out / "skipped.csv", csv_bytes([("id", "path", "reason"), *skipped]))
+    for one in sets:
+        summary(one.directory, PUBLISHED[one.task] if cfg.dataset == "mimic" else {})
+    reasons = Counter(reason for _, _, reason in skipped)
+    if reasons:
+        print(f"\nnot packed ({out / 'skipped.csv'} has the ids):")
+        for reason, number in reasons.most_common():
+            print(f"  {number:9,}  {reason}")
+    if any(reason.startswith(DOWNLOAD) for reason in reasons):
+        print("  (damaged or missing images: download them again, then run again with --overwrite)")
+    bad = len({name for name, _, reason in skipped if not reason.startswith(LEFT_OUT)})
+    allowed = 0 if cfg.strict else cfg.max_bad
+    if bad > allowed * asked:
+        print(f"{bad} of {asked} images or reports are unusable, more than {allowed:.1%} (--max-bad).")
+        return 1
+    return 0
+
+
+def csv_bytes(rows):
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8", "backslashreplace")

@@ -5,21 +5,41 @@ Shard k of every set holds what is usable of the jobs k * shard and following, s
 it. A shard depends on its jobs alone, so an interrupted run ends with the same bytes as one that was not.
 """
 import fcntl
+import hashlib
 import json
+import logging
 import os
 import threading
 import time
+import warnings
+import zlib
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from common.processes import InputError
+import vision
+from common import images
+from common import packed as pack
 from common.packed import Shard, write
+from common.processes import InputError
+from mimic import annotations
+from mimic import pixels as radiographs
+from mimic import rows as rows_module
+from mimic import sections
+from mimic import sources
+from mimic import splits as protocols
+from mimic import tables
+from mimic.cleaning import change as comparing
+from mimic.cleaning import guards
+from mimic.cleaning import llm
+from mimic.cleaning import rules as cleaning
+from mimic.cleaning import words as wording
+from mimic.rows import PROMPTS, row_of
 
 
 DONE = {"counts", "sha256", "skipped", "inputs"}
@@ -32,6 +52,15 @@ class Set:
     size: int
     directory: Path
     info: dict
+
+
+def refuse_git(out):
+    """Credentialed data is committed by accident sooner or later: no output inside a git work tree."""
+    place = out.expanduser().resolve()
+    for folder in (place, *place.parents):
+        if (folder / ".git").exists():
+            raise InputError(f"{out} lies in the git work tree {folder}, where credentialed data could be committed by accident: "
+                             f"choose --out elsewhere (training finds it through a link: ln -s /big/disk/mimic {out}).")
 
 
 @contextmanager
@@ -159,3 +188,65 @@ def pack_all(sets, jobs, size, stamp, workers, function, initializer, arguments,
         raise InputError("a worker was killed, most likely for want of memory; run again with fewer --workers.") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def start_worker(cfg, root, sets):
+    global CFG, ROOT, SETS
+    warnings.simplefilter("ignore")         # decoders quote single files; the verdict on each is in skipped.csv
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    CFG, ROOT, SETS = cfg, root, sets
+
+
+def pack_image(job):
+    """(path, [(task, item, report, answer)], numbers of the sets) -> {task: row or reason}, {number of the set: bytes}."""
+    path, texts, numbers = job
+    rows = {task: row_of(CFG, task, item, content, answer) for task, item, content, answer in texts}
+    wanted = [n for n in numbers if isinstance(rows.get(SETS[n].task), dict)]
+    if not wanted:
+        return rows, {}
+    largest = max(SETS[n].size for n in wanted)
+    picture, reason = radiographs.read(ROOT / path, largest, CFG.min_side, CFG.max_aspect, CFG.equalize)
+    if reason:
+        return {task: reason if isinstance(row, dict) else row for task, row in rows.items()}, {}
+    pads, pictures = {"und": CFG.und_pad, "gen": CFG.gen_pad}, {}
+    for n in wanted:
+        small = radiographs.fit(picture, SETS[n].size, CFG.fit, pads[SETS[n].task])
+        pictures[n] = radiographs.encode(small, CFG.format, CFG.quality)
+    return rows, pictures
+
+
+def prepared(jobs, sets, numbers, reports, answers):
+    """What a worker gets to know about each job: its report, and what a language model made of it."""
+    tasks = {sets[n].task for n in numbers}
+    for path, items in jobs:
+        yield path, [(task, item, None if item.text else reports.read(item), answers.get(item.text_key))
+                     for task, item in items if task in tasks], numbers
+
+
+def settings_of(cfg, task, jobs):
+    """What decides about the content of a set, and a hash of which images it was asked for."""
+    used = ("dataset gen_split fallback_paragraph clean drop_lateral fit und_pad gen_pad equalize format quality min_side "
+            "max_aspect shard").split() + ["llm_model", "llm_extra", "llm_judge"] * (cfg.clean == "llm")
+    settings = {name: value for name, value in asdict(cfg).items() if name in used}
+    asked = hashlib.sha256()
+    for n, (path, items) in enumerate(jobs):
+        for i in (item for its, item in items if its == task):
+            asked.update(repr((n, path, i.id, i.subject, i.study, i.split, i.view, i.text, i.labels)).encode("utf-8", "replace"))
+    modules = [cleaning, comparing, wording, sections, sources, annotations, protocols, radiographs, images, vision, pack, tables, rows_module]
+    modules += [llm, guards] * (cfg.clean == "llm")
+    code = [Path(file).read_bytes() for file in (__file__, *(module.__file__ for module in modules))]
+    settings |= {"sizes": cfg.und_sizes if task == "und" else cfg.gen_sizes, "asked": asked.hexdigest()[:16],
+                 "code": hashlib.sha256(b"".join(code)).hexdigest()[:16]}
+    if task == "und":
+        settings["questions"] = hashlib.sha256(repr(PROMPTS).encode()).hexdigest()[:16]
+    if cfg.clean == "llm":
+        settings["prompts"] = llm.prompt_hash(cfg)
+    return settings
+
+
+def stamp(root, reports, job, task):
+    """What a rerun compares: the image's size and time (or why it is not there), and the same of the report files it needs."""
+    path, items = job
+    wanted = [item for its, item in items if its == task]
+    texts = [reports.stamp(item) for item in wanted if not item.text]
+    return f"{zlib.crc32(repr((radiographs.stamp(root / path), texts)).encode()):08x}" if wanted else ""

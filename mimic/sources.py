@@ -3,29 +3,23 @@
 Tables are read as streams, every id stays a string, and every row that is not used goes to `left_out` with a reason.
 docs/data.md says which files there are and where they come from.
 """
-import csv
-import gzip
 import hashlib
-import io
 import json
 import os
 import re
 import sys
 import zipfile
 import zlib
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 from common.processes import InputError
+from mimic.annotations import chexpert_labels
+from mimic.tables import find, header_of, lines_of, read_table, whole_characters
 
-csv.field_size_limit(2**31 - 1)
 FRONTAL = ("PA", "AP")          # exactly these two, the convention of the field; in the order of --one-per-study
-HALF = re.compile("[\ud800-\udfff]")
 DICOM_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{8}){4}")
-LABELS = ("Atelectasis,Cardiomegaly,Consolidation,Edema,Enlarged Cardiomediastinum,Fracture,Lung Lesion,Lung Opacity,No Finding,"
-          "Pleural Effusion,Pleural Other,Pneumonia,Pneumothorax,Support Devices").split(",")
 
 
 @dataclass(slots=True)
@@ -46,70 +40,11 @@ class Item:
         return f"{self.study}/{hashlib.sha256(repr(self.text).encode()).hexdigest()[:8] if self.text else 'report'}"
 
 
-def whole_characters(value):
-    """JSON can hold half a character (a lone surrogate), which no file can: it becomes U+FFFD, and the row is flagged."""
-    text = json.dumps(value, ensure_ascii=False)
-    return json.loads(HALF.sub("\ufffd", text)) if HALF.search(text) else value
-
-
 class LeftOut(list):
     """(id, path, reason) of everything that is not packed, and of nothing else: never a word of a report."""
 
     def add(self, id, path, reason):
         self.append((id, path, sys.intern(reason)))
-
-
-def open_text(path):
-    """A text file, gzipped or not, with or without BOM."""
-    raw = gzip.open(path) if Path(path).suffix == ".gz" else open(path, "rb")
-    return io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
-
-
-def lines_of(path):
-    with damage_told(path), open_text(path) as file:
-        yield from file
-
-
-def read_table(path, columns):
-    """A CSV file -> tuples of the values of `columns`, row by row."""
-    with damage_told(path), open_text(path) as file:
-        rows = csv.reader(file)
-        header = next(rows, [])
-        for column in columns:
-            if column not in header:
-                raise InputError(f"{path} has no column '{column}'; is it the right table?")
-        places = [header.index(column) for column in columns]
-        for row in rows:
-            if row and len(row) != len(header):
-                raise InputError(f"{path}, line {rows.line_num}: {len(row)} values in {len(header)} columns; is it damaged?")
-            if row:
-                yield tuple(row[place] for place in places)
-
-
-def header_of(path):
-    with damage_told(path), open_text(path) as file:
-        return next(csv.reader(file), [])
-
-
-@contextmanager
-def damage_told(path):
-    """What is damaged ends in one sentence."""
-    try:
-        yield
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not a text file in UTF-8; save it as UTF-8 (CSV UTF-8 in a spreadsheet program).") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error, csv.Error):
-        raise InputError(f"{path} is damaged or no CSV table; download it again.") from None
-
-
-def find(root, name, what):
-    """`name`, gzipped or not, in `root` or up to five folders below (the tree that wget leaves); of several the last."""
-    root = Path(root).expanduser()
-    for depth in range(6):
-        found = sorted(p for ending in ("", ".gz") for p in root.glob("*/" * depth + name + ending) if p.is_file())
-        if found:
-            return found[-1]
-    raise InputError(f"there is no {name}[.gz] in {root} or the folders below it; {what}")
 
 
 def fraction(key):
@@ -171,16 +106,6 @@ class Reports:
         except (FileNotFoundError, NotADirectoryError):
             return None
         return about.st_size, about.st_mtime_ns
-
-
-def chexpert_labels(path):
-    """chexpert.csv -> {study: {label: 1.0, 0.0 or -1.0}}, without the blanks. One dictionary for all studies labelled alike."""
-    alike, labels = {}, {}
-    for study, *values in read_table(path, ("study_id", *LABELS)):
-        if not set(values) <= {"", "1.0", "0.0", "-1.0", "1", "0", "-1"}:
-            raise InputError(f"{path} has a label that is none of 1.0, 0.0, -1.0 or blank.")
-        labels["s" + study] = alike.setdefault(tuple(values), {n: float(v) for n, v in zip(LABELS, values) if v})
-    return labels
 
 
 def mimic(cfg, left_out):

@@ -3,12 +3,14 @@
     root, {"und": items, "gen": items}, test_ids = listing(cfg, left_out)
     jobs = by_image(chosen, left_out)           # [(path, [(task, item)])], one pass over the images
 """
+import re
 from dataclasses import replace
 
 from mimic import annotations
-from mimic import check as audit
 from mimic import sources
 from common.processes import InputError
+from mimic.sources import Item
+from mimic.tables import find, read_table
 
 
 def listing(cfg, left_out):
@@ -21,11 +23,11 @@ def listing(cfg, left_out):
     test = {item.id for item in items if item.split == "test"}
     und, gen = items, items
     if cfg.test_ids:
-        pinned = audit.read_ids(cfg.test_ids, {item.id for item in items})
+        pinned = annotations.read_ids(cfg.test_ids, {item.id for item in items})
         und = pin(items, pinned, left_out)
         test |= pinned
     if cfg.gen_split == "chexgenbench":
-        gen = annotations.chexgenbench(cfg.chexgenbench, items, left_out)
+        gen = chexgenbench(cfg.chexgenbench, items, left_out)
     if cfg.llava_rad:
         texts = annotations.llava_rad(cfg.llava_rad)
         # the official loader: the test is rule-parsed; for drawing the model's parse where there is one
@@ -79,3 +81,23 @@ def with_text(items, rules, preferred, left_out):
         else:
             left_out.add(item.id, item.image, "no findings in the LLaVA-Rad annotations")
     return kept
+
+
+def chexgenbench(folder, items, left_out):
+    """CheXGenBench's own split and texts -> items for generation; its images in the official validate set are `val`."""
+    official, chosen = {item.id: item for item in items}, {}
+    for split in ("TRAIN", "TEST"):
+        path = find(folder, f"LLAVARAD_ANNOTATIONS_{split}.csv", "--chexgenbench wants the folder of CheXGenBench's CSV files.")
+        for image, text in read_table(path, ("path", "annotated_prompt")):
+            parts = re.fullmatch(r"files/p1\d/p(\d{8})/(s\d{8})/([0-9a-f-]{44})\.jpg", image)
+            if not parts:
+                raise InputError(f"{path} has a path that is not like files/p10/p1.../s5.../<id>.jpg; is it the right file?")
+            subject, study, dicom = parts.groups()
+            if dicom in chosen or not text.strip():
+                left_out.add(dicom, image, "duplicate row" if dicom in chosen else "no text")
+                continue
+            known = official.get(dicom)
+            place = "test" if split == "TEST" else "val" if known and known.split == "val" else "train"
+            chosen[dicom] = Item(dicom, subject, study, place, known.view if known else "", image[:-4],
+                                 (text, None, "chexgenbench"), known.labels if known else None)
+    return list(chosen.values())

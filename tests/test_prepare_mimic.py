@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mimic import annotations, rows
 from mimic import check as audit
 import mimic_tree
 from mimic import shards as packing
@@ -167,7 +168,7 @@ def test_splits_texts_prompts_labels(built):
         assert row["prompt"].count("FINDINGS") == 1 and ("IMPRESSION" in row["prompt"]) == two
         assert ("raw" in row) == (row["split"] == "test")
     assert {row["prompt"].replace("FINDINGS and IMPRESSION", "{parts}").replace("FINDINGS", "{parts}") for row in built.und.rows} <= \
-        set(prepare_mimic.PROMPTS) and len({row["prompt"] for row in built.und.rows}) > 10
+        set(rows.PROMPTS) and len({row["prompt"] for row in built.und.rows}) > 10
     plain = built.rows[built.at[1][1][0]]
     assert plain["report"] == ("FINDINGS: There is a moderate right pleural effusion. Study number 1 of this tree. No pneumothorax.\n"
                                "IMPRESSION: Moderate right effusion.")
@@ -181,7 +182,7 @@ def test_every_image_is_packed_or_skipped(built):
     kept, skipped = {row["id"] for row in built.und.rows}, set(built.skipped)
     everything = {row[0] for row in built.metadata}
     assert kept | skipped == everything and kept & skipped == {built.at["duplicate_row"][1][0]}
-    assert set(audit.read_ids(built.out / "und-ids.csv", everything)) == kept
+    assert set(annotations.read_ids(built.out / "und-ids.csv", everything)) == kept
 
 
 def test_pictures_are_those_of_the_files(built):
@@ -386,7 +387,6 @@ def test_llava_rad_entries_of_another_form_end_in_one_sentence(built, tmp_path, 
 
 
 def test_llava_rad_values_that_say_nothing(tmp_path):
-    from mimic import annotations
     entry = {"image": "mimic/x.jpg", "generate_method": "gpt4", "impression": 3}
     rows = [{**entry, "conversations": [{"from": "gpt", "value": value}]} for value in (None, 5, " ", float("nan"))] + [{**entry, "conversations": []}]
     (tmp_path / "chat_a_MIMIC_CXR.json").write_text(json.dumps([*rows, {**entry, "conversations": [{"from": "gpt", "value": "Edema \ud800."}]}]))
@@ -543,7 +543,7 @@ def test_other_settings_are_refused(built, tmp_path):
 
 def test_other_questions_or_other_code_are_refused(built, tmp_path, monkeypatch):
     run(built, tmp_path, "--limit", 8)
-    monkeypatch.setattr(prepare_mimic, "PROMPTS", ["What is here? {parts}."])
+    monkeypatch.setattr(packing, "PROMPTS", ["What is here? {parts}."])
     with pytest.raises(InputError, match="und-48 was begun with other settings"):
         run(built, tmp_path, "--limit", 8)
     run(built, tmp_path, "--limit", 8, "--task", "gen")                             # drawing has no question
@@ -662,11 +662,11 @@ def test_no_output_in_a_git_work_tree(built, tmp_path):
             run(built, place / "deep" / "out")
         assert not (place / "deep" / "out").exists()
         (place / "link").symlink_to(tmp_path)
-        audit.refuse_git(place / "link" / "elsewhere")                              # a link that leads out is right
+        packing.refuse_git(place / "link" / "elsewhere")                              # a link that leads out is right
         (tmp_path / "in").unlink(missing_ok=True)
         (tmp_path / "in").symlink_to(place)
         with pytest.raises(InputError, match="git work tree"):                      # one that leads in is not
-            audit.refuse_git(tmp_path / "in" / "x")
+            packing.refuse_git(tmp_path / "in" / "x")
 
 
 def test_reports_do_not_go_to_another_host(built, tmp_path):
