@@ -22,23 +22,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import vision
-from common import images
-from common import packed as pack
 from common.packed import Shard, write
 from common.processes import InputError
-from mimic import annotations
 from mimic import pixels as radiographs
-from mimic import rows as rows_module
-from mimic import sections
-from mimic import sources
-from mimic import splits as protocols
-from mimic import tables
-from mimic.cleaning import change as comparing
-from mimic.cleaning import guards
 from mimic.cleaning import llm
-from mimic.cleaning import rules as cleaning
-from mimic.cleaning import words as wording
 from mimic.rows import PROMPTS, row_of
 
 
@@ -87,7 +74,7 @@ def begin(one, overwrite):
     begun = known.exists() or (one.directory / "dataset.json").exists()
     if begun and not (known.exists() and known.read_bytes() == content):
         if not overwrite:
-            raise InputError(f"{one.directory} was begun with other settings, inputs or code: choose another --out, "
+            raise InputError(f"{one.directory} was begun with other settings or inputs: choose another --out, "
                              "or --overwrite it.")
         # a kill in between must leave nothing that looks finished
         for old in [*one.directory.glob("dataset.json"), *one.directory.glob("*.done.json"), *one.directory.glob("[0-9]*")]:
@@ -232,11 +219,7 @@ def settings_of(cfg, task, jobs):
     for n, (path, items) in enumerate(jobs):
         for i in (item for its, item in items if its == task):
             asked.update(repr((n, path, i.id, i.subject, i.study, i.split, i.view, i.text, i.labels)).encode("utf-8", "replace"))
-    modules = [cleaning, comparing, wording, sections, sources, annotations, protocols, radiographs, images, vision, pack, tables, rows_module]
-    modules += [llm, guards] * (cfg.clean == "llm")
-    code = [Path(file).read_bytes() for file in (__file__, *(module.__file__ for module in modules))]
-    settings |= {"sizes": cfg.und_sizes if task == "und" else cfg.gen_sizes, "asked": asked.hexdigest()[:16],
-                 "code": hashlib.sha256(b"".join(code)).hexdigest()[:16]}
+    settings |= {"sizes": cfg.und_sizes if task == "und" else cfg.gen_sizes, "asked": asked.hexdigest()[:16]}
     if task == "und":
         settings["questions"] = hashlib.sha256(repr(PROMPTS).encode()).hexdigest()[:16]
     if cfg.clean == "llm":
