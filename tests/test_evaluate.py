@@ -25,11 +25,10 @@ from evaluation import image_metrics as metrics
 import sample
 from evaluation import scoring
 from evaluation import tables
-import test_chexbert
 from weights import load as weights
 from evaluation import worklist
 from common.processes import InputError
-from helpers import ROOT, randomise, tiny_config, tiny_vae
+from helpers import ROOT, randomise, random_chexbert, tiny_config, tiny_vae, write_chexbert
 from common.images import NOTICE
 from model import UniX
 from phantom.facts import FINDINGS
@@ -440,7 +439,7 @@ def test_reports_without_a_last_line_end_and_with_odd_ones(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def labels_folder(tmp_path_factory):
-    return test_chexbert.write(tmp_path_factory.mktemp("chexbert") / "x", *test_chexbert.reference())
+    return write_chexbert(tmp_path_factory.mktemp("chexbert") / "x", *random_chexbert())
 
 
 def test_compare_reports_with_chexbert(labels_folder, tmp_path, capsys):

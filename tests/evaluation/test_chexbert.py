@@ -9,8 +9,8 @@ from evaluation import chexbert
 from common import processes as common
 from common.processes import InputError
 from evaluation.text_metrics import LABELS
+from helpers import CHEXBERT_WORDS as WORDS, random_chexbert, write_chexbert
 
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] . , small large left right effusion no pneumothorax heart lung ##s is clear normal the".split()
 REPORTS = ["Small left effusion. No pneumothorax.", "The heart is NORMAL,\nlungs clear", "effusion", ""]
 
 
@@ -19,37 +19,10 @@ class Code:
         return print, ("run",)
 
 
-def reference(seed=0):
-    """transformers' BertModel and 14 linear heads, as CheXbert's authors put them together."""
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(seed)
-    bert = transformers.BertModel(transformers.BertConfig(
-        vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=16, attn_implementation="eager")).eval()
-    with torch.no_grad():
-        for p in bert.parameters():
-            p.add_(torch.randn(p.shape) * 0.2)
-    heads = [torch.nn.Linear(32, 2 if i == 13 else 4) for i in range(14)]
-    return bert, heads
-
-
-def write(folder, bert, heads, **changes):
-    """<folder>/chexbert.pth in the authors' layout, and vocab.txt; changes: a name -> another tensor, or None to leave it out."""
-    folder.mkdir(exist_ok=True)
-    tensors = {f"module.bert.{k}": v for k, v in bert.state_dict().items()}
-    tensors["module.bert.embeddings.position_ids"] = torch.arange(16)[None]
-    for i, head in enumerate(heads):
-        tensors |= {f"module.linear_heads.{i}.weight": head.weight.data, f"module.linear_heads.{i}.bias": head.bias.data}
-    tensors = {k: v for k, v in {**tensors, **changes}.items() if v is not None}
-    torch.save({"epoch": 8, "model_state_dict": tensors, "loss": 0.1}, folder / "chexbert.pth")
-    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    bert, heads = reference()
-    folder = write(tmp_path_factory.mktemp("chexbert") / "x", bert, heads)
+    bert, heads = random_chexbert()
+    folder = write_chexbert(tmp_path_factory.mktemp("chexbert") / "x", bert, heads)
     return bert, heads, folder
 
 
@@ -115,7 +88,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_wrong_weights(parts, tmp_path, name, capsys):
     changes, sentence = BAD[name]
-    write(tmp_path, *parts[:2], **changes)
+    write_chexbert(tmp_path, *parts[:2], **changes)
     with pytest.raises(InputError, match=sentence):
         chexbert.load(tmp_path, heads=4)
     (tmp_path / "reports.txt").write_text("effusion\n")
