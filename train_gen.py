@@ -32,7 +32,7 @@ from weights import load as weights
 from mimic.check import refuse_leak
 from common.processes import InputError, print0
 from training.batches import Packed, Samples, loader
-from generate import show_drawn
+from sample import show_drawn
 
 
 @dataclass

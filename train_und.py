@@ -21,7 +21,7 @@ from training import run as runs
 from weights import load as weights
 from common.processes import InputError, print0
 from training.batches import Packed, Samples, loader
-from generate import show_written
+from sample import show_written
 from model import UniX, UniXConfig
 from vision import ViTConfig
 

@@ -13,7 +13,6 @@ from PIL import Image
 
 from common import processes as common
 from evaluation import features
-import generate
 from evaluation import radgraph_biovil as foreign
 from evaluation import image_metrics as metrics
 import sample
@@ -96,7 +95,7 @@ class Drawn:
     def __init__(self, cfg, out, ids, captions, files, loaded, process, encoder):
         model, vae, tokenizer = loaded
         self.out, self.captions, self.files, numbering = out, captions, files, {name: n for n, name in enumerate(captions)}
-        most, size = model.cfg.max_text, generate.latent_side(model, vae, cfg.size) * vae.factor
+        most, size = model.cfg.max_text, sample.latent_side(model, vae, cfg.size) * vae.factor
         settings = {**chosen(cfg, *SAMPLING), "size": size}
         used = chosen(cfg, "data", "split", "prompt", "max_tokens", "batch", "dtype")
         used |= {"checkpoint": str(newest(cfg.checkpoint)), "captions": settings_hash(list(captions.items())), "images": len(ids)}
@@ -170,7 +169,7 @@ def main(argv, doc=__doc__):
     model, vae, tokenizer = weights.load(cfg.checkpoint, dtype=common.torch_dtype(cfg.dtype))
     if model.cfg.double_bos and not cfg.preset:     # the released UniX: what is not asked for is done as the release does it
         cfg = common.override(GenConfig(), ["--preset=release", *argv], doc, sample.PRESETS)
-    size = generate.latent_side(model, vae, cfg.size) * vae.factor
+    size = sample.latent_side(model, vae, cfg.size) * vae.factor
     loaded = model.to(process.device), vae.to(process.device), tokenizer
     images = features.PackedImages(Path(cfg.data) / f"gen-{size}", cfg.split)
     rows = [{**row, "caption": row["report"]} for row in images.rows.values()]

@@ -22,7 +22,6 @@ from PIL import Image
 
 from common import processes as common
 from evaluation import features
-import generate
 from evaluation import image_metrics as metrics
 from common import packed as pack
 import sample
@@ -150,7 +149,7 @@ def phantom(cfg):
 def sweep(cfg):
     """Cycle F1 and FD of every combination of the swept settings, on the same phantoms with the same noise."""
     it, rows = Scorer(cfg), []
-    generate.latent_side(it.model, it.vae, it.drawn)        # a checkpoint that cannot draw is told so
+    sample.latent_side(it.model, it.vae, it.drawn)        # a checkpoint that cannot draw is told so
     real = it.look(it.pictures)
     for point in combinations(cfg.sweep):
         drawn = it.draw(**point)

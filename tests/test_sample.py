@@ -11,7 +11,6 @@ from PIL import Image
 
 from weights import checkpoint
 import flow
-import generate
 import sample
 from weights import load as weights
 from common.processes import InputError, generator
@@ -185,11 +184,11 @@ def test_sampled_reports_depend_on_seed_and_image_number(loaded):
 def test_choose():
     logits = torch.tensor([[0.0, 5.0, 1.0], [3.0, 2.9, -9.0]])
     rngs = lambda n: [generator(n, i) for i in range(2)]
-    assert generate.choose(logits, 0, 1.0, rngs(0)).tolist() == [[1], [0]]
-    assert all(generate.choose(logits, 1.0, 0.3, rngs(n)).tolist() == [[1], [0]] for n in range(20))     # nucleus of one
-    drawn = torch.cat([generate.choose(logits, 1.0, 1.0, rngs(n)) for n in range(400)], 1)
+    assert sample.choose(logits, 0, 1.0, rngs(0)).tolist() == [[1], [0]]
+    assert all(sample.choose(logits, 1.0, 0.3, rngs(n)).tolist() == [[1], [0]] for n in range(20))     # nucleus of one
+    drawn = torch.cat([sample.choose(logits, 1.0, 1.0, rngs(n)) for n in range(400)], 1)
     assert abs((drawn[1] == 0).float().mean() - torch.tensor([3.0, 2.9, -9.0]).softmax(-1)[0]) < 0.08
-    drawn = torch.cat([generate.choose(logits, 1.0, 0.9, rngs(n)) for n in range(100)], 1)
+    drawn = torch.cat([sample.choose(logits, 1.0, 0.9, rngs(n)) for n in range(100)], 1)
     assert set(drawn[1].tolist()) == {0, 1} and set(drawn[0].tolist()) == {1}
 
 
