@@ -25,7 +25,7 @@ from evaluation import und as eval_und
 from evaluation import features
 from evaluation import scoring
 from evaluation import tables
-from weights import load as weights
+import weights
 from common.processes import InputError
 from common.images import captioned, save_png
 from evaluation.text_metrics import same_items

@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import flow
+import weights
 from attention import DecodeCache
 from common import processes as common
 from common.cpu import decoding
@@ -25,7 +26,6 @@ from common.images import NOTICE, captioned, checked, image_files, read_image, s
 from common.processes import InputError, generator
 from tokenizer import pad
 from vision import normalize, preprocess
-from weights import load as weights
 
 PROMPT = "Describe the findings in this chest X-ray."
 

@@ -28,7 +28,7 @@ import flow
 from training import optim
 import repa
 from training import run as runs
-from weights import load as weights
+import weights
 from mimic.check import refuse_leak
 from common.processes import InputError, print0
 from training.batches import Packed, Samples, loader

@@ -18,7 +18,7 @@ from common import processes as common
 from training import cost
 from training import optim
 from training import run as runs
-from weights import load as weights
+import weights
 from common.processes import InputError, print0
 from training.batches import Packed, Samples, loader
 from sample import show_written

@@ -28,7 +28,8 @@ from training import curves
 import flow
 import sample
 from bench import training as speed
-from weights import load as weights
+import weights
+from weights.export import export_release
 from attention import DecodeCache
 from common.processes import InputError
 from common.cpu import decoding
@@ -157,7 +158,7 @@ def write_random_release(directory):
             value = torch.ones(p.shape) if p.ndim == 1 else torch.empty(p.shape).normal_(std=0.02)
             parent, _, leaf = name.rpartition(".")
             setattr(module.get_submodule(parent), leaf, torch.nn.Parameter(value.bfloat16(), requires_grad=False))
-    weights.export_release(model, vae, Numbers, directory)
+    export_release(model, vae, Numbers, directory)
 
 
 @torch.inference_mode()

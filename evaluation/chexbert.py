@@ -22,9 +22,9 @@ from tqdm import tqdm
 from common import processes as common
 from common.processes import InputError
 from common.images import text_lines
-from weights.layouts import CHEXBERT, read_tensors, translate
+from weights.files import fill, read_tensors, translate
+from weights.layouts import CHEXBERT
 from evaluation.text_metrics import LABELS
-from weights.load import fill
 
 CUT = 512               # characters: what the official evaluation keeps of a report; CheXbert itself cuts after 512 tokens
 GET = ("hf download StanfordAIMI/RRG_scorers chexbert.pth --local-dir pretrained/chexbert, and hf download bert-base-uncased "

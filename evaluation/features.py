@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from weights import load as weights
+import weights
 from common.processes import InputError
 from training.batches import Packed
 from common.images import IMAGES, checked, read_image

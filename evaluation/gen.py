@@ -18,7 +18,7 @@ from evaluation import image_metrics as metrics
 import sample
 from evaluation import scoring
 from evaluation import tables
-from weights import load as weights
+import weights
 from evaluation import worklist
 from weights.checkpoint import newest
 from common.processes import InputError

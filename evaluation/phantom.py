@@ -27,7 +27,7 @@ from common import packed as pack
 import sample
 from evaluation import scoring
 from evaluation import tables
-from weights import load as weights
+import weights
 from evaluation.gen import chosen, combinations, swept
 from common.images import NOTICE, captioned, save_png
 from phantom.prepare import Settings, held_out

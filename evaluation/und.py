@@ -14,7 +14,7 @@ from evaluation import features
 import sample
 from evaluation import scoring
 from evaluation import tables
-from weights import load as weights
+import weights
 from evaluation import worklist
 from weights.checkpoint import newest
 from common.images import checked

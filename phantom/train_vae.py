@@ -26,7 +26,7 @@ from common import processes as common
 from training import batches as data
 from training import optim
 from training import run as runs
-from weights import load as weights
+import weights
 from common.processes import InputError, print0
 from vae import VAE, VAEConfig
 

@@ -43,7 +43,7 @@ def phantom(tmp_path_factory):
 def vae_run(tmp_path_factory):
     """A run directory like that of phantom/train_vae.py."""
     from weights import checkpoint
-    from weights import load as weights
+    import weights
     from helpers import tiny_vae
     vae, run = tiny_vae(), tmp_path_factory.mktemp("vae")
     checkpoint.save(run, 1, config=weights.describe(vae=vae), tensors={"vae": vae.state_dict()})

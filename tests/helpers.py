@@ -2,6 +2,7 @@
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -10,6 +11,9 @@ GOLDEN = SHARED / "golden"
 
 needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason="reference tensors are not here")
 needs_films = pytest.mark.skipif(not (SHARED / "real_cxr").exists(), reason="real radiographs are not here")
+
+# a small vision tower, by the names that transformers gives its sizes
+TOWER = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=64, patch_size=16)
 
 
 def close(ours, ref, tolerance=1e-5):
@@ -36,6 +40,21 @@ def randomise(model, seed=0):
             noise = torch.randn(p.shape, generator=g)
             p.copy_(1 + 0.2 * noise if "norm" in name and name.endswith("weight") else noise * 0.3 * p.shape[-1] ** -0.5)
     return model
+
+
+def scramble(module):
+    """Random values everywhere: fresh models have zeros and ones where a swapped name would not show."""
+    generator = torch.Generator().manual_seed(0)
+    for p in module.parameters():
+        p.data = torch.randn(p.shape, generator=generator) * (0.3 if p.ndim < 2 else p[0].numel() ** -0.5)
+    return module.eval()
+
+
+def some_tokenizer(size):
+    """The JSON of a tokenizer with `size` tokens: bytes, then <256>, <257>, ..."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {alphabet[i] if i < len(alphabet) else f"<{i}>": i for i in range(size)}
+    return tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [])).to_str()
 
 
 def tiny_vae():

@@ -25,7 +25,7 @@ from evaluation import image_metrics as metrics
 import sample
 from evaluation import scoring
 from evaluation import tables
-from weights import load as weights
+import weights
 from evaluation import worklist
 from common.processes import InputError
 from helpers import ROOT, randomise, random_chexbert, tiny_config, tiny_vae, write_chexbert

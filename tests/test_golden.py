@@ -7,8 +7,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import flow
+import weights
 from weights import layouts
-from weights import load as weights
+from weights.export import export_release, unused_from_nothing
 from helpers import GOLDEN, close, needs_golden
 from model import UniXConfig
 from repa import Projector, repa_loss
@@ -245,7 +246,7 @@ def test_release_round_trip(model, tmp_path):
     """Release -> ours -> release gives back every tensor, bit for bit, the dropped ones included."""
     class Stub:
         json = "{}"
-    weights.export_release(model, None, Stub, tmp_path / "new")
+    export_release(model, None, Stub, tmp_path / "new")
     before, after = load_file(GOLDEN / "unix_tiny.safetensors"), load_file(tmp_path / "new" / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[k], after[k]) for k in before)
@@ -262,10 +263,10 @@ def test_export_refuses(model, tmp_path):
     class Stub:
         json = "{}"
     with pytest.raises(InputError, match="no kl-f16"):
-        weights.export_release(model, tiny_vae(), Stub, tmp_path / "new")
+        export_release(model, tiny_vae(), Stub, tmp_path / "new")
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="not empty"):
-        weights.export_release(model, None, Stub, tmp_path)
+        export_release(model, None, Stub, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -274,7 +275,7 @@ def test_export_of_a_model_that_never_met_a_release(model, tmp_path, capsys):
         json = "{}"
     model = load()
     model.unused = {}
-    weights.export_release(model, None, Stub, tmp_path)
+    export_release(model, None, Stub, tmp_path)
     assert "formula" in capsys.readouterr().out
     before, after = load_file(GOLDEN / "unix_tiny.safetensors"), load_file(tmp_path / "model.safetensors")
     assert {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in after.items()}
@@ -312,4 +313,4 @@ def test_every_full_size_name(tmp_path):
     assert ours == {k: v for k, v in shapes.items() if k in ours}
     full = UniXConfig()
     with torch.device("meta"):
-        assert {k: list(v.shape) for k, v in layouts.unused_from_nothing(full).items()} == left
+        assert {k: list(v.shape) for k, v in unused_from_nothing(full).items()} == left

@@ -12,7 +12,7 @@ from PIL import Image
 from weights import checkpoint
 import flow
 import sample
-from weights import load as weights
+import weights
 from common.processes import InputError, generator
 from helpers import ROOT, randomise, tiny_config, tiny_vae
 from common.images import NOTICE

@@ -17,7 +17,7 @@ from training import run as runs
 import train_gen
 import train_und
 from phantom import train_vae
-from weights import load as weights
+import weights
 from common.processes import InputError
 from helpers import ROOT, close
 from model import is_generation

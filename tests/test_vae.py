@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from weights import load as weights
+import weights
 from helpers import GOLDEN, close, needs_golden
 from vae import VAE, VAEConfig
 

@@ -6,3 +6,8 @@
     load         a directory -> (model, VAE, tokenizer)
     export       pass weights on: averaged and halved, or in the release's layout
 """
+from weights.load import (describe, find_vae, load, load_janus, load_rad_dino, load_siglip, load_tokenizer, load_unix, load_vae,
+                          model_tensors, vae_hash)
+
+__all__ = ["describe", "find_vae", "load", "load_janus", "load_rad_dino", "load_siglip", "load_tokenizer", "load_unix", "load_vae",
+           "model_tensors", "vae_hash"]

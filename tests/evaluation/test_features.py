@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from evaluation import features
-from weights import load as weights
+import weights
 from evaluation import worklist
 from common.processes import InputError, Process
 from vision import ViT

@@ -12,7 +12,7 @@ import torch
 from weights import checkpoint
 import train_gen
 import train_und
-from weights import load as weights
+import weights
 from training.run import TIMED
 from test_train import gen, identical, optimizer, stage1, tensors, und      # noqa: F401 (fixture)
 

@@ -19,7 +19,7 @@ import torch
 from weights import checkpoint
 import train_gen
 import train_und
-from weights import load as weights
+import weights
 from common.processes import InputError
 from helpers import ROOT
 from test_sameness import MAIN, SCRIPT, equal, line, place, story, threads      # noqa: F401 (fixtures)

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from common import processes as common
 from weights import layouts
-from weights import load as weights
+import weights
+from weights.export import export_release
 from attention import Cache
 from common.processes import InputError
-from helpers import GOLDEN, ROOT, close, needs_golden
+from helpers import GOLDEN, ROOT, TOWER, close, needs_golden, scramble, some_tokenizer
 from model import UniX, UniXConfig
-from test_load import some_tokenizer
 from vae import VAE, VAEConfig
 from vision import ViTConfig
 
@@ -29,15 +29,6 @@ diffusers = pytest.importorskip("diffusers")
 
 TEXT = dict(model_type="llama", hidden_size=64, intermediate_size=176, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=4, vocab_size=100_600, rms_norm_eps=1e-6, tie_word_embeddings=False)
-TOWER = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=64, patch_size=16)
-
-
-def scramble(module):
-    """Random values everywhere: fresh models have zeros and ones where a swapped name would not show."""
-    generator = torch.Generator().manual_seed(0)
-    for p in module.parameters():
-        p.data = torch.randn(p.shape, generator=generator) * (0.3 if p.ndim < 2 else p[0].numel() ** -0.5)
-    return module.eval()
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +166,7 @@ def release(tmp_path_factory):
 
     class Text:
         json = some_tokenizer(100_600)
-    weights.export_release(scramble(model), scramble(vae), Text, directory)
+    export_release(scramble(model), scramble(vae), Text, directory)
     return model, vae, directory
 
 
@@ -215,7 +206,7 @@ def test_a_vae_is_found_as_file_and_directory(release):
 
 def test_export_wants_a_generation_branch(janus_port, tmp_path):
     with pytest.raises(InputError, match="no generation branch"):
-        weights.export_release(*weights.load(janus_port[1]), tmp_path / "UniX")
+        export_release(*weights.load(janus_port[1]), tmp_path / "UniX")
 
 
 @needs_golden
@@ -255,7 +246,7 @@ def test_export_keeps_what_was_chosen(release, tmp_path, capsys):
     """A model that began as Janus-Pro comes back as it was, and the difference to the release is said."""
     before = UniX(replace(release[0].cfg, connector_gelu="none", double_bos=False, max_text=99, vision=replace(
         release[0].cfg.vision, n_head=4, **layouts.JANUS_PIXELS)))
-    weights.export_release(before, release[1], type("Text", (), {"json": some_tokenizer(100_600)}), tmp_path / "UniX")
+    export_release(before, release[1], type("Text", (), {"json": some_tokenizer(100_600)}), tmp_path / "UniX")
     assert weights.load(tmp_path / "UniX")[0].cfg == before.cfg
     assert "double_bos True, connector_gelu tanh, mean (0.555895" in capsys.readouterr().out
 
@@ -264,11 +255,11 @@ def test_export_is_whole_or_not_at_all(release, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", lambda *a: (_ for _ in ()).throw(RuntimeError("disk full")))
     text = type("Text", (), {"json": some_tokenizer(100_600)})
     with pytest.raises(InputError, match="could not be written .disk full"):
-        weights.export_release(release[0], release[1], text, tmp_path / "UniX")
+        export_release(release[0], release[1], text, tmp_path / "UniX")
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
     (tmp_path / ".tmp-UniX" / "vae").mkdir(parents=True)           # what a kill leaves
-    weights.export_release(release[0], release[1], text, tmp_path / "UniX")
+    export_release(release[0], release[1], text, tmp_path / "UniX")
     assert [p.name for p in tmp_path.iterdir()] == ["UniX"]
 
 

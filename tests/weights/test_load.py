@@ -1,20 +1,13 @@
-"""weights.shrink: a run becomes a small checkpoint that draws and reads the same. (Loading itself: test_golden.py.)"""
+"""shrink: a run becomes a small checkpoint that draws and reads the same. (Loading itself: test_golden.py.)"""
 import pytest
-import tokenizers
 import torch
 
 from weights import checkpoint
-from weights import load as weights
+import weights
+from weights.export import shrink
 from common.processes import InputError
-from helpers import close, randomise, tiny_config, tiny_vae
+from helpers import close, randomise, some_tokenizer, tiny_config, tiny_vae
 from model import UniX
-
-
-def some_tokenizer(size):
-    """The JSON of a tokenizer with `size` tokens: bytes, then <256>, <257>, ..."""
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {alphabet[i] if i < len(alphabet) else f"<{i}>": i for i in range(size)}
-    return tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [])).to_str()
 
 
 def run_of(tmp_path, tiny, vae, tokenizer):
@@ -28,7 +21,7 @@ def test_shrink_keeps_the_average_in_half(tmp_path):
     before = tiny_vae()
     tiny = randomise(UniX(tiny_config(latent_channels=before.cfg.embed_dim)))
     run = run_of(tmp_path, tiny, before, some_tokenizer(64))
-    weights.shrink(run, tmp_path / "small")
+    shrink(run, tmp_path / "small")
     model, vae, _ = weights.load(tmp_path / "small")
     for name, p in tiny.named_parameters():
         close(dict(model.named_parameters())[name], p.detach() + (0.25 if name.startswith("lm_head") else 0), 1e-3)
@@ -37,4 +30,4 @@ def test_shrink_keeps_the_average_in_half(tmp_path):
     half = (tmp_path / "small" / "model.safetensors").stat().st_size
     assert half < 0.52 * (run / "00000007" / "model.safetensors").stat().st_size
     with pytest.raises(InputError, match="not empty"):
-        weights.shrink(run, tmp_path / "small")
+        shrink(run, tmp_path / "small")
