@@ -1,10 +1,20 @@
-"""Distances between two sets of image features: FD, KD, precision, recall, density, coverage, nearest neighbours, intervals.
+"""Distances between two sets of images, computed from their features (the paper's Tables 3 and 4).
 
-The definitions are those of the paper's Tables 3 and 4, which are CheXGenBench's; docs/evaluation.md states them. All
-functions take features (n, C), arrays or tensors of any float type, and compute in float64, a block of rows at a time:
-no n x n matrix is ever whole in memory. The order of the rows matters to `sharded` alone.
+    fd         Frechet distance: do mean and covariance agree?       0 is best, no upper limit
+    kd         kernel distance: do the whole distributions agree?    0 is best, may be below it
+    precision  share of generated images inside the real set         0 to 1, higher is better
+    recall     share of real images inside the generated set         0 to 1, higher is better
+    density    how many real images lie around a generated one       1 is like real, no limit
+    coverage   share of real images with a generated one nearby      0 to 1, higher is better
 
-    real, fake    features (n, C), (m, C)        k    which neighbour's distance is the radius of a sample (5)
+The definitions are CheXGenBench's; docs/evaluation.md says where its protocol is unusual. The end
+of the file holds confidence intervals, and the search for the nearest training image.
+
+All functions take features (n, C), arrays or tensors of any float type, one row an image, and
+compute in float64. Distances are looked at a block of rows at a time: no n x n matrix is in memory.
+
+    real, fake    features (n, C) of the real and (m, C) of the generated images
+    k             a sample's radius is the distance to its k-th nearest neighbour; 5 in the paper
 """
 import math
 
@@ -17,182 +27,267 @@ from common.processes import InputError, generator
 
 BLOCK = 1024            # rows of a distance matrix that are looked at together
 NAMES = ("fd", "kd", "precision", "recall", "density", "coverage")
-BOUNDS = {"fd": (0, None), "density": (0, None), **dict.fromkeys(("precision", "recall", "coverage"), (0, 1))}
+LIMITS = {              # lowest and highest possible value; kd has none, its estimate is unbiased
+    "fd": (0, None),
+    "density": (0, None),
+    "precision": (0, 1),
+    "recall": (0, 1),
+    "coverage": (0, 1),
+}
 
 
-def checked(features, name, least=2):
-    """Features as float64 (n, C): at least `least` of them, all finite."""
-    x = torch.as_tensor(features).double()
-    if x.ndim != 2 or x.shape[0] < least or x.shape[1] == 0:
-        raise InputError(f"{name}: {least} or more rows of features are needed, there are {tuple(x.shape)}.")
-    bad = (~x.isfinite().all(1)).nonzero()[:, 0]
-    if len(bad):
-        raise InputError(f"{name}: {len(bad)} of {len(x)} rows of features are not finite, the first is row {int(bad[0])}.")
-    return x
+def checked(features, name, least):
+    """Features as a float64 tensor (n, C). InputError unless they have `least` rows, all finite."""
+    features = torch.as_tensor(features).double()
+    shape = tuple(features.shape)
+    if features.ndim != 2 or shape[0] < least or shape[1] == 0:
+        raise InputError(f"{name}: {least} or more rows of features are needed, there are {shape}.")
+    bad_rows = (~features.isfinite().all(1)).nonzero()[:, 0].tolist()
+    if bad_rows:
+        raise InputError(
+            f"{name}: {len(bad_rows)} of {len(features)} rows of features are not finite, "
+            f"the first is row {bad_rows[0]}.")
+    return features
 
 
-def pair(real, fake, least=2):
-    real, fake = checked(real, "the real images", least), checked(fake, "the generated images", least)
+def checked_pair(real, fake, least):
+    """Both sets of features as float64 tensors. InputError if two encoders must have made them."""
+    real = checked(real, "the real images", least)
+    fake = checked(fake, "the generated images", least)
     if real.shape[1] != fake.shape[1]:
-        raise InputError(f"the features have {real.shape[1]} and {fake.shape[1]} numbers: two encoders made them.")
+        raise InputError(
+            f"the features have {real.shape[1]} and {fake.shape[1]} numbers: "
+            "two encoders made them.")
     return real, fake
-
-
-def blocks(n):
-    return (slice(at, min(n, at + BLOCK)) for at in range(0, n, BLOCK))
 
 
 # ---- Frechet distance ----
 
-def gaussian(x):
-    """Mean (C,) and a factor R with R'R = the unbiased covariance. R comes from QR, so n <= C needs no special care."""
+def mean_and_root(x):
+    """The mean (C,) of samples (n, C), and a matrix R with R'R = S, the unbiased covariance.
+
+    From x - mean = QR follows (x - mean)'(x - mean) = R'R. So S is never formed, and needs no
+    special care where it is singular (n <= C).
+    """
     mean = x.mean(0)
-    return mean, torch.linalg.qr(x - mean, mode="r")[1] / math.sqrt(len(x) - 1)
+    _, triangle = torch.linalg.qr(x - mean, mode="r")
+    return mean, triangle / math.sqrt(len(x) - 1)
 
 
 def fd(real, fake):
-    """|mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2). With S = R'R the last trace is the sum of the singular values of
-    R1 R2': no square root of a matrix that may be singular, and exact where the product has rank < C."""
-    (mean1, root1), (mean2, root2) = (gaussian(x) for x in pair(real, fake))
+    """Frechet distance between two Gaussians, as a float; 0 is best (Heusel et al. 2017).
+
+        |mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)
+
+    Small sets raise it, so values are comparable at equal n only. The last trace is the sum of the
+    square roots of the eigenvalues of S1 S2. With S = R'R these roots are the singular values of
+    R1 R2', and no square root of a singular matrix is needed.
+    """
+    real, fake = checked_pair(real, fake, least=2)
+    mean1, root1 = mean_and_root(real)
+    mean2, root2 = mean_and_root(fake)
     trace = torch.linalg.svdvals(root1 @ root2.T).sum()
-    return float((mean1 - mean2).square().sum() + root1.square().sum() + root2.square().sum() - 2 * trace)
+    shift = (mean1 - mean2).square().sum()
+    return float(shift + root1.square().sum() + root2.square().sum() - 2 * trace)
 
 
-# ---- kernel distance, and precision, recall, density, coverage: both are made of the products x.y ----
+# ---- kernel distance; precision, recall, density and coverage ----
+#
+# Both need the products x.y of all pairs of samples. Those are most of the work, so that both are
+# computed in one pass over them.
 
-def products(a, b):
-    """Blocks of rows of a b': (which rows, their products (rows, m))."""
-    return ((rows, a[rows] @ b.T) for rows in blocks(len(a)))
-
-
-def cubes(product, width):
-    """Sum of the kernel (x.y / C + 1)^3 over a block."""
-    z = product.div(width).add_(1).view(-1)
-    return float(torch.dot(z * z, z))
+def row_blocks(n):
+    """Slices of at most BLOCK rows that together make up n rows."""
+    for start in range(0, n, BLOCK):
+        yield slice(start, min(n, start + BLOCK))
 
 
-def squared(product, a2, b2, nothing):
-    """Squared distances |a|^2 + |b|^2 - 2 a.b of a block. What is rounding alone becomes 0: equal images are at distance 0."""
-    return F.threshold_(product.mul_(-2).add_(b2).add_(a2[:, None]), nothing, 0)
+def kernel_sum(products, width):
+    """Sum of the kernel (x.y / C + 1)^3 over a block of products x.y; C is the features' width."""
+    base = products.div(width).add_(1).view(-1)
+    return float(torch.dot(base * base, base))
 
 
-def within(x, k, nothing):
-    """Mean kernel of two different samples of a set, and each one's squared distance to its k-th nearest other (n,): the
-    (k+1)-th smallest of the row, which holds the sample itself."""
-    (n, width), x2, total, radius = x.shape, x.square().sum(1), 0.0, []
-    for rows, product in products(x, x):
-        total += cubes(product, width)
-        radius.append(squared(product, x2[rows], x2, nothing).topk(k + 1, largest=False).values[:, -1])
-    return (total - cubes(x2, width)) / (n * (n - 1)), torch.cat(radius)
+def squared_distances(products, x_norms, y_norms, rounding):
+    """|x - y|^2 = |x|^2 + |y|^2 - 2 x.y of a block of products x.y (rows, m), in the same memory.
+
+    What is not above `rounding` becomes 0, so that equal images are at distance 0 exactly.
+    """
+    distances = products.mul_(-2).add_(y_norms).add_(x_norms[:, None])
+    return F.threshold_(distances, rounding, 0)
+
+
+def rounding_error(x_norms, y_norms):
+    """What rounding may leave of the squared distance between equal samples, from their |x|^2."""
+    return 2e-12 * float(torch.maximum(x_norms.max(), y_norms.max()))
+
+
+def within_set(x, k, rounding):
+    """Mean kernel over pairs of different samples (n, C), and the squared radius of each (n,)."""
+    n, width = x.shape
+    norms = x.square().sum(1)
+    kernel = 0.0
+    radii = []
+    for rows in row_blocks(n):
+        products = x[rows] @ x.T                                            # (rows, n)
+        kernel += kernel_sum(products, width)
+        distances = squared_distances(products, norms[rows], norms, rounding)
+        # every row holds the sample itself, so its k-th neighbour is the (k+1)-th smallest
+        radii.append(distances.topk(k + 1, largest=False).values[:, -1])
+
+    kernel -= kernel_sum(norms, width)              # without the pairs of a sample with itself
+    return kernel / (n * (n - 1)), torch.cat(radii)
 
 
 def kd_prdc(real, fake, k=5):
-    """{"kd", "precision", "recall", "density", "coverage"} in one pass over the three tables of products.
+    """{"kd", "precision", "recall", "density", "coverage"}, floats; both sets need k + 1 samples.
 
-    KD is the unbiased MMD^2 over all samples. The official number is the mean over 100 "subsets" of min(n, m) samples; with
-    n = m every subset is the whole set, and otherwise its expectation is this; `kd_subsets` draws them. The rest is Naeem et
-    al. 2020 as in `prdc` 0.2: a sample is inside a ball when its distance is smaller than the radius, strictly.
+    kd is the unbiased MMD^2 (Gretton et al. 2012) with the kernel of KID (Binkowski et al. 2018):
+
+        mean k(x, x') + mean k(y, y') - 2 mean k(x, y)    with k(x, y) = (x.y / C + 1)^3
+
+    over all pairs of real samples x, x' != x and generated samples y, y' != y. The official code
+    averages it over 100 random subsets of min(n, m) samples. For n = m each subset is the whole
+    set, and otherwise our value is the expectation of that average.
+
+    The other four are those of Naeem et al. 2020, as the package `prdc` 0.2 computes them. Each
+    sample has a ball that reaches to its k-th nearest neighbour in its own set; the edge does not
+    belong to it. With D_ij the distance of real sample i and generated sample j, and radii r:
+
+        precision    share of j with D_ij < r_i for any i
+        recall       share of i with D_ij < r_j for any j
+        density      mean over j of how many i have D_ij < r_i, divided by k
+        coverage     share of i with D_ij < r_i for any j
     """
-    real, fake = pair(real, fake, max(2, k + 1))
-    real2, fake2 = real.square().sum(1), fake.square().sum(1)
-    nothing = 2e-12 * float(torch.maximum(real2.max(), fake2.max()))
-    (real_kernel, r_real), (fake_kernel, r_fake) = within(real, k, nothing), within(fake, k, nothing)
-    cross, balls, recall, coverage = 0.0, torch.zeros(len(fake), dtype=torch.float64), [], []
-    for rows, product in products(real, fake):
-        cross += cubes(product, real.shape[1])
-        d = squared(product, real2[rows], fake2, nothing)           # (rows, m)
-        inside = d < r_real[rows, None]
-        balls += inside.sum(0)                                      # in how many real balls each generated sample lies
-        recall.append((d < r_fake).any(1))
-        coverage.append(inside.any(1))
-    mean = lambda parts: float(torch.cat(parts).double().mean())
-    return {"kd": real_kernel + fake_kernel - 2 * cross / (len(real) * len(fake)),
-            "precision": float((balls > 0).double().mean()), "recall": mean(recall),
-            "density": float(balls.mean()) / max(k, 1), "coverage": mean(coverage)}
+    real, fake = checked_pair(real, fake, least=k + 1)
+    n, width = real.shape
+    m = len(fake)
+    real_norms = real.square().sum(1)
+    fake_norms = fake.square().sum(1)
+    rounding = rounding_error(real_norms, fake_norms)
+    real_kernel, real_radii = within_set(real, k, rounding)
+    fake_kernel, fake_radii = within_set(fake, k, rounding)
+
+    cross_kernel = 0.0
+    recalled, covered = [], []                              # is a real sample recalled, covered?
+    real_balls = torch.zeros(m, dtype=torch.float64)        # in how many lies a generated sample?
+    for rows in row_blocks(n):
+        products = real[rows] @ fake.T                                      # (rows, m)
+        cross_kernel += kernel_sum(products, width)
+        distances = squared_distances(products, real_norms[rows], fake_norms, rounding)
+        in_real_ball = distances < real_radii[rows, None]
+        in_fake_ball = distances < fake_radii
+        real_balls += in_real_ball.sum(0)
+        recalled.append(in_fake_ball.any(1))
+        covered.append(in_real_ball.any(1))
+
+    return {
+        "kd": real_kernel + fake_kernel - 2 * cross_kernel / (n * m),
+        "precision": float((real_balls > 0).double().mean()),
+        "recall": float(torch.cat(recalled).double().mean()),
+        "density": float(real_balls.mean()) / k,
+        "coverage": float(torch.cat(covered).double().mean()),
+    }
 
 
-def kd(real, fake):
-    return kd_prdc(real, fake, k=0)["kd"]
-
-
-def kd_subsets(real, fake, size=0, subsets=100, seed=0):
-    """(mean, standard deviation) of the kernel distance over random subsets of `size` (0: the smaller set's), drawn as
-    torchmetrics draws them after torch.manual_seed(seed): one permutation of each set a subset, the real one first."""
-    real, fake = pair(real, fake)
-    size, rng = size or min(len(real), len(fake)), torch.Generator().manual_seed(seed)
-    if size > min(len(real), len(fake)):
-        raise InputError(f"subsets of {size} cannot be drawn from {len(real)} and {len(fake)} images.")
-    draw = lambda x: x[torch.randperm(len(x), generator=rng)[:size]]
-    values = torch.tensor([kd(draw(real), draw(fake)) for _ in range(subsets)], dtype=torch.float64)
-    return float(values.mean()), float(values.std(correction=0))
-
-
-def prdc(real, fake, k=5):
-    return {name: value for name, value in kd_prdc(real, fake, k).items() if name != "kd"}
-
-
-# ---- all of them, blocks of the list, intervals ----
+# ---- all six ----
 
 def distribution(real, fake, k=5):
-    """{name: value} of all six, over all samples at once."""
+    """{name: value} of all six metrics, over all samples at once."""
     return {"fd": fd(real, fake), **kd_prdc(real, fake, k)}
 
 
-def sharded(real, fake, shards, k=5, metric=distribution):
-    """The published protocol: both lists in `shards` consecutive blocks, every metric on each block and rounded to 3
-    decimals, then their mean. Small blocks raise FD and change precision to coverage: compare equal `shards` alone."""
+def sharded(real, fake, shards, k=5):
+    """{name: value} of all six as published: means over `shards` consecutive blocks of the lists.
+
+    Each metric is computed on each block and rounded to 3 decimals before the mean is taken. Table
+    3 has 4 blocks. Small blocks raise FD and change precision to coverage: compare values at equal
+    `shards` only. With one block nothing is rounded. The order of the rows matters here alone.
+    """
     if shards == 1:
-        return metric(real, fake, k)
+        return distribution(real, fake, k)
     if min(len(real), len(fake)) < shards * (k + 1):
-        raise InputError(f"--shards {shards}: {len(real)} and {len(fake)} images are too few for blocks of {k + 1} or more.")
-    parts = zip(np.array_split(np.asarray(real), shards), np.array_split(np.asarray(fake), shards))
-    values = [{name: round(value, 3) for name, value in metric(*part, k).items()} for part in parts]
-    return {name: sum(value[name] for value in values) / shards for name in values[0]}
+        raise InputError(
+            f"--shards {shards}: {len(real)} and {len(fake)} images are too few for blocks of "
+            f"{k + 1} or more.")
+    real_blocks = np.array_split(np.asarray(real), shards)
+    fake_blocks = np.array_split(np.asarray(fake), shards)
+    blocks = [distribution(a, b, k) for a, b in zip(real_blocks, fake_blocks)]
+    return {name: sum(round(block[name], 3) for block in blocks) / shards for name in NAMES}
+
+
+# ---- 95 % intervals ----
+
+def percentiles(values):
+    """[low, high]: the middle 95 % of the values lie between them."""
+    return [float(value) for value in np.quantile(values, (0.025, 0.975))]
 
 
 def half_samples(metric, real, fake, paired, replicates=100, seed=0):
-    """95 % intervals {name: [low, high]} of metric(real, fake) -> {name: value}, by half-sampling.
+    """Intervals {name: [low, high]} of metric(real, fake) -> {name: value}, from random half sets.
 
-    A bootstrap draws samples twice, and FD and neighbour distances are biased by duplicates and by the number of samples.
-    A random half without replacement scatters about as much as a whole new sample would (its variance is s^2/(n/2) times
-    the 1/2 that is left when half of the population is drawn) and holds no duplicates. What half as many samples do to the
-    *level* is taken out: the replicates are moved to the estimate. paired: row i of both belongs to one prompt, so
-    they are drawn together.
+    A bootstrap would draw images twice, and duplicates bias FD and the distances of neighbours. A
+    random half without replacement has none, and it scatters as a new set of n images would: half
+    as many images double a variance, and drawing half of the images there are halves it.
+
+    Half as many images also move the *level* of a metric (FD rises). That is taken out: the
+    replicates are shifted so that their mean is the metric over all images.
+
+    paired: row i of both sets belongs to the same prompt, so both are drawn or neither.
     """
-    real, fake = np.asarray(real), np.asarray(fake)
-    estimate, values = metric(real, fake), []
-    for n in tqdm(range(replicates), desc="half samples", unit="draw", leave=False):
-        rng = generator(seed, n)
-        i, j = (torch.randperm(len(x), generator=rng)[:len(x) // 2].sort().values.numpy() for x in (real, fake))
-        values.append(metric(real[i], fake[i if paired else j]))
-    moved = {name: np.array([v[name] for v in values]) for name in estimate}
-    return {name: interval(np.clip(v - v.mean() + estimate[name], *BOUNDS.get(name, (None, None)))) for name, v in moved.items()}
+    real = np.asarray(real)
+    fake = np.asarray(fake)
+    estimate = metric(real, fake)
+    replicas = []
+    for replicate in tqdm(range(replicates), desc="half samples", unit="draw", leave=False):
+        rng = generator(seed, replicate)
+        real_half = torch.randperm(len(real), generator=rng)[:len(real) // 2].sort().values.numpy()
+        fake_half = torch.randperm(len(fake), generator=rng)[:len(fake) // 2].sort().values.numpy()
+        if paired:
+            fake_half = real_half
+        replicas.append(metric(real[real_half], fake[fake_half]))
+
+    intervals = {}
+    for name, value in estimate.items():
+        values = np.array([replica[name] for replica in replicas])
+        values = values - values.mean() + value
+        if name in LIMITS:
+            values = np.clip(values, *LIMITS[name])
+        intervals[name] = percentiles(values)
+    return intervals
 
 
 def bootstrap(statistic, n, replicates=1000, seed=0):
-    """95 % percentile intervals {name: [low, high]} of statistic(row numbers) -> {name: value}: n items, drawn with
-    replacement."""
-    rng, values = np.random.default_rng(seed), []
+    """Intervals {name: [low, high]} of statistic(row numbers) -> {name: value}, for n items.
+
+    Each replicate draws n of the items with replacement.
+    """
+    rng = np.random.default_rng(seed)
+    replicas = []
     for _ in tqdm(range(replicates), desc="bootstrap", unit="draw", leave=False):
-        values.append(statistic(rng.integers(0, n, n)))
-    return {name: interval(np.array([v[name] for v in values])) for name in values[0]}
-
-
-def interval(values):
-    return [float(q) for q in np.quantile(values, (0.025, 0.975))]
+        replicas.append(statistic(rng.integers(0, n, n)))
+    return {name: percentiles([replica[name] for replica in replicas]) for name in replicas[0]}
 
 
 # ---- privacy ----
 
 def nearest(queries, bank):
-    """Euclidean distance (n,) of each query to its nearest row of the bank, and that row's number (n,)."""
-    queries, bank = checked(queries, "the queries", 1), torch.as_tensor(bank)
-    best = torch.full((len(queries),), math.inf, dtype=torch.float64)
-    queries2, where = queries.square().sum(1), torch.zeros(len(queries), dtype=torch.long)
-    for rows in tqdm(list(blocks(len(bank))), desc="neighbours", unit="block", leave=False):
-        part = checked(bank[rows], "the bank", 1)
-        part2 = part.square().sum(1)
-        d, i = squared(queries @ part.T, queries2, part2, 2e-12 * float(torch.maximum(queries2.max(), part2.max()))).min(1)
-        closer = d < best
-        best[closer], where[closer] = d[closer], i[closer] + rows.start
-    return best.sqrt().numpy(), where.numpy()
+    """The row of a bank (n, C) that is nearest to each query (q, C).
+
+    -> Euclidean distances (q,) and row numbers (q,), as arrays; of equals the first row.
+    """
+    queries = checked(queries, "the queries", least=1)
+    bank = torch.as_tensor(bank)
+    query_norms = queries.square().sum(1)
+    smallest = torch.full((len(queries),), math.inf, dtype=torch.float64)
+    smallest_row = torch.zeros(len(queries), dtype=torch.long)
+    for rows in tqdm(list(row_blocks(len(bank))), desc="neighbours", unit="block", leave=False):
+        block = checked(bank[rows], "the bank", least=1)
+        norms = block.square().sum(1)
+        rounding = rounding_error(query_norms, norms)
+        distances = squared_distances(queries @ block.T, query_norms, norms, rounding)  # (q, rows)
+        distance, row = distances.min(1)
+        closer = distance < smallest
+        smallest[closer] = distance[closer]
+        smallest_row[closer] = row[closer] + rows.start
+    return smallest.sqrt().numpy(), smallest_row.numpy()
