@@ -1,234 +1,233 @@
-"""evaluation/image_metrics.py: the reference values, closed forms, plain loops over all pairs, and every input that must be refused."""
-import json
-
+"""evaluation/image_metrics.py: reference values, the definitions as loops, intervals, bad input."""
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
 
-from evaluation import image_metrics as metrics
 from common.processes import InputError
-from helpers import GOLDEN, needs_golden
-
-SETS = {"real_fake": ("real", "fake"), "real_fake300": ("real", "fake300"), "real_real": ("real", "real"),
-        "wide_rank_deficient": ("real_wide", "fake_wide")}
+from evaluation import image_metrics as metrics
+from helpers import GOLDEN
 
 
 @pytest.fixture(scope="module")
-def gold():
-    values = json.loads((GOLDEN / "metrics.json").read_text())
+def golden_sets(golden_metrics):
+    """Features {name: (n, C)} that the reference values are of."""
     sets = load_file(GOLDEN / "metrics_features.safetensors")
-    return values, {**sets, "fake300": sets["fake"][:300]}
+    hand = golden_metrics["prdc"]["hand_example_k1"]
+    return {**sets, "fake300": sets["fake"][:300],
+            "hand_real": np.array(hand["real"]), "hand_fake": np.array(hand["fake"])}
 
 
-def some(n=60, m=50, c=8, seed=0):
+def random_sets(n=60, m=50, width=8, seed=0):
+    """Two sets of features, the second moved and wider."""
     rng = np.random.default_rng(seed)
-    return rng.normal(size=(n, c)).astype(np.float32), rng.normal(0.4, 1.2, (m, c)).astype(np.float32)
+    real = rng.normal(size=(n, width)).astype(np.float32)
+    fake = rng.normal(0.4, 1.2, (m, width)).astype(np.float32)
+    return real, fake
+
+
+def distance_table(a, b):
+    """Euclidean distances (n, m) by the definition."""
+    return np.sqrt(((a[:, None] - b[None]) ** 2).sum(-1))
 
 
 # ---- against the reference values ----
 
-@needs_golden
-@pytest.mark.parametrize("name", SETS)
-def test_fd(gold, name):
-    values, sets = gold
-    want = values["fd"][name]["fd_eigvals_product"]
-    got = metrics.fd(*(sets[key] for key in SETS[name]))
-    limit = values["tolerances"]["fd_full_rank"] if name != "wide_rank_deficient" else \
-        values["tolerances"]["fd_rank_deficient_relative"] * want
-    assert abs(got - want) <= limit
-    wrong = values["fd"][name].get("fd_population_cov_ddof0_for_contrast")
-    assert wrong is None or abs(got - wrong) > 1e-3
+@pytest.mark.parametrize("case, real, fake", [
+    ("real_fake", "real", "fake"),
+    ("real_fake300", "real", "fake300"),
+    ("real_real", "real", "real"),
+    ("wide_rank_deficient", "real_wide", "fake_wide"),
+])
+def test_fd_is_the_official_one(golden_metrics, golden_sets, case, real, fake):
+    values, tolerances = golden_metrics["fd"][case], golden_metrics["tolerances"]
+    official = values["fd_eigvals_product"]
+    tolerance = tolerances["fd_full_rank"]
+    if case == "wide_rank_deficient":
+        tolerance = tolerances["fd_rank_deficient_relative"] * official
+    assert abs(metrics.fd(golden_sets[real], golden_sets[fake]) - official) <= tolerance
 
 
-@needs_golden
-@pytest.mark.parametrize("name, place", [("real_fake", "full_set_float64"), ("real_fake300", "full_set_unequal_n_float64")])
-def test_kd(gold, name, place):
-    values, sets = gold
-    got = metrics.kd(*(sets[key] for key in SETS[name]))
-    assert abs(got - values["kd"][name][place]["unbiased"]) <= values["tolerances"]["kd_float64"]
-    if name == "real_fake":     # every "subset" of the official code is the whole set
-        assert abs(got - values["kd"][name]["torchmetrics_mean"]) <= values["tolerances"]["kd_float32"]
-        mean, std = metrics.kd_subsets(sets["real"], sets["fake"], subsets=3)
-        assert abs(mean - got) < 1e-9 and std < 1e-9
+def test_kd_is_the_official_one(golden_metrics, golden_sets):
+    """With equal sizes each "subset" of the official code is the whole set."""
+    values, tolerances = golden_metrics["kd"], golden_metrics["tolerances"]
+    kd = metrics.kd_prdc(golden_sets["real"], golden_sets["fake"])["kd"]
+    unbiased = values["real_fake"]["full_set_float64"]["unbiased"]
+    assert abs(kd - unbiased) <= tolerances["kd_float64"]
+    assert abs(kd - values["real_fake"]["torchmetrics_mean"]) <= tolerances["kd_float32"]
+    kd = metrics.kd_prdc(golden_sets["real"], golden_sets["fake300"])["kd"]
+    unbiased = values["real_fake300"]["full_set_unequal_n_float64"]["unbiased"]
+    assert abs(kd - unbiased) <= tolerances["kd_float64"]
 
 
-@needs_golden
-def test_kd_of_random_subsets_is_the_official_one(gold):
-    """The same permutations as torchmetrics after torch.manual_seed(0), so equal to float32, not only in distribution."""
-    values, sets = gold
-    want = values["kd"]["real_fake_subset100x50_seed0"]
-    mean, std = metrics.kd_subsets(sets["real"], sets["fake"], 100, 50)
-    assert abs(mean - want["torchmetrics_mean"]) < 5e-6 and abs(std - want["torchmetrics_std"]) < 5e-6
-    want = values["kd"]["real_fake300"]
-    mean, std = metrics.kd_subsets(sets["real"], sets["fake300"])
-    assert abs(mean - want["expected_value_of_official"]) <= want["torchmetrics_std_seed0"] / 10 * 4
-
-
-PRDC = {"real_fake_k5": ("real", "fake", 5), "real_fake300_k5": ("real", "fake300", 5), "real_fake_k3": ("real", "fake", 3),
-        "wide_k5": ("real_wide", "fake_wide", 5), "identical_sets_k5": ("real", "real", 5)}
-
-
-@needs_golden
-@pytest.mark.parametrize("name", [*PRDC, "hand_example_k1"])
 @pytest.mark.parametrize("block", [metrics.BLOCK, 37])
-def test_prdc(gold, name, block, monkeypatch):
+@pytest.mark.parametrize("case, real, fake, k", [
+    ("real_fake_k5", "real", "fake", 5),
+    ("real_fake300_k5", "real", "fake300", 5),
+    ("real_fake_k3", "real", "fake", 3),
+    ("wide_k5", "real_wide", "fake_wide", 5),
+    ("identical_sets_k5", "real", "real", 5),
+    ("hand_example_k1", "hand_real", "hand_fake", 1),
+])
+def test_prdc_is_that_of_the_package(
+        golden_metrics, golden_sets, case, real, fake, k, block, monkeypatch):
+    """In one block of rows and in several."""
     monkeypatch.setattr(metrics, "BLOCK", block)
-    values, sets = gold
-    want = values["prdc"][name]
-    got = metrics.prdc(np.array(want["real"]), np.array(want["fake"]), 1) if name == "hand_example_k1" else \
-        metrics.prdc(sets[PRDC[name][0]], sets[PRDC[name][1]], PRDC[name][2])
-    assert all(abs(got[key] - want[key]) <= values["tolerances"]["prdc"] for key in got) and len(got) == 4
+    scores = metrics.kd_prdc(golden_sets[real], golden_sets[fake], k)
+    for name in ("precision", "recall", "density", "coverage"):
+        difference = abs(scores[name] - golden_metrics["prdc"][case][name])
+        assert difference <= golden_metrics["tolerances"]["prdc"]
 
 
-@needs_golden
-def test_four_blocks(gold):
-    values, sets = gold
-    got = metrics.sharded(sets["real"], sets["fake"], 4)
-    want = {"fd": values["fd"]["real_fake_sharded4"]["combined_rounded3"], "kd": values["kd"]["real_fake_sharded4"]["combined_rounded3"],
-            **values["prdc"]["real_fake_sharded4_k5"]["combined_rounded3"]}
-    assert {name: round(value, 3) for name, value in got.items()} == want
-    each = values["fd"]["real_fake_sharded4"]["per_shard_rounded3"]
-    assert got["fd"] == sum(each) / 4, "every block is rounded, then the mean is taken"
-    parts = [metrics.distribution(sets["real"][i:i + 100], sets["fake"][i:i + 100]) for i in range(0, 400, 100)]
-    for name, key in (("fd", "fd"), ("kd", "kd")):
-        assert np.abs(np.array([p[key] for p in parts]) - values[name]["real_fake_sharded4"]["per_shard_float64"]).max() < 1e-9
+def test_four_blocks_are_rounded_and_then_averaged(golden_metrics, golden_sets):
+    scores = metrics.sharded(golden_sets["real"], golden_sets["fake"], 4)
+    fd, kd = (golden_metrics[name]["real_fake_sharded4"] for name in ("fd", "kd"))
+    prdc = golden_metrics["prdc"]["real_fake_sharded4_k5"]["combined_rounded3"]
+    assert {name: round(value, 3) for name, value in scores.items()} == {
+        "fd": fd["combined_rounded3"], "kd": kd["combined_rounded3"], **prdc}
+    assert scores["fd"] == sum(fd["per_shard_rounded3"]) / 4
 
 
-# ---- closed forms and plain loops ----
+# ---- closed forms, and the definitions as loops ----
 
 def test_fd_of_a_shift_and_a_scale():
-    """Scaled by s and moved by d, a set is at distance |d + (s-1) mu|^2 + (s-1)^2 tr S: S1 and S2 commute."""
-    x, _ = some(n=500)
-    moved = 1.5 * x + 0.25
+    """A set scaled by s and moved by d is at distance |d + (s - 1) mu|^2 + (s - 1)^2 tr S."""
+    x, _ = random_sets(n=500)
     mean = x.astype(float).mean(0)
-    want = ((0.5 * mean + 0.25) ** 2).sum() + 0.25 * np.trace(np.cov(x.astype(float).T))
-    assert abs(metrics.fd(x, moved) - want) < 1e-5 and abs(metrics.fd(x, x)) < 1e-12
-    rotate = np.linalg.qr(np.random.default_rng(1).normal(size=(8, 8)))[0]
-    y = some()[1]
-    assert abs(metrics.fd(x @ rotate, y @ rotate) - metrics.fd(x, y)) < 1e-4
-
-
-def test_kd_by_loops():
-    real, fake = (x.astype(float) for x in some(12, 9))
-    k = lambda a, b: (a @ b / 8 + 1) ** 3
-    within = lambda x: np.mean([k(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j])
-    want = within(real) + within(fake) - 2 * np.mean([k(a, b) for a in real for b in fake])
-    assert abs(metrics.kd(real, fake) - want) < 1e-12
+    trace = np.trace(np.cov(x.astype(float).T))
+    expected = ((0.25 + 0.5 * mean) ** 2).sum() + 0.5 ** 2 * trace
+    assert abs(metrics.fd(x, 1.5 * x + 0.25) - expected) < 1e-5
+    assert abs(metrics.fd(x, x)) < 1e-12
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_prdc_by_loops(seed, monkeypatch):
+def test_kd_and_prdc_are_their_definitions(seed, monkeypatch):
+    """Over all pairs, with duplicates within a set and across."""
     monkeypatch.setattr(metrics, "BLOCK", 16)
-    real, fake = some(40, 30, seed=seed)
-    real[3], fake[:4] = real[2], real[:4]       # duplicates: within a set and across
-    d = lambda a, b: np.sqrt(((a.astype(float) - b.astype(float)) ** 2).sum())
-    radius = lambda x, i: sorted(d(x[i], y) for y in x)[5]
-    r_real, r_fake = [radius(real, i) for i in range(40)], [radius(fake, j) for j in range(30)]
-    inside = np.array([[d(a, b) < r_real[i] for b in fake] for i, a in enumerate(real)])
-    want = {"precision": inside.any(0).mean(), "density": inside.sum(0).mean() / 5, "coverage": inside.any(1).mean(),
-            "recall": np.mean([any(d(a, b) < r_fake[j] for j, b in enumerate(fake)) for a in real])}
-    assert metrics.prdc(real, fake) == pytest.approx(want, abs=1e-12)
+    real, fake = (x.astype(float) for x in random_sets(40, 30, seed=seed))
+    real[3] = real[2]
+    fake[:4] = real[:4]
+    real_kernel, fake_kernel, cross_kernel = (
+        (a @ b.T / 8 + 1) ** 3 for a, b in ((real, real), (fake, fake), (real, fake)))
+    within = (real_kernel.sum() - real_kernel.trace()) / (40 * 39)
+    within += (fake_kernel.sum() - fake_kernel.trace()) / (30 * 29)
+    real_radii, fake_radii = (np.sort(distance_table(x, x))[:, 5] for x in (real, fake))
+    distances = distance_table(real, fake)
+    in_real_ball = distances < real_radii[:, None]
+    in_fake_ball = distances < fake_radii
+    assert metrics.kd_prdc(real, fake) == pytest.approx({
+        "kd": within - 2 * cross_kernel.mean(),
+        "precision": in_real_ball.any(0).mean(),
+        "recall": in_fake_ball.any(1).mean(),
+        "density": in_real_ball.sum(0).mean() / 5,
+        "coverage": in_real_ball.any(1).mean(),
+    }, abs=1e-12)
 
 
-def test_equal_images_are_at_distance_nothing():
-    """Six black squares have a radius of 0, and nothing is nearer than that: rounding must not put them inside."""
-    x = np.repeat(np.random.default_rng(0).normal(30, 10, (1, 768)), 8, 0)
-    assert metrics.prdc(x, x.copy()) == dict(precision=0, recall=0, density=0, coverage=0)
-    x = np.random.default_rng(1).normal(30, 10, (200, 768))
-    distance, where = metrics.nearest(x, x)
-    assert (distance == 0).all() and (where == np.arange(200)).all()
+def test_equal_images_are_at_distance_zero():
+    """Equal images have balls of radius 0, and nothing is inside: rounding must not change that."""
+    x = np.random.default_rng(0).normal(30, 10, (200, 768))
+    black = np.repeat(x[:1], 8, 0)
+    scores = metrics.kd_prdc(black, black.copy())
+    assert [scores[name] for name in ("precision", "recall", "density", "coverage")] == [0] * 4
+    distances, rows = metrics.nearest(x, x)
+    assert (distances == 0).all()
+    assert (rows == np.arange(200)).all()
 
 
-def test_nearest_by_loops(monkeypatch):
+def test_the_nearest_training_image(monkeypatch):
     monkeypatch.setattr(metrics, "BLOCK", 16)
-    bank, queries = some(70, 20)
-    d = np.sqrt(((queries[:, None].astype(float) - bank[None]) ** 2).sum(-1))
-    got, where = metrics.nearest(queries, bank)
-    assert np.abs(got - d.min(1)).max() < 1e-6 and (where == d.argmin(1)).all()
+    bank, queries = random_sets(70, 20)
+    table = distance_table(queries, bank)
+    distances, rows = metrics.nearest(queries, bank)
+    assert distances == pytest.approx(table.min(1), abs=1e-6)
+    assert (rows == table.argmin(1)).all()
 
 
 # ---- intervals ----
 
+def fd_only(real, fake):
+    return {"fd": metrics.fd(real, fake)}
+
+
 def test_half_samples_scatter_like_new_samples():
-    """The interval of a mean is 2 * 1.96 s / sqrt(n) wide; of FD, as wide as that over new draws from the same source."""
+    """The interval of FD is as wide as that over new draws of both sets."""
     rng = np.random.default_rng(0)
-    draw = lambda: (rng.normal(size=(200, 4)), rng.normal(0.3, 1, (200, 4)))
-    real, fake = draw()
-    metric = lambda a, b: {"fd": metrics.fd(a, b), "mean": float(b[:, 0].mean())}
-    got = metrics.half_samples(metric, real, fake, paired=False, replicates=300)
-    width = {name: high - low for name, (low, high) in got.items()}
-    assert width["mean"] == pytest.approx(2 * 1.96 * fake[:, 0].std() / 200 ** 0.5, rel=0.2)
-    low, high = np.quantile([metrics.fd(*draw()) for _ in range(300)], (0.025, 0.975))
-    assert width["fd"] == pytest.approx(high - low, rel=0.3)
-    assert got["fd"][0] < metrics.fd(real, fake) < got["fd"][1]
-    again = metrics.half_samples(metric, real, fake, paired=False, replicates=300)
-    assert again == got, "the interval depends on the seed alone"
+    real, fake = rng.normal(size=(2, 200, 4))
+    low, high = metrics.half_samples(fd_only, real, fake + 0.3, paired=False, replicates=300)["fd"]
+    draws = [metrics.fd(a, b + 0.3) for a, b in rng.normal(size=(300, 2, 200, 4))]
+    new_low, new_high = np.quantile(draws, (0.025, 0.975))
+    assert high - low == pytest.approx(new_high - new_low, rel=0.3)
 
 
-def test_half_samples_keep_to_the_estimate():
-    """FD of half as many images is far higher; the interval is about the FD at hand all the same."""
-    rng = np.random.default_rng(1)
-    real, fake = rng.normal(size=(2, 40, 16))
-    value = metrics.fd(real, fake)
-    assert metrics.fd(real[::2], fake[::2]) > 1.5 * value
-    low, high = metrics.half_samples(lambda a, b: {"fd": metrics.fd(a, b)}, real, fake, True, 50)["fd"]
-    assert low < value < high
+def test_an_interval_is_about_the_estimate():
+    """FD of half as many images is far higher; the interval holds the FD of all of them."""
+    real, fake = np.random.default_rng(1).normal(size=(2, 40, 16))
+    fd = metrics.fd(real, fake)
+    assert metrics.fd(real[::2], fake[::2]) > 1.5 * fd
+    intervals = metrics.half_samples(fd_only, real, fake, paired=True, replicates=50)
+    low, high = intervals["fd"]
+    assert low < fd < high
+    assert metrics.half_samples(fd_only, real, fake, paired=True, replicates=50) == intervals
 
 
 def test_intervals_hold_no_impossible_values():
     """Moved to an estimate of 0 or 1, half of the replicates would lie beyond it."""
     x = np.random.default_rng(2).normal(size=(40, 4))
-    got = metrics.half_samples(metrics.distribution, x, x, paired=False, replicates=20)
-    assert metrics.fd(x, x) < 1e-9 and got["fd"][0] >= 0 and got["recall"][1] <= 1 and got["kd"][0] < 0
+    intervals = metrics.half_samples(metrics.distribution, x, x, paired=False, replicates=20)
+    assert 0 <= intervals["fd"][0] < 1e-9
+    assert intervals["recall"][1] == 1
+    assert intervals["kd"][0] < 0, "an unbiased estimate may be negative"
 
 
-def test_pairs_stay_together():
-    real = np.arange(20.)[:, None]
-    seen = []
-    metrics.half_samples(lambda a, b: seen.append((a, b)) or {"x": 0.0}, real, real + 100, paired=True, replicates=3)
-    assert all((b - a == 100).all() for a, b in seen) and len(seen[1][0]) == 10
-    seen.clear()
-    metrics.half_samples(lambda a, b: seen.append((a, b)) or {"x": 0.0}, real, real + 100, paired=False, replicates=3)
-    assert not (seen[1][1] - seen[1][0] == 100).all()
+@pytest.mark.parametrize("paired", [True, False])
+def test_images_of_one_prompt_are_drawn_together(paired):
+    numbers = np.arange(20.)[:, None]
+    halves = []
+
+    def metric(real, fake):
+        halves.append((real, fake))
+        return {"x": 0.0}
+
+    metrics.half_samples(metric, numbers, numbers + 100, paired, replicates=1)
+    real, fake = halves[-1]
+    assert len(real) == len(fake) == 10
+    assert bool((fake - real == 100).all()) == paired
 
 
 def test_bootstrap_of_a_mean():
     x = np.random.default_rng(0).normal(size=400)
-    low, high = metrics.bootstrap(lambda i: {"mean": float(x[i].mean())}, 400)["mean"]
-    assert high - low == pytest.approx(2 * 1.96 * x.std() / 20, rel=0.1) and low < x.mean() < high
+    low, high = metrics.bootstrap(lambda rows: {"mean": float(x[rows].mean())}, 400)["mean"]
+    assert high - low == pytest.approx(2 * 1.96 * x.std() / 20, rel=0.1)
+    assert low < x.mean() < high
 
 
-# ---- what is refused ----
+# ---- what goes in ----
 
-BAD = {
-    "empty": (np.zeros((0, 8)), None, "2 or more rows"),
-    "one number a row": (np.zeros(8), None, "rows of features are needed"),
-    "not finite": (np.array([[0.0] * 8, [np.nan] * 8, [np.inf] * 8] + [[1.0] * 8] * 9), None, "2 of 12 rows.*row 1"),
-    "another encoder": (np.zeros((12, 9)), None, "two encoders"),
-    "fewer than k+1": (np.zeros((5, 8)), "prdc", "6 or more rows"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_features(name):
-    real, only, sentence = BAD[name]
-    for call in [metrics.prdc] if only else [metrics.fd, metrics.kd, metrics.prdc]:
-        with pytest.raises(InputError, match=sentence.replace("2 or", "(2|6) or")):
-            call(real, some(12, 12)[1])
-        with pytest.raises(InputError, match=sentence.replace("2 or", "(2|6) or")):
-            call(some(12, 12)[1], real)
+@pytest.mark.parametrize("bad, sentence", [
+    (np.zeros((0, 8)), "[26] or more rows of features are needed"),
+    (np.zeros(8), "[26] or more rows of features are needed"),
+    (np.array([[0.0] * 8, [np.nan] * 8, [np.inf] * 8] + [[1.0] * 8] * 9), "2 of 12 rows.*row 1"),
+    (np.zeros((12, 9)), "two encoders"),
+])
+def test_bad_features_are_refused(bad, sentence):
+    good, _ = random_sets(12)
+    for metric in (metrics.fd, metrics.kd_prdc):
+        for sets in ((bad, good), (good, bad)):
+            with pytest.raises(InputError, match=sentence):
+                metric(*sets)
 
 
-def test_too_few_for_the_blocks():
+def test_too_few_images_are_refused():
+    with pytest.raises(InputError, match="the generated images: 6 or more rows"):
+        metrics.kd_prdc(*random_sets(12, 5))
     with pytest.raises(InputError, match="--shards 4: 60 and 20 images are too few"):
-        metrics.sharded(*some(60, 20), 4)
-    with pytest.raises(InputError, match="subsets of 51"):
-        metrics.kd_subsets(*some(), 51)
+        metrics.sharded(*random_sets(60, 20), 4)
 
 
-def test_torch_and_numpy_and_half_precision():
-    real, fake = some()
-    want = metrics.distribution(real, fake)
-    assert metrics.distribution(torch.tensor(real), torch.tensor(fake)) == want
-    assert metrics.distribution(torch.tensor(real).half(), torch.tensor(fake).half())["fd"] == pytest.approx(want["fd"], rel=1e-2)
+def test_tensors_and_half_precision_are_taken_too():
+    real, fake = random_sets()
+    scores = metrics.distribution(real, fake)
+    assert metrics.distribution(torch.tensor(real), torch.tensor(fake)) == scores
+    halves = metrics.distribution(torch.tensor(real).half(), torch.tensor(fake).half())
+    assert halves["fd"] == pytest.approx(scores["fd"], rel=1e-2)
