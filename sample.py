@@ -21,7 +21,7 @@ import flow
 import weights
 from attention import DecodeCache
 from common import processes as common
-from common.cpu import decoding
+from common.processes import decoding
 from common.images import NOTICE, captioned, checked, image_files, read_image, save_png, text_lines
 from common.processes import InputError, generator
 from tokenizer import pad

@@ -32,7 +32,7 @@ import weights
 from weights.export import export_release
 from attention import DecodeCache
 from common.processes import InputError
-from common.cpu import decoding
+from common.processes import decoding
 from model import UniX, UniXConfig
 from phantom.prepare import Settings, held_out
 from bench.training import medians

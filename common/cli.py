@@ -1,10 +1,24 @@
-"""How a script begins and ends: a dataclass of settings becomes a command line, bad input one sentence and exit code 2.
+"""How a script begins and ends: a dataclass of settings becomes a command line, bad input becomes
+one sentence.
 
-    cfg = override(TrainConfig(), argv, __doc__, PRESETS)      # one line and one comment a field, presets as tables of fields
+    @dataclass
+    class Config:
+        steps: int = 100        # one line and one comment a field; the comment is the text of
+        --help
+
+    def main(argv):
+        cfg = override(Config(), argv, __doc__, PRESETS)
+
+    if __name__ == "__main__":
+        cli(main)
+
+Presets are tables of the same fields. A `__post_init__` may check the fields with assert; its
+message reaches the user as the one sentence.
 """
 import dataclasses
 import difflib
 import inspect
+import json
 import math
 import os
 import re
@@ -16,111 +30,174 @@ import torch.distributed as dist
 
 
 class InputError(Exception):
-    """Bad input: its message is one sentence for the user that says what was wrong and what to do."""
+    """Bad input. The message is one sentence for the user: what was wrong and what to do."""
 
+
+def option(key):
+    """A field's name as it is typed: learning_rate -> --learning-rate."""
+    return "--" + key.replace("_", "-")
+
+
+# ---- settings from the command line ----
 
 def override(cfg, argv, doc="", presets=None):
-    """Settings from the command line: `--key value`, `--key=value`, `--flag`, `--no-flag`; `-` and `_` are alike.
+    """Settings from the command line: `--key value`, `--key=value`, `--flag`, `--no-flag`; `-` and
+    `_` are alike.
 
-    cfg is a dataclass instance with the defaults, presets a table {name: {field: value}} chosen by `--preset name`.
-    Order of precedence: command line, preset, default. List fields take several values and may be repeated.
+    cfg: a dataclass instance that holds the defaults.
+    presets: {name: {field: value}}, chosen with `--preset name`.
+    Order of precedence: command line, preset, default. List fields take several values and may be
+    repeated. `--help` prints doc and all fields, and ends the script. Raises InputError for
+    anything unknown or unfit.
     """
-    kinds = typing.get_type_hints(type(cfg))
-    presets = presets or {}
+    presets = {} if presets is None else presets
+    types = typing.get_type_hints(type(cfg))
     if "--help" in argv or "-h" in argv:
         print(help_text(cfg, doc, presets))
         sys.exit(0)
-    given, i = {}, 0
-    while i < len(argv):
-        if not argv[i].startswith("--"):
-            raise InputError(f"'{argv[i]}' stands alone; options look like --key value, and --help lists them.")
-        key, equals, value = argv[i][2:].partition("=")
-        key, i = key.replace("-", "_"), i + 1
-        negated = key.startswith("no_") and kinds.get(key[3:]) is bool
-        key = key[3:] if negated else key
-        if key not in kinds and not (key == "preset" and presets):
-            near = difflib.get_close_matches(key, kinds, n=1, cutoff=0)
-            raise InputError(f"unknown option --{key.replace('_', '-')}; the nearest is --{near[0].replace('_', '-')}.")
-        kind = kinds.get(key, str)
-        if kind is bool:
-            if equals and value.lower() not in ("true", "false"):
-                raise InputError(f"--{key} is a flag: write --{key} or --no-{key}, not --{key}={value}.")
-            given[key] = not negated and value.lower() != "false"
-            continue
-        many = typing.get_origin(kind) in (list, tuple)
-        values = [value] if equals else []
-        while not equals and i < len(argv) and not argv[i].startswith("--") and (many or not values):
-            values.append(argv[i])
-            i += 1
-        if not values:
-            raise InputError(f"--{key.replace('_', '-')} needs a value.")
-        value = convert(key, values if many else values[0], kind)
-        given[key] = given[key] + value if key in given and typing.get_origin(kind) is list else value
-    name = given.pop("preset", None) if "preset" not in kinds else given.get("preset", getattr(cfg, "preset"))
+    given = parse(argv, types, with_preset=bool(presets))
+
+    # `preset` may be a field of cfg, whose default counts then, or only a word of the command line
+    if "preset" in types:
+        name = given.get("preset", cfg.preset)
+    else:
+        name = given.pop("preset", None)
     if name and name not in presets:
         raise InputError(f"no preset '{name}'; there are: {', '.join(presets)}.")
+    values = {**presets[name], **given} if name else given
     try:
-        return dataclasses.replace(cfg, **{**(presets[name] if name else {}), **given})
+        return dataclasses.replace(cfg, **values)
     except AssertionError as error:         # a __post_init__ that checks its fields
         raise InputError(str(error)) from None
 
 
+def parse(argv, types, with_preset=False):
+    """Words of the command line -> {field: value}. types: {field: its type}."""
+    given = {}
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise InputError(
+                f"'{word}' stands alone; options look like --key value, and --help lists them.")
+        key, equals, value = word[2:].partition("=")
+        key = key.replace("-", "_")
+        negated = key.startswith("no_") and types.get(key[3:]) is bool
+        if negated:
+            key = key[3:]
+        if key not in types and not (key == "preset" and with_preset):
+            nearest = difflib.get_close_matches(key, types, n=1, cutoff=0)
+            raise InputError(f"unknown option {option(key)}; the nearest is {option(nearest[0])}.")
+        kind = types.get(key, str)
+
+        # flags take no value
+        if kind is bool:
+            if equals and value.lower() not in ("true", "false"):
+                raise InputError(
+                    f"--{key} is a flag: write --{key} or --no-{key}, not --{key}={value}.")
+            given[key] = not negated and value.lower() != "false"
+            continue
+
+        # all others take one, lists and tuples as many as follow
+        several = typing.get_origin(kind) in (list, tuple)
+        values = [value] if equals else []
+        while not equals and words and not words[0].startswith("--") and (several or not values):
+            values.append(words.pop(0))
+        if not values:
+            raise InputError(f"{option(key)} needs a value.")
+        converted = convert(key, values if several else values[0], kind)
+        if key in given and typing.get_origin(kind) is list:
+            converted = given[key] + converted
+        given[key] = converted
+    return given
+
+
 def convert(key, value, kind):
-    """A word of the command line as the field's type: int, float, str, Path-like str, list[...] or tuple[...]."""
-    if typing.get_origin(kind) in (list, tuple):
-        origin, inner = typing.get_origin(kind), typing.get_args(kind)
-        if origin is list:
-            return [convert(key, v, inner[0]) for v in value]
-        value = [part for v in value for part in v.split(",")]
-        if len(value) != len(inner):
-            raise InputError(f"--{key.replace('_', '-')} takes {len(inner)} values, got {len(value)}.")
-        return tuple(convert(key, v, k) for v, k in zip(value, inner))
+    """A word of the command line as the field's type: int, float, str, list[...] or tuple[...]."""
+    if typing.get_origin(kind) is list:
+        inner, = typing.get_args(kind)
+        return [convert(key, word, inner) for word in value]
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)
+        words = [word for part in value for word in part.split(",")]
+        if len(words) != len(inner):
+            raise InputError(f"{option(key)} takes {len(inner)} values, got {len(words)}.")
+        return tuple(convert(key, word, inner_kind) for word, inner_kind in zip(words, inner))
     try:
-        value = kind(value)
-        if kind is float and not math.isfinite(value):
+        number = kind(value)
+        if kind is float and not math.isfinite(number):
             raise ValueError("not finite")
-        return value
     except ValueError:
-        raise InputError(f"--{key.replace('_', '-')} wants {kind.__name__}, got '{value}'.") from None
+        raise InputError(f"{option(key)} wants {kind.__name__}, got '{value}'.") from None
+    return number
 
 
 def help_text(cfg, doc, presets):
-    """The docstring, then every field with its default and the comment that stands behind it in the source."""
-    classes = [c for c in type(cfg).__mro__ if dataclasses.is_dataclass(c)]      # the script's own fields first
+    """The docstring, then every field with its default and the comment that stands behind it in the
+    source.
+    """
+    classes = [c for c in type(cfg).__mro__ if dataclasses.is_dataclass(c)]
     source = "".join(inspect.getsource(c) for c in classes)
-    inherited = {f.name for c in classes[1:] for f in dataclasses.fields(c)}
+    inherited = {field.name for c in classes[1:] for field in dataclasses.fields(c)}
+
+    # the script's own fields first, then those that it shares with others
+    fields = sorted(dataclasses.fields(cfg), key=lambda field: field.name in inherited)
     lines = [doc.strip(), "", "options:"]
-    for f in sorted(dataclasses.fields(cfg), key=lambda f: f.name in inherited):
-        comment = re.search(rf"^    {f.name}\s*:.*?\s#\s*(.*)$", source, re.MULTILINE)
-        default = getattr(cfg, f.name)
-        default = "" if default in ("", [], None) else f" [{default}]"
-        lines.append(f"  --{f.name.replace('_', '-'):<18} {comment[1] if comment else ''}{default}")
+    for field in fields:
+        comment = re.search(rf"^    {field.name}\s*:.*?\s#\s*(.*)$", source, re.MULTILINE)
+        text = comment[1] if comment else ""
+        default = getattr(cfg, field.name)
+        if default not in ("", [], None):
+            text += f" [{default}]"
+        lines.append(f"  {option(field.name):<20} {text}")
     for name, values in presets.items():
-        lines.append(f"preset {name}: " + ", ".join(f"{k}={v}" for k, v in values.items()))
+        lines.append(f"preset {name}: " + ", ".join(f"{key}={value}" for key, value in
+        values.items()))
     return "\n".join(lines)
 
 
-store = None        # where processes leave word for each other, once they have met (common.setup)
+def differences(theirs, ours, free=()):
+    """What two tables of settings do not agree on: {field: (their value, our value)}, without the
+    fields in `free`.
+
+    One of them may come from a JSON file, so both are compared as JSON: a tuple equals the list of
+    its values. A field that one side lacks counts as None there.
+    """
+    theirs, ours = (json.loads(json.dumps(settings)) for settings in (theirs, ours))
+    keys = sorted(theirs.keys() | ours.keys())
+    return {key: (theirs.get(key), ours.get(key))
+            for key in keys if key not in free and theirs.get(key) != ours.get(key)}
 
 
-def first_to_say():
-    """What all processes notice is said once: by the first, or before they have met by rank 0 (torchrun then ends the rest)."""
-    if store is not None:
-        return store.add("errors", 1) == 1
+# ---- the end of a script ----
+
+def speaks_for_all():
+    """Whether this process prints an error that all processes may hit: the first that gets here
+    does.
+
+    It is the first to reach the store that the processes share. Before they have met there is none:
+    then the others wait a little, and torchrun ends them when the first has failed.
+    """
+    if dist.is_initialized():
+        return dist.distributed_c10d._get_default_store().add("errors", 1) == 1
     time.sleep(min(3 * int(os.environ.get("RANK", 0)), 10))
     return True
 
 
 def cli(main):
-    """Run a script's main(argv): bad input, a full disk or a missing permission is one sentence, exit code 2."""
+    """Run a script's main(argv). Bad input, a full disk or a missing permission is one sentence and
+    exit code 2.
+    """
     try:
         sys.exit(main(sys.argv[1:]))
     except InputError as error:
-        if first_to_say():
+        if speaks_for_all():
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        print(f"error: {error.filename or 'a file'} could not be read or written: {error.strerror or error}.", file=sys.stderr)
+        name = error.filename if error.filename else "a file"
+        reason = error.strerror if error.strerror else error
+        print(f"error: {name} could not be read or written: {reason}.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

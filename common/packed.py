@@ -1,41 +1,60 @@
-"""Write packed data sets; training/batches.py reads them and its docstring gives the format. prepare_*.py are the users."""
+"""Packed data sets, written and read: a directory `<root>/<task>-<size>/`, with task und or gen.
+
+    00000.bin                  encoded images (PNG or JPEG, 8-bit grey, size x size), joined
+    00000.idx.npy              int64 offsets into it, one more than there are images
+    00000.jsonl                one row an image: id, subject, study, split, view, prompt, report,
+                               labels, source
+    00000.latents.safetensors  optional: mean and logvar of the VAE's posterior
+                               (python -m training.latents)
+    dataset.json               schema, task, size, counts, settings and their hash; written last
+
+A shard holds about 10,000 images. Each of its files is written under a temporary name, then
+renamed; dataset.json comes last and makes a data set of the directory. What decides whether two
+data sets are the same are the settings and the inputs, never the code that wrote them.
+"""
 import hashlib
 import io
-import json
+import os
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
 
-from training.batches import SCHEMA
+from common.cli import InputError
+from common.files import json_lines, read_json, read_jsonl, settings_hash, write_bytes, write_json
 
-
-def settings_hash(settings):
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+SCHEMA = 1
+write = write_bytes      # until the callers import it from common.files
 
 
 def describe(task, size, settings):
     """The content of dataset.json, but for the counts."""
-    return {"schema": SCHEMA, "task": task, "size": size, "settings": settings, "hash": settings_hash(settings)}
+    return {"schema": SCHEMA, "task": task, "size": size, "settings": settings,
+            "hash": settings_hash(settings)}
 
 
-def write(path, content):
-    """Under a temporary name, then renamed: a kill leaves the old file or the new one whole."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_bytes(content)
-    temporary.rename(path)
-
+# ---- writing ----
 
 class Shard:
-    """One shard: images go to disk as they come, so that memory does not grow; `close` gives the files their names."""
+    """One shard: images go to the disk as they come, so that memory does not grow.
+
+    `close` gives its files their final names.
+    """
 
     def __init__(self, directory, number):
-        self.directory, self.name = Path(directory), f"{number:05d}"
+        self.directory = Path(directory)
+        self.name = f"{number:05d}"
         self.temporary = self.directory / f".tmp-{self.name}.bin"
-        self.file, self.offsets, self.rows, self.digest = open(self.temporary, "wb"), [0], [], hashlib.sha256()
+        self.file = open(self.temporary, "wb")
+        self.digest = hashlib.sha256()
+        self.offsets = [0]
+        self.rows = []
 
     def add(self, image, row):
-        """image: encoded bytes; row: a dict with at least id, split, report."""
+        """image: encoded bytes of a PNG or JPEG. row: a dict with at least id, split and report."""
         self.file.write(image)
         self.digest.update(image)
         self.offsets.append(self.offsets[-1] + len(image))
@@ -47,46 +66,56 @@ class Shard:
         if not self.rows:
             self.temporary.unlink()
             return {}
-        encoded = io.BytesIO()
-        np.save(encoded, np.array(self.offsets, dtype=np.int64))
-        rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows).encode()
-        self.temporary.rename(self.directory / f"{self.name}.bin")
+        offsets = io.BytesIO()
+        np.save(offsets, np.array(self.offsets, dtype=np.int64))
+        contents = {"idx.npy": offsets.getvalue(), "jsonl": json_lines(self.rows).encode("utf-8")}
+
+        self.temporary.replace(self.directory / f"{self.name}.bin")
         hashes = {f"{self.name}.bin": self.digest.hexdigest()}
-        for ending, content in (("idx.npy", encoded.getvalue()), ("jsonl", rows)):
-            write(self.directory / f"{self.name}.{ending}", content)
-            hashes[f"{self.name}.{ending}"] = hashlib.sha256(content).hexdigest()
+        for ending, content in contents.items():
+            name = f"{self.name}.{ending}"
+            write_bytes(self.directory / name, content)
+            hashes[name] = hashlib.sha256(content).hexdigest()
         return hashes
 
 
 class Writer:
-    """Pack images and rows into `directory`: `add` them in order, then `close`; or use it in a `with`.
+    """Pack images and rows into `directory`: `add` them in order, then `close`; or use it in a
+    `with`.
 
-    Every shard is written under a temporary name, then renamed; dataset.json comes last and makes it a data set.
+    Shards, latents and dataset.json of an earlier data set in the directory are removed first.
     """
 
     def __init__(self, directory, task, size, settings, shard_size=10_000):
-        self.directory, self.shard_size, self.n, self.shard = Path(directory), shard_size, 0, None
-        self.info, self.counts = describe(task, size, settings), Counter()
+        self.directory = Path(directory)
+        self.shard_size = shard_size
+        self.shard = None               # the one that is being filled
+        self.shards = 0                 # how many are finished
+        self.counts = Counter()         # images of each split
+        self.info = describe(task, size, settings)
         self.directory.mkdir(parents=True, exist_ok=True)
         for old in [*self.directory.glob("dataset.json"), *self.directory.glob("[0-9]*")]:
-            old.unlink()        # shards and latents of an earlier data set
+            old.unlink()
 
     def add(self, image, row):
-        self.shard = self.shard or Shard(self.directory, self.n)
+        """One image, as encoded bytes, and its row."""
+        if self.shard is None:
+            self.shard = Shard(self.directory, self.shards)
         self.shard.add(image, row)
         self.counts[row["split"]] += 1
         if len(self.shard.rows) == self.shard_size:
-            self.flush()
+            self.finish_shard()
 
-    def flush(self):
+    def finish_shard(self):
         self.shard.close()
-        self.n, self.shard = self.n + 1, None
+        self.shard = None
+        self.shards += 1
 
     def close(self):
-        if self.shard:
-            self.flush()
-        self.info["counts"] = dict(self.counts)
-        write(self.directory / "dataset.json", json.dumps(self.info, indent=1).encode())
+        """Finish the last shard and write dataset.json."""
+        if self.shard is not None:
+            self.finish_shard()
+        write_json(self.directory / "dataset.json", {**self.info, "counts": dict(self.counts)})
 
     def __enter__(self):
         return self
@@ -94,3 +123,114 @@ class Writer:
     def __exit__(self, kind, *_):
         if kind is None:
             self.close()
+
+
+# ---- reading ----
+
+class Packed:
+    """A packed data set, one split or all: `len`, `.rows[i]`, `.image(i)`, `.moments(i)`.
+
+    Raises InputError for a data set that is missing, damaged, incomplete or of another schema.
+    """
+
+    def __init__(self, root, task, size, split=None):
+        self.directory = Path(root) / f"{task}-{size}"
+        self.size = size
+        self.info = self.read_info(task)
+        self.rows = []                  # of the split, in the order of the shards
+        self.places = []                # of each: (number of its shard, place in it, offset, bytes)
+        self.files = {}                 # descriptors of the shards that have been opened
+        self.latents = None             # (mean, logvar) a shard, see open_latents
+        self.shards = sorted(self.directory.glob("[0-9]*.jsonl"))
+        for number, path in enumerate(self.shards):
+            rows, offsets = read_shard(path)
+            for i, row in enumerate(rows):
+                if split in (None, row["split"]):
+                    start, end = int(offsets[i]), int(offsets[i + 1])
+                    self.rows.append(row)
+                    self.places.append((number, i, start, end - start))
+
+        counts = self.info["counts"]
+        expected = sum(counts.values()) if split is None else counts.get(split, 0)
+        if len(self.rows) != expected:
+            raise InputError(f"{self.directory} lacks a shard; prepare it anew.")
+        if not self.rows:
+            raise InputError(f"{self.directory} has no image in split '{split}'.")
+
+    def read_info(self, task):
+        """dataset.json, if it is what the directory's name says."""
+        if not (self.directory / "dataset.json").exists():
+            raise InputError(
+                f"there is no packed data set at {self.directory}; `python -m phantom.prepare` "
+                "makes the phantom's, `python prepare_mimic.py` that of MIMIC-CXR.")
+        info = read_json(self.directory / "dataset.json")
+        if info["schema"] != SCHEMA:
+            raise InputError(f"{self.directory} has schema {info['schema']}, this code reads "
+                             f"{SCHEMA}; prepare it anew.")
+        if info["size"] != self.size or info["task"] != task:
+            raise InputError(f"{self.directory} says it is {info['task']}-{info['size']}; "
+                             "was it renamed?")
+        return info
+
+    def __len__(self):
+        return len(self.rows)
+
+    def encoded(self, i):
+        """The bytes of image i as they were packed, a PNG or a JPEG."""
+        number, _, offset, length = self.places[i]
+        if number not in self.files:
+            path = self.shards[number].with_suffix(".bin")
+            self.files[number] = os.open(path, os.O_RDONLY)
+        return os.pread(self.files[number], length, offset)         # threads may read at once
+
+    def image(self, i):
+        """Image i -> (size, size) uint8."""
+        name = f"image {self.rows[i]['id']} of {self.directory}"
+        try:
+            pixels = np.array(Image.open(io.BytesIO(self.encoded(i))).convert("L"))
+        except (OSError, SyntaxError, ValueError):
+            raise InputError(f"{name} cannot be read; prepare it anew.") from None
+        height, width = pixels.shape
+        if (height, width) != (self.size, self.size):
+            raise InputError(f"{name} has {width}x{height} pixels, not {self.size}x{self.size}; "
+                             "prepare it anew.")
+        return torch.from_numpy(pixels)
+
+    def open_latents(self, vae_hash):
+        """Use the posteriors stored beside the shards, if all are there -> whether they are."""
+        paths = [path.with_suffix(".latents.safetensors") for path in self.shards]
+        if not all(path.exists() for path in paths):
+            return False
+        try:
+            files = [safe_open(path, "pt") for path in paths]
+        except SafetensorError:
+            raise InputError(f"a latents file in {self.directory} is damaged; encode anew "
+                             "(python -m training.latents).") from None
+        if any(file.metadata() != {"vae": vae_hash, "data": self.info["hash"]} for file in files):
+            raise InputError(
+                f"the latents in {self.directory} come from another VAE or data set; encode them "
+                "anew (python -m training.latents) or delete them.")
+        # slices map the files into memory and read what is asked for
+        self.latents = [(file.get_slice("mean"), file.get_slice("logvar")) for file in files]
+        return True
+
+    def moments(self, i):
+        """Posterior mean and log-variance, each (z, h, w), of image i, before normalisation."""
+        number, place, _, _ = self.places[i]
+        mean, logvar = self.latents[number]
+        return mean[place:place + 1][0].float(), logvar[place:place + 1][0].float()
+
+
+def read_shard(path):
+    """The rows of a shard and its offsets, if its three files fit each other. path: its .jsonl."""
+    damaged = InputError(f"shard {path.with_suffix('.bin')} is cut short or does not fit its "
+                         "index; prepare it anew.")
+    try:
+        offsets = np.load(path.with_suffix(".idx.npy"))
+        rows = read_jsonl(path)
+        length = path.with_suffix(".bin").stat().st_size
+    except (OSError, ValueError, InputError):       # a file is missing or ends in the middle
+        raise damaged from None
+    if len(rows) + 1 != len(offsets) or length != offsets[-1]:
+        raise damaged
+    return rows, offsets

@@ -1,98 +1,188 @@
-"""The boring parts of a run: processes, devices, randomness.
+"""Processes, devices, randomness, read-ahead: what every script needs and no reader comes for.
 
-Nothing here knows the model. Every script ends with `common.cli(main)`: bad input ends in one sentence.
+Nothing here knows the model. The same script runs on a CPU, on one GPU, or on many under torchrun.
 """
+import ctypes
 import os
-from contextlib import nullcontext
+import platform
+from collections import deque
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
-from common import cpu
-from common import cli as settings
-from common.cli import InputError, cli, override      # noqa: F401 (scripts know them as common's)
+from common.cli import InputError, cli, override      # noqa: F401 (until the callers import them from there)
 
+
+# ---- processes and devices ----
 
 @dataclass
 class Process:
-    rank: int
-    world: int
-    device: torch.device
+    """One of the processes that torchrun started, or the only one."""
+    rank: int                           # 0 to world - 1
+    world: int                          # how many there are
+    device: torch.device                # where this one computes
 
     @property
     def master(self):
+        """Whether this is the first process, which writes files and shows progress."""
         return self.rank == 0
 
 
 def setup(device="auto", threads=0, deterministic=False):
-    """Join the other processes if torchrun started us (RANK is set), choose the device -> Process."""
+    """Choose the device and join the other processes, if torchrun started us -> Process.
+
+    device: auto (CUDA if there is one), cpu, cuda or cuda:N. threads: CPU threads, 0 leaves it to
+    torch. deterministic: the same bits in every run on CUDA too; on a CPU the same number of
+    threads is enough.
+    """
     if threads:
         torch.set_num_threads(threads)
-    cpu.keep_memory()
-    if deterministic:                   # on a CPU the same number of threads is enough
+    keep_memory()
+    if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.use_deterministic_algorithms(True)
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"--device {device}: no CUDA device here; use --device cpu.")
+
     if device not in ("auto", "cpu") and not device.startswith("cuda"):
         raise InputError(f"--device {device} is none of auto, cpu, cuda.")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if "RANK" not in os.environ:
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"--device {device}: no CUDA device here; use --device cpu.")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    if "RANK" not in os.environ:        # torchrun sets it
         return Process(0, 1, torch.device(device))
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    try:
-        store, rank, world = next(dist.rendezvous("env://"))
-        settings.store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)     # it outlives a restart
-        backend = "nccl" if device.startswith("cuda") else "gloo"
-        hour = timedelta(hours=1)       # others wait while rank 0 draws samples or hashes a checkpoint
-        dist.init_process_group(backend, store=settings.store, rank=rank, world_size=world, timeout=hour)
-    except dist.DistNetworkError as error:
-        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise InputError(f"the processes cannot meet at {place} ({str(error).splitlines()[0]}); if the port is in use, "
-                         "give torchrun another --master_port.") from None
+    rank, world = join("nccl" if device.startswith("cuda") else "gloo")
     return Process(rank, world, torch.device(device))
 
 
-def wrap(step_module, process, compiled):
-    """The step module as the loop calls it: compiled if asked, in DDP if there are others."""
-    if compiled:
-        step_module.compile()
-    return step_module if process.world == 1 else DistributedDataParallel(
-        step_module, gradient_as_bucket_view=True, forward_sync_buffers=False)
+def join(backend):
+    """Meet the other processes at the place that torchrun names -> (rank, world)."""
+    # others wait up to an hour while rank 0 draws samples or hashes a checkpoint
+    patience = timedelta(hours=1)
+    try:
+        store, rank, world = next(dist.rendezvous("env://"))
+        # the store outlives a restart by torchrun, so each start has names of its own in it
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(attempt, store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
+    except dist.DistNetworkError as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the processes cannot meet at {address} ({reason}); if the port is in "
+                         "use, give torchrun another --master_port.") from None
+    return rank, world
 
 
 def all_sum(tensor):
-    """Sum over all processes, in place; nothing to do without torchrun."""
+    """Sum of a tensor over all processes, in place; nothing to do without torchrun."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
 
 
-def torch_dtype(name):
-    if name not in ("float32", "bfloat16"):
-        raise InputError(f"--dtype {name} is none of float32, bfloat16.")
-    return getattr(torch, name)
-
-
-def autocast(device, dtype):
-    """Context for matrix products in bf16 (parameters and norms stay fp32); nothing for float32."""
-    dtype = torch_dtype(dtype)
-    return torch.autocast(device.type, torch.bfloat16) if dtype == torch.bfloat16 else nullcontext()
-
-
-def generator(*key):
-    """A CPU generator that depends on the whole numbers in `key`, e.g. (seed, step, index), and on nothing else."""
-    seed = np.random.SeedSequence([len(key), *(k % 2**64 for k in key)]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(seed))
+def gather(value):
+    """One value of every process, in the order of ranks -> list, on all processes."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def print0(*words):
     """Print on the first process only."""
     if int(os.environ.get("RANK", 0)) == 0:
         print(*words, flush=True)
+
+
+# ---- number formats ----
+
+def torch_dtype(name):
+    """The number format that --dtype names."""
+    if name not in ("float32", "bfloat16"):
+        raise InputError(f"--dtype {name} is none of float32, bfloat16.")
+    return getattr(torch, name)
+
+
+def autocast(device, dtype):
+    """Context in which matrix products take bf16, while parameters and norms stay fp32.
+
+    With dtype float32 it does nothing.
+    """
+    if torch_dtype(dtype) == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+# ---- randomness ----
+
+def generator(*key):
+    """A CPU generator that depends on the whole numbers in `key` and on nothing else.
+
+    A key is e.g. (seed, step, index). Its length counts too: (seed, epoch) and (seed, epoch, 0) are
+    different streams. SeedSequence mixes the numbers, so that neighbouring keys are independent.
+    """
+    numbers = [len(key), *(number % 2**64 for number in key)]
+    seed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(seed))
+
+
+# ---- read-ahead ----
+
+def ahead(pool, make, keys, depth):
+    """make(key) of every key, in order, computed by the workers of a pool ahead of time.
+
+    pool: a ThreadPoolExecutor or ProcessPoolExecutor, or None to compute when asked. depth: how many
+    results may wait, which bounds the memory.
+    """
+    if pool is None:
+        yield from map(make, keys)
+        return
+    waiting = deque()
+    for key in keys:
+        waiting.append(pool.submit(make, key))
+        if len(waiting) > depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+# ---- torch on a CPU ----
+
+def keep_memory():
+    """Have glibc keep the memory of freed tensors for the next ones.
+
+    By default it gives much of it back to the system and fetches it again page by page, which takes
+    a sixth of the time of a velocity (docs/results.md). Other C libraries are left alone.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3         # from malloc.h
+    libc.mallopt(M_MMAP_THRESHOLD, 2**25)               # its maximum
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)           # never
+
+
+@contextmanager
+def decoding(rows, device):
+    """Wrap the decoding of `rows` sequences at once. It turns oneDNN off for a single one on a CPU.
+
+    A product of one bf16 row with a matrix reads the matrix two to eight times as fast without
+    oneDNN (`python -m bench.sampling`), and reading the weights is most of what decoding waits for.
+    """
+    enabled = torch.backends.mkldnn.enabled
+    without_onednn = enabled and device.type == "cpu" and rows == 1
+    if without_onednn:
+        torch.backends.mkldnn.set_flags(False)
+    try:
+        yield
+    finally:
+        if without_onednn:
+            torch.backends.mkldnn.set_flags(True)

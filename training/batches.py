@@ -1,106 +1,17 @@
-"""Packed data sets: `<root>/<task>-<size>/` -> batches. Training reads nothing else.
-
-    00000.bin                  encoded images (PNG or JPEG, 8-bit grey, size x size), one after another
-    00000.idx.npy              int64 offsets, one more than images
-    00000.jsonl                one row an image: id, subject, study, split, view, prompt, report, labels, source
-    00000.latents.safetensors  optional: mean and logvar of the VAE's posterior (phantom/train_vae.py --encode)
-    dataset.json               schema, task, size, counts, settings and their hash; written last
+"""Packed data sets -> batches. Training reads nothing else.
 
 Everything random about a training sample comes from a generator seeded by (seed, step, index in the global batch), so
 a resumed run, more processes or more accumulation see the same samples with the same noise.
 """
-import io
-import json
-import os
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
-from safetensors import SafetensorError, safe_open
 
-from common.processes import InputError, generator
+from common.cli import InputError
+from common.packed import Packed        # noqa: F401 (until the callers import it from there)
+from common.processes import ahead, generator
 from tokenizer import pad
-
-SCHEMA = 1
-
-
-class Packed:
-    """A packed data set, one split or all: `len`, `.rows[i]`, `.image(i)` uint8 (size, size), `.moments(i)`."""
-
-    def __init__(self, root, task, size, split=None):
-        self.directory = Path(root) / f"{task}-{size}"
-        if not (self.directory / "dataset.json").exists():
-            raise InputError(f"there is no packed data set at {self.directory}; phantom/prepare.py makes the phantom's, "
-                             "prepare_mimic.py that of MIMIC-CXR.")
-        try:
-            self.info = json.loads((self.directory / "dataset.json").read_text())
-        except ValueError:
-            raise InputError(f"{self.directory}/dataset.json is damaged; prepare the data set anew.") from None
-        if self.info["schema"] != SCHEMA:
-            raise InputError(f"{self.directory} has schema {self.info['schema']}, this code reads {SCHEMA}; prepare it anew.")
-        if self.info["size"] != size or self.info["task"] != task:
-            raise InputError(f"{self.directory} says it is {self.info['task']}-{self.info['size']}; was it renamed?")
-        self.size, self.rows, self.places, self.files = size, [], [], {}
-        self.shards = sorted(self.directory.glob("[0-9]*.jsonl"))
-        for shard, path in enumerate(self.shards):
-            try:
-                offsets = np.load(path.with_suffix(".idx.npy"))
-                rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-                whole = len(rows) + 1 == len(offsets) and path.with_suffix(".bin").stat().st_size == offsets[-1]
-            except (OSError, ValueError):       # a file is missing or ends in the middle
-                whole = False
-            if not whole:
-                raise InputError(f"shard {path.with_suffix('.bin')} is cut short or does not fit its index; prepare it anew.")
-            for i, row in enumerate(rows):
-                if split in (None, row["split"]):
-                    self.rows.append(row)
-                    self.places.append((shard, i, int(offsets[i]), int(offsets[i + 1] - offsets[i])))
-        if len(self.rows) != (sum(self.info["counts"].values()) if split is None else self.info["counts"].get(split, 0)):
-            raise InputError(f"{self.directory} lacks a shard; prepare it anew.")
-        if not self.rows:
-            raise InputError(f"{self.directory} has no image in split '{split}'.")
-        self.latents = None
-
-    def __len__(self):
-        return len(self.rows)
-
-    def image(self, i):
-        shard, _, offset, length = self.places[i]
-        if shard not in self.files:
-            self.files[shard] = os.open(self.shards[shard].with_suffix(".bin"), os.O_RDONLY)
-        content = os.pread(self.files[shard], length, offset)
-        try:
-            pixels = np.array(Image.open(io.BytesIO(content)).convert("L"))
-        except (OSError, SyntaxError, ValueError):
-            raise InputError(f"image {self.rows[i]['id']} of {self.directory} cannot be read; prepare it anew.") from None
-        if pixels.shape != (self.size, self.size):
-            raise InputError(f"image {self.rows[i]['id']} of {self.directory} has {pixels.shape[1]}x{pixels.shape[0]} pixels, "
-                             f"not {self.size}x{self.size}; prepare it anew.")
-        return torch.from_numpy(pixels)
-
-    def open_latents(self, vae_hash):
-        """Use the posteriors stored by `phantom/train_vae.py --encode` if they are there -> whether they are."""
-        paths = [path.with_suffix(".latents.safetensors") for path in self.shards]
-        if not all(path.exists() for path in paths):
-            return False
-        try:
-            files = [safe_open(path, "pt") for path in paths]
-        except SafetensorError:
-            raise InputError(f"a latents file in {self.directory} is damaged; encode anew (phantom/train_vae.py --encode).") from None
-        if any(file.metadata() != {"vae": vae_hash, "data": self.info["hash"]} for file in files):
-            raise InputError(f"the latents in {self.directory} come from another VAE or data set; encode them anew "
-                             "(phantom/train_vae.py --encode) or delete them.")
-        self.latents = [(file.get_slice("mean"), file.get_slice("logvar")) for file in files]      # mapped, not read
-        return True
-
-    def moments(self, i):
-        """Posterior mean and log-variance (z, h, w) of image i, before normalisation."""
-        shard, n, _, _ = self.places[i]
-        return tuple(part[n:n + 1][0].float() for part in self.latents[shard])
 
 
 @dataclass
@@ -209,24 +120,19 @@ def loader(samples, process, micro_batch, start, steps, workers=0):
     `workers` threads read ahead (decoding an image needs no Python); -1 is four with a GPU, else none.
     """
     cuda = process.device.type == "cuda"
+    if workers < 0:
+        workers = 4 if cuda else 0
+    keys = micro_batches(samples.batch_size, process, micro_batch, start, steps)
 
     def batch(keys):
         batch = Samples.collate([samples[key] for key in keys])
         return batch.pin_memory() if cuda else batch
-    keys = micro_batches(samples.batch_size, process, micro_batch, start, steps)
-    return ahead(batch, keys, workers if workers >= 0 else 4 * cuda)
 
+    def read():
+        if not workers:
+            yield from ahead(None, batch, keys, 0)
+            return
+        with ThreadPoolExecutor(workers) as pool:
+            yield from ahead(pool, batch, keys, 2 * workers)
 
-def ahead(make, keys, workers):
-    """make(key) of every key, in order, computed by so many threads before it is asked for."""
-    if not workers:
-        yield from map(make, keys)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        waiting = deque()
-        for key in keys:
-            waiting.append(pool.submit(make, key))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    return read()

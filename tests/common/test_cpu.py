@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from helpers import ROOT
-from common.cpu import decoding
+from common.processes import decoding
 
 FAULTS = """if True:
     import resource, sys, torch
-    from common.cpu import keep_memory
+    from common.processes import keep_memory
     if sys.argv[1] == "kept":
         keep_memory()
     up, down = torch.nn.Linear(512, 1408), torch.nn.Linear(1408, 512)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from common import images
-from common.processes import InputError
+from common.cli import InputError
 from helpers import SHARED, needs_films
 from common.images import NOTICE, captioned, image_files, read_image, save_png
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common import processes as common
-from common.processes import InputError, override
+from common.cli import InputError, override
 from helpers import ROOT
 
 

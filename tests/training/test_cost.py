@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common import processes as common
 from training import cost
-from common import cpu
+from common import processes as cpu
 from training import optim
 import repa
 from attention import join

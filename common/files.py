@@ -1,0 +1,127 @@
+"""Reading and writing files: whole or not at all, JSON and JSON lines, hashes.
+
+A file is first written under a temporary name beside its final one, then renamed. Renaming is one
+step for the file system, so a kill at any moment leaves the old file or the new one, never half of
+either.
+"""
+import hashlib
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+from common.cli import InputError
+
+
+# ---- writing ----
+
+@contextmanager
+def replacing(path):
+    """Write a file whole or not at all: `with replacing(path) as temporary:` and write to
+    `temporary`.
+
+    When the block ends well, the temporary file takes the place of `path`; when it fails, it is
+    removed. Nothing is fsynced here: a checkpoint, which must survive a power cut, calls `flush`
+    itself.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".tmp-{path.name}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)       # it is still there only if something failed
+
+
+def write_bytes(path, content):
+    """Write bytes, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path, text):
+    """Write text as UTF-8 with the line ends that it has, whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path, value):
+    """Write one JSON value, indented so that people can read it."""
+    write_text(path, json.dumps(value, indent=1))
+
+
+def json_lines(rows):
+    """Rows as JSON lines: one value a line, text as it is and not escaped."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_jsonl(path, rows):
+    """Write one JSON value a line."""
+    write_text(path, json_lines(rows))
+
+
+def flush(path):
+    """Wait until a file, or the names in a directory, are on the disk (fsync)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+# ---- reading ----
+
+def read_text(path):
+    """The text of a UTF-8 file without its byte-order mark; InputError if it is no such file."""
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a text file in UTF-8 (byte {error.start}).") from None
+
+
+def lines_of(text):
+    """The lines of a text that are not blank. They end at "\\n", or "\\r\\n", and nowhere else.
+
+    `str.splitlines` would also break at U+0085, U+2028 and form feeds, which occur inside of
+    reports.
+    """
+    return [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
+
+
+def text_lines(path):
+    """The lines of a UTF-8 text file that are not blank."""
+    return lines_of(read_text(path))
+
+
+def read_json(path):
+    """The value that a JSON file holds. InputError if it is missing or damaged."""
+    try:
+        return json.loads(read_text(path))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); it is damaged.") from None
+
+
+def read_jsonl(path):
+    """The values of a file of JSON lines. InputError names the line that is damaged."""
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise InputError(f"line {number} of {path} is not JSON ({error}).") from None
+    return rows
+
+
+# ---- hashes ----
+
+def digest(path):
+    """SHA-256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def settings_hash(settings):
+    """16 hexadecimal digits that tell settings apart. The order of their keys does not matter."""
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
