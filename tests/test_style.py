@@ -230,6 +230,12 @@ def test_nothing_fails_silently(name):
 
 # ---- every file says what it is ----
 
+def runs_as_a_script(name):
+    """Whether a file ends with `if __name__ == "__main__":`."""
+    last = tree(name).body[-1]
+    return isinstance(last, ast.If) and "__name__" in ast.unparse(last.test)
+
+
 @pytest.mark.parametrize("name", [*FILES, *TESTS])
 def test_every_file_says_what_it_is(name):
     doc = ast.get_docstring(tree(name))
@@ -239,7 +245,7 @@ def test_every_file_says_what_it_is(name):
     if file == "__init__":
         functions = [node for node in tree(name).body if not isinstance(node, ast.Expr)]
         assert not functions or room == "weights", f"{name} is the room's map: a docstring and no code"
-    elif 'if __name__ == "__main__":' in text(name) and name not in TESTS:
+    elif runs_as_a_script(name) and name not in TESTS:
         command = f"{file}.py" if not room else f"python -m {room.replace('/', '.')}.{file}"
         assert command in doc, f"{name}: its header says how to run it: {command}"
 
