@@ -3,8 +3,6 @@
 For research, not for clinical use. Every wording of a report is drawn once, from noise of its own, and read again. Each step
 continues when interrupted and is shared out among processes; a report that cannot be drawn is named and left out.
 """
-import itertools
-import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,7 +20,8 @@ import weights
 from evaluation import worklist
 from weights.checkpoint import newest
 from common.processes import InputError
-from evaluation.und import chosen, finish, reader
+from evaluation.reading import chosen, finish, reader
+from evaluation.settings import combinations, swept
 from common.images import captioned, checked, save_png
 from common.packed import settings_hash
 from evaluation.text_metrics import alignment_mean, unique_captions
@@ -73,20 +72,6 @@ class GenConfig:
 
 
 SAMPLING = ("seed", "steps", "solver", "shift", "cfg", "cfg_interval", "renorm")
-
-
-def swept(parts):
-    assert len({part.split("=")[0] for part in parts}) == len(parts), "--sweep: each setting once, as steps=4,8 cfg=1,2.5."
-    for part in parts:
-        good = re.fullmatch(r"steps=[1-9]\d*(,[1-9]\d*)*|cfg=\d+(\.\d+)?(,\d+(\.\d+)?)*", part)
-        assert good, f"--sweep {part} is not like steps=4,8 or cfg=1,2.5."
-
-
-def combinations(sweep):
-    """["steps=4,8", "cfg=1,2"] -> [{"steps": 4, "cfg": 1.0}, …]; what is not swept keeps its setting."""
-    kinds = {"steps": int, "cfg": float}
-    axes = {key: [kinds[key](x) for x in values.split(",")] for key, values in (part.split("=") for part in sweep)}
-    return [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
 
 
 class Drawn:

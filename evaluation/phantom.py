@@ -28,7 +28,8 @@ import sample
 from evaluation import scoring
 from evaluation import tables
 import weights
-from evaluation.gen import chosen, combinations, swept
+from evaluation.reading import chosen
+from evaluation.settings import combinations, swept
 from common.images import NOTICE, captioned, save_png
 from phantom.prepare import Settings, held_out
 from evaluation.worklist import chunks

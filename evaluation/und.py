@@ -3,24 +3,18 @@
 One report an image, greedy, in batches of one question, shared out among processes, continued when interrupted. What fails is
 named and counted, and never scored as text.
 """
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from common import processes as common
 from evaluation import features
-import sample
 from evaluation import scoring
-from evaluation import tables
 import weights
 from evaluation import worklist
 from weights.checkpoint import newest
-from common.images import checked
 from common.packed import settings_hash
 from evaluation.text_metrics import same_items
-from vision import preprocess
+from evaluation.reading import chosen, finish, reader
 
 
 @dataclass
@@ -44,34 +38,6 @@ class UndConfig:
     def __post_init__(self):
         assert self.batch > 0 and min(self.limit, self.bootstrap, self.max_tokens) >= 0, \
             "--batch must be at least 1; --limit, --bootstrap and --max-tokens 0 or more."
-
-
-def chosen(cfg, *names):
-    return {name: getattr(cfg, name) for name in names}
-
-
-def reader(model, tokenizer, images, prompts, cfg):
-    """A function for worklist.run: ids (of one prompt) -> rows with a report each, or with the sentence why there is none."""
-    vision = model.cfg.vision
-
-    def do(ids):
-        bad, good, failed = [], [], []
-        for name in ids:
-            one = checked([(name, name)], lambda _, name: preprocess(images.read(name), vision.image_size, vision.pad), bad)
-            good += one
-            failed += [] if one else [{"id": name, "error": bad[-1]}]
-        texts = sample.generate_reports(model, tokenizer, torch.stack([picture for _, picture in good]), prompts[ids[0]],
-                                        max_tokens=cfg.max_tokens, batch=cfg.batch, progress=False) if good else []
-        return [{"id": name, "report": text} for (name, _), text in zip(good, texts)] + failed
-    return do
-
-
-def finish(out, title, scores, cfg, left_out, failures, **more):
-    settings = {**vars(cfg), "checkpoint": Path(cfg.checkpoint).name}
-    print(tables.write(out / "result", title, scores, settings, left_out, failures, **more))
-    print(f"written: {out}/result.json, {out}/result.md")
-    print("".join(f"error: {name}: {why}\n" for name, why in failures.items()), end="", file=sys.stderr)
-    return 1 if failures else 0
 
 
 def main(argv, doc=__doc__):
