@@ -9,7 +9,7 @@ Without --checkpoint the phantom model in demo/ is used, which knows toy chest X
 import json
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +31,29 @@ PROMPT = "Describe the findings in this chest X-ray."
 
 
 @dataclass
-class SampleConfig:
+class Sampling:
+    """How pictures are drawn. Every command that draws inherits these settings and their checks."""
+    seed: int = 0                       # the noise of image k of a report depends on (seed, k) alone
+    steps: int = 16                     # solver steps; Heun evaluates the velocity twice in each
+    solver: str = "ab2"                 # euler, heun, ab2 (second-order Adams-Bashforth)
+    shift: float = 1.0                  # time shift of the schedule; more than 1 spends more steps near noise
+    cfg: float = 2.0                    # guidance scale; 1 is no guidance
+    cfg_interval: tuple[float, float] = (0.4, 1.0)      # guidance only where low < t <= high
+    renorm: str = "global"              # rescaling of the guided velocity: global, channel, none
+    size: int = 0                       # pixels a side; 0: the largest that the checkpoint draws
+    batch: int = 16                     # images or reports at once
+
+    def __post_init__(self):
+        assert self.solver in flow.SOLVERS, f"--solver {self.solver} is none of {', '.join(flow.SOLVERS)}."
+        assert self.renorm in ("global", "channel", "none"), f"--renorm {self.renorm} is none of global, channel, none."
+        assert self.cfg_interval[0] < self.cfg_interval[1], "--cfg-interval: the first value must be below the second."
+        assert self.steps > 0 and self.batch > 0, "--steps and --batch must be at least 1."
+        assert self.shift > 0, "--shift must be positive."
+        assert self.size >= 0, "--size must be 0 or more."
+
+
+@dataclass
+class SampleConfig(Sampling):
     report: list[str] = field(default_factory=list)     # text to draw; may be repeated
     reports: str = ""                   # or a text file with one report a line (blank lines are ignored)
     image: list[str] = field(default_factory=list)      # image files or folders to report on
@@ -42,35 +64,24 @@ class SampleConfig:
     grid: bool = False                  # write all pictures into one, with their reports underneath
     json: bool = False                  # print results as JSON lines
     num: int = 1                        # images per report
-    seed: int = 0                       # the noise of image k of a report depends on (seed, k) alone
-    steps: int = 16                     # solver steps; Heun evaluates the velocity twice in each
-    solver: str = "ab2"                 # euler, heun, ab2 (second-order Adams-Bashforth)
-    shift: float = 1.0                  # time shift of the schedule; more than 1 spends more steps near noise
-    cfg: float = 2.0                    # guidance scale; 1 is no guidance
-    cfg_interval: tuple[float, float] = (0.4, 1.0)      # guidance only where low < t <= high
-    renorm: str = "global"              # rescaling of the guided velocity: global, channel, none
-    size: int = 0                       # pixels a side; 0: the largest that the checkpoint draws
     temperature: float = 0.0            # of report sampling; 0 is greedy
     top_p: float = 1.0                  # sample from the most likely tokens that hold this much probability
     max_tokens: int = 0                 # longest report; 0: the limit of the checkpoint
-    batch: int = 16                     # images or reports at once
     device: str = "auto"                # auto, cpu, cuda
     dtype: str = "float32"              # or bfloat16: half the memory, faster on most machines
     raw: bool = False                   # use the raw weights although averaged ones are there
 
     def __post_init__(self):
-        assert self.cfg_interval[0] < self.cfg_interval[1], "--cfg-interval: the first value must be below the second."
-        assert self.solver in flow.SOLVERS, f"--solver {self.solver} is none of {', '.join(flow.SOLVERS)}."
-        assert self.renorm in ("global", "channel", "none"), f"--renorm {self.renorm} is none of global, channel, none."
-        assert self.num > 0 and self.steps > 0 and self.batch > 0, "--num, --steps and --batch must be at least 1."
-        assert self.shift > 0 and 0 < self.top_p <= 1, "--shift must be positive, --top-p in (0, 1]."
-        assert min(self.temperature, self.size, self.max_tokens) >= 0, "--temperature, --size, --max-tokens: 0 or more."
+        super().__post_init__()
+        assert self.num > 0, "--num must be at least 1."
+        assert 0 < self.top_p <= 1, "--top-p must be in (0, 1]."
+        assert min(self.temperature, self.max_tokens) >= 0, "--temperature and --max-tokens must be 0 or more."
 
 
 PRESETS = {"release": dict(steps=49, solver="euler", shift=3.0, cfg=2.0, cfg_interval=(0.4, 1.0), renorm="global")}
 
 
-def guided(model, blocks, cfg, cfg_interval, renorm):
+def guided(model, blocks, sampling):
     """velocity(x_t (B, z, h, w), t (B,)) given reports (token ids), guided: the report and nothing are rows of one batch."""
     device, dtype, B = model.embed.weight.device, model.embed.weight.dtype, len(blocks)
     ids, valid = pad(blocks)
@@ -80,28 +91,28 @@ def guided(model, blocks, cfg, cfg_interval, renorm):
 
     def velocity(x, t):
         x, t = x.to(dtype), t.to(x.device)
-        if cfg == 1 or not cfg_interval[0] < float(t[0]) <= cfg_interval[1]:
+        low, high = sampling.cfg_interval
+        if sampling.cfg == 1 or not low < float(t[0]) <= high:
             return model.velocity(x, t, cache).float()
         v_cond, v_uncond = model.velocity(x.repeat(2, 1, 1, 1), t.repeat(2), both).float().chunk(2)
-        return flow.guide(v_cond, v_uncond, cfg, renorm)
+        return flow.guide(v_cond, v_uncond, sampling.cfg, sampling.renorm)
 
     return velocity
 
 
 @torch.inference_mode()
-def generate_images(model, vae, tokenizer, reports, num=1, seed=0, steps=16, solver="ab2", shift=1.0, cfg=2.0,
-                    cfg_interval=(0.4, 1.0), renorm="global", size=0, batch=16, numbers=None, progress=True):
+def generate_images(model, vae, tokenizer, reports, sampling=Sampling(), num=1, numbers=None, progress=True):
     """Draw `num` images of each report -> uint8 (len(reports), num, size, size) grey. The noise of image k depends on
     (seed, k) alone; `numbers` gives the reports' first k when it shall differ."""
     device, dtype = model.embed.weight.device, model.embed.weight.dtype
-    side, blocks = latent_side(model, vae, size), [tokenizer.prompt(report) for report in reports]
+    side, blocks = latent_side(model, vae, sampling.size), [tokenizer.prompt(report) for report in reports]
     jobs = [(i, k + (numbers[i] if numbers else 0)) for i in range(len(reports)) for k in range(num)]
-    solve, times, pictures = flow.SOLVERS[solver][0], flow.schedule(steps, shift), []
-    for at in range(0, len(jobs), batch):
-        chunk = jobs[at:at + batch]
-        velocity = guided(model, [blocks[i] for i, _ in chunk], cfg, cfg_interval, renorm)
+    solve, times, pictures = flow.SOLVERS[sampling.solver][0], flow.schedule(sampling.steps, sampling.shift), []
+    for at in range(0, len(jobs), sampling.batch):
+        chunk = jobs[at:at + sampling.batch]
+        velocity = guided(model, [blocks[i] for i, _ in chunk], sampling)
         bar = partial(tqdm, desc=f"drawing {at + 1}/{len(jobs)}", unit="step", disable=not progress, leave=False)
-        noise = torch.stack([torch.randn(vae.cfg.embed_dim, side, side, generator=generator(seed, k)) for _, k in chunk])
+        noise = torch.stack([torch.randn(vae.cfg.embed_dim, side, side, generator=generator(sampling.seed, k)) for _, k in chunk])
         latents = solve(velocity, noise.to(device), times, bar)
         pictures.append(vae.pictures(latents.to(dtype)).cpu())
     return torch.cat(pictures).unflatten(0, (len(reports), num)).numpy()
@@ -156,7 +167,7 @@ def choose(logits, temperature, top_p, rngs):
 def show_drawn(model, vae, tokenizer, data, path, n=8):
     """A picture to look at: the first n images of a data set, each beside one drawn from its report with fixed noise."""
     reports = [row["report"] for row in data.rows[:n]]
-    drawn = generate_images(model, vae, tokenizer, reports, size=data.size, numbers=range(len(reports)), progress=False)[:, 0]
+    drawn = generate_images(model, vae, tokenizer, reports, Sampling(size=data.size), numbers=range(len(reports)), progress=False)[:, 0]
     pairs = [picture for i, image in enumerate(drawn) for picture in (data.image(i).numpy(), image)]
     path.parent.mkdir(exist_ok=True)
     captions = [text for report in reports for text in ("given: " + report, "drawn from the report")]
@@ -182,13 +193,13 @@ def draw(cfg, model, vae, tokenizer, reports, failures):
         return text
 
     reports = checked([(f"report {i + 1}", text) for i, text in enumerate(reports)], check, failures)
-    names = ("num", "seed", "steps", "solver", "shift", "cfg", "cfg_interval", "renorm", "size", "batch")
-    settings, reports = {name: getattr(cfg, name) for name in names}, [text for _, text in reports]
+    settings = {f.name: getattr(cfg, f.name) for f in fields(Sampling)}
+    reports = [text for _, text in reports]
     if not reports:
         return 0
-    pictures = generate_images(model, vae, tokenizer, reports, **settings)
+    pictures = generate_images(model, vae, tokenizer, reports, cfg, cfg.num)
     out, jobs = Path(cfg.out), [(i, k) for i in range(len(reports)) for k in range(cfg.num)]
-    about = {"checkpoint": Path(cfg.checkpoint).name, "dtype": cfg.dtype, **settings, "size": pictures.shape[-1]}
+    about = {"checkpoint": Path(cfg.checkpoint).name, "dtype": cfg.dtype, "num": cfg.num, **settings, "size": pictures.shape[-1]}
     if cfg.grid:
         sheet = captioned(pictures.reshape(-1, *pictures.shape[2:]), [reports[i] for i, _ in jobs])
         save_png(sheet, out, reports=reports, **about)

@@ -129,7 +129,7 @@ def bench_steps(cfg):
     model, vae, tokenizer = weights.load(cfg.checkpoint)
     model = model.to(device)
     reports = [held_out(Settings(), i)[0]["report"] for i in range(cfg.reports)]
-    velocity = sample.guided(model, [tokenizer.prompt(report) for report in reports], 2.0, (0.4, 1.0), "global")
+    velocity = sample.guided(model, [tokenizer.prompt(report) for report in reports], sample.Sampling())
     side = model.cfg.max_latent_size
     noise = torch.stack([torch.randn(vae.cfg.embed_dim, side, side, generator=common.generator(0, i))
                          for i in range(cfg.reports)]).to(device)
@@ -170,7 +170,8 @@ def measure_release(cfg, pipe):
     figures["load_s"] = time.perf_counter() - began
 
     steps, grid = 4, 16
-    velocity = sample.guided(model, [[model.cfg.bos] * 2 + [7] * cfg.text + [model.cfg.eos]], 2.0, (0.0, 1.0), "global")
+    velocity = sample.guided(model, [[model.cfg.bos] * 2 + [7] * cfg.text + [model.cfg.eos]],
+                             sample.Sampling(cfg_interval=(0.0, 1.0)))
     noise = torch.randn(1, 16, grid, grid, generator=common.generator(0, 0))
     velocity(noise, torch.ones(1))                              # the pages of the generation set are read from the disk here
     began = time.perf_counter()

@@ -91,8 +91,9 @@ class Drawn:
             count = {name: len(tokenizer.prompt(captions[name])) for name in block}
             good = [name for name in block if captions[name].strip() and count[name] <= most]
             texts, numbers = [captions[name] for name in good], [numbering[name] for name in good]
-            pictures = sample.generate_images(model, vae, tokenizer, texts, numbers=numbers, batch=cfg.batch, progress=False,
-                                              **settings)[:, 0] if good else []
+            sampling = sample.Sampling(batch=cfg.batch, **settings)
+            pictures = sample.generate_images(model, vae, tokenizer, texts, sampling, numbers=numbers,
+                                              progress=False)[:, 0] if good else []
             for name, picture in zip(good, pictures):
                 about = dict(reports=captions[name], number=numbering[name], **settings)
                 save_png(Image.fromarray(picture), out / "images" / files[name], **about)

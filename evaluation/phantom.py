@@ -96,8 +96,9 @@ class Scorer:
 
     def draw(self, **changes):
         """One image of each report: image number i of report i, so that the noise differs from phantom to phantom."""
-        return sample.generate_images(self.model, self.vae, self.tokenizer, self.reports, size=self.drawn,
-                                      numbers=range(self.cfg.num), **chosen(self.cfg, *DRAWING) | changes)[:, 0]
+        sampling = sample.Sampling(size=self.drawn, **chosen(self.cfg, *DRAWING) | changes)
+        return sample.generate_images(self.model, self.vae, self.tokenizer, self.reports, sampling,
+                                      numbers=range(self.cfg.num))[:, 0]
 
     @torch.inference_mode()
     def through_vae(self):

@@ -179,7 +179,7 @@ def test_gen(phantom, run, gen_run):
     name = list(rows)[3]
     model, vae, tokenizer = weights.load(run)
     number = list(dict.fromkeys(captions)).index(data.rows[name]["report"])
-    alone = sample.generate_images(model, vae, tokenizer, [data.rows[name]["report"]], steps=2, numbers=[number], progress=False)[0, 0]
+    alone = sample.generate_images(model, vae, tokenizer, [data.rows[name]["report"]], sample.Sampling(steps=2), numbers=[number], progress=False)[0, 0]
     drawn = np.array(Image.open(gen_run / "images" / rows[name]["file"]))
     assert np.abs(drawn.astype(int) - alone).max() <= 1, "seeded by (seed, number of the report)"
 

@@ -67,9 +67,10 @@ def test_noise_is_of_seed_and_number_alone(loaded, monkeypatch):
     drawn = []
     monkeypatch.setitem(flow.SOLVERS, "probe", (lambda velocity, noise, times, progress: drawn.append(noise) or noise, 1))
 
-    def noise(reports, **kw):
+    def noise(reports, num=1, numbers=None, **settings):
         drawn.clear()
-        sample.generate_images(*loaded, reports, solver="probe", progress=False, **kw)
+        sampling = sample.Sampling(solver="probe", **settings)
+        sample.generate_images(*loaded, reports, sampling, num, numbers, progress=False)
         return torch.cat(drawn).unflatten(0, (len(reports), -1))
 
     four = noise(REPORTS[:1], num=4, seed=5)[0]
@@ -83,7 +84,7 @@ def test_noise_is_of_seed_and_number_alone(loaded, monkeypatch):
 
 
 def test_batches_do_not_matter(loaded):
-    images = {b: sample.generate_images(*loaded, REPORTS, num=3, steps=4, batch=b, progress=False) for b in (1, 3, 7)}
+    images = {b: sample.generate_images(*loaded, REPORTS, sample.Sampling(steps=4, batch=b), num=3, progress=False) for b in (1, 3, 7)}
     assert images[1].shape == (3, 3, 32, 32) and images[1].dtype == np.uint8 and images[1].std() > 5
     for b in (3, 7):
         assert np.abs(images[b].astype(int) - images[1]).max() <= 1
@@ -93,8 +94,8 @@ def test_batches_do_not_matter(loaded):
 
 def test_batches_in_bfloat16(run):
     model, vae, tokenizer = weights.load(run, dtype=torch.bfloat16)
-    images = [sample.generate_images(model, vae, tokenizer, REPORTS, num=2, steps=4, batch=b, progress=False).astype(float)
-              for b in (1, 4)]
+    images = [sample.generate_images(model, vae, tokenizer, REPORTS, sample.Sampling(steps=4, batch=b), num=2,
+                                     progress=False).astype(float) for b in (1, 4)]
     error = ((images[0] - images[1]) ** 2).mean()
     assert error == 0 or 10 * math.log10(255 ** 2 / error) >= 40
 
@@ -115,16 +116,16 @@ def test_one_image_by_hand(loaded, solver):
     with torch.no_grad():
         pixels = vae.decode(flow.SOLVERS[solver][0](velocity, noise, flow.schedule(5, 2.0))).mean(1)
     want = (pixels.clamp(-1, 1) * 127.5 + 127.5).round().byte().numpy()
-    got = sample.generate_images(*loaded, REPORTS[:1], seed=2, steps=5, solver=solver, shift=2.0, cfg=3.0,
-                                 cfg_interval=(0.3, 0.9), renorm="channel", progress=False)[0]
+    sampling = sample.Sampling(seed=2, steps=5, solver=solver, shift=2.0, cfg=3.0, cfg_interval=(0.3, 0.9), renorm="channel")
+    got = sample.generate_images(*loaded, REPORTS[:1], sampling, progress=False)[0]
     assert np.abs(got.astype(int) - want).max() <= 1 and True in calls and False in calls
 
 
 def test_size(loaded):
-    assert sample.generate_images(*loaded, REPORTS[:1], steps=1, size=16, progress=False).shape == (1, 1, 16, 16)
+    assert sample.generate_images(*loaded, REPORTS[:1], sample.Sampling(steps=1, size=16), progress=False).shape == (1, 1, 16, 16)
     for size in (12, 40, 64):
         with pytest.raises(InputError, match="multiples of 8 up to 32"):
-            sample.generate_images(*loaded, REPORTS[:1], steps=1, size=size, progress=False)
+            sample.generate_images(*loaded, REPORTS[:1], sample.Sampling(steps=1, size=size), progress=False)
 
 
 # ---- reading ----
