@@ -1,167 +1,235 @@
-"""Scores of written reports: CheXbert F1, BLEU, ROUGE-L, RadGraph F1; and the choice of images by finding and caption.
+"""Scores of written reports: CheXbert F1, BLEU, ROUGE-L, RadGraph F1. Which images have a finding.
 
-The core takes label codes, token lists and annotations, so that it needs no model: `evaluation/chexbert.py` makes codes, `nltk` tokens,
-the `radgraph` package annotations. Definitions are those of the paper's evaluation code (docs/evaluation.md); fractions, not
-percent. Lists are parallel: prediction i is about the same image as reference i.
+All scores are fractions from 0 to 1, and higher is better. Nothing here needs a network: the input
+is label codes (from evaluation/chexbert.py), lists of tokens, or RadGraph's annotations (from
+evaluation/radgraph_biovil.py). The definitions are those of the evaluation code behind the paper's
+Table 2 and its supplement; docs/evaluation.md says where they are unusual.
+
+Lists are parallel: prediction i and reference i are reports of the same image.
 """
 import numpy as np
 
 from common.processes import InputError
+from mimic.annotations import FINDINGS
+from weights.files import few
 
-LABELS = ("enlarged_cardiomediastinum cardiomegaly lung_opacity lung_lesion edema consolidation pneumonia atelectasis "
-          "pneumothorax pleural_effusion pleural_other fracture support_devices no_finding").split()    # CheXbert's order
-FIVE = [7, 1, 4, 5, 9]          # atelectasis, cardiomegaly, edema, consolidation, pleural effusion
-POLICIES = {"uncertain_as_negative": (1,), "uncertain_as_positive": (1, 3)}     # codes that count as "there"
-BLEU_WEIGHTS = {"BLEU1": (1, 0, 0, 0), "BLEU2": (.5, .5, 0, 0), "BLEU3": (.33, .33, .33, 0), "BLEU4": (.25,) * 4}   # sic
-LEVELS = ("simple", "partial", "complete")
+# the fourteen findings in the order of CheXbert's heads, which is not that of FINDINGS
+HEADS = (4, 1, 7, 6, 3, 2, 11, 0, 12, 9, 10, 5, 13, 8)
+LABELS = [FINDINGS[number].lower().replace(" ", "_") for number in HEADS]
+
+# the columns of the five findings that the "top 5" scores are over
+FIVE = [LABELS.index(name) for name in (
+    "atelectasis", "cardiomegaly", "edema", "consolidation", "pleural_effusion")]
+
+POLICIES = {                            # which of CheXbert's codes count as present
+    "uncertain_as_negative": (1,),      # positive
+    "uncertain_as_positive": (1, 3),    # positive, uncertain
+}
+BLEU_WEIGHTS = {                        # of 1-grams to 4-grams; BLEU-3's sum to 0.99, as published
+    "BLEU1": (1, 0, 0, 0),
+    "BLEU2": (.5, .5, 0, 0),
+    "BLEU3": (.33, .33, .33, 0),
+    "BLEU4": (.25, .25, .25, .25),
+}
+LEVELS = ("simple", "partial", "complete")      # of RadGraph F1; "partial" is the published one
 
 
-def same_items(prediction, reference):
-    """Two {id: text} about the same ids -> (ids, predictions, references), in the reference's order."""
-    lost, more = reference.keys() - prediction.keys(), prediction.keys() - reference.keys()
-    if lost or more:
-        raise InputError(f"{len(reference)} references and {len(prediction)} reports are not about the same images: without a "
-                         f"report: {few(lost)}; without a reference: {few(more)}.")
-    if not reference:
+def same_items(predictions, references):
+    """Two {id: text} -> (ids, predictions, references) in the order of the references.
+
+    InputError if they are not about the same ids, or if there are none.
+    """
+    unanswered = references.keys() - predictions.keys()
+    unasked = predictions.keys() - references.keys()
+    if unanswered or unasked:
+        raise InputError(
+            f"{len(references)} references and {len(predictions)} reports are not about the same "
+            f"images: without a report: {few(map(str, unanswered))}; "
+            f"without a reference: {few(map(str, unasked))}.")
+    if not references:
         raise InputError("there is no report to score.")
-    return list(reference), [prediction[i] for i in reference], list(reference.values())
-
-
-def few(names):
-    names = sorted(map(str, names))
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"
+    ids = list(references)
+    return ids, [predictions[name] for name in ids], [references[name] for name in ids]
 
 
 # ---- CheXbert F1 ----
+#
+# Codes (N, 14), a row a report, columns as LABELS: 0 blank, 1 positive, 2 negative, 3 uncertain;
+# of No Finding 0 or 1.
 
-def codes(labels, name):
-    """Label codes (N, 14) as integers: 0 blank, 1 positive, 2 negative, 3 uncertain; of No Finding 0 or 1."""
-    labels = np.asarray(labels)
-    if labels.ndim != 2 or labels.shape[1] != len(LABELS) or not len(labels):
-        raise InputError(f"{name} has shape {labels.shape}; label codes are a table of reports and {len(LABELS)} findings.")
-    if not np.isin(labels, (0, 1, 2, 3)).all() or (labels[:, -1] > 1).any():
-        raise InputError(f"{name} holds other codes than 0, 1, 2, 3 (No Finding: 0, 1).")
-    return labels
+def f1(hits, extras, misses):
+    """F1 = 2 hits / (2 hits + extras + misses); 0 where nothing is present on either side."""
+    return 2 * hits / np.maximum(2 * hits + extras + misses, 1)
 
 
-def f1(tp, fp, fn):
-    """2 tp / (2 tp + fp + fn), and 0 where nothing is positive on either side."""
-    return 2 * tp / np.maximum(2 * tp + fp + fn, 1)
-
-
-def counts(reference, prediction, positive):
-    """Hits, extras, misses as (N, 14) booleans."""
-    there, said = np.isin(reference, positive), np.isin(prediction, positive)
-    return there & said, ~there & said, there & ~said
+def compared(reference, prediction, codes):
+    """Which findings are hits, extras (false positives) and misses, as three booleans (N, 14)."""
+    wanted = np.isin(reference, codes)
+    given = np.isin(prediction, codes)
+    return wanted & given, ~wanted & given, wanted & ~given
 
 
 def chexbert_scores(reference, prediction, rows=slice(None)):
-    """The eight numbers of Table 2, {"uncertain_as_negative_micro_f1": …}. No Finding is an ordinary 14th class, and a class
-    without positives on either side scores 0 and stays in the macro mean."""
+    """Table 2's eight numbers, {"uncertain_as_negative_micro_f1": ...}, over `rows` of the codes.
+
+    Micro-F1 counts all findings of all reports together; macro-F1 is the mean of the findings' F1.
+    No Finding is an ordinary 14th class. A finding that neither side has scores 0 in that mean.
+    """
     scores = {}
-    for policy, positive in POLICIES.items():
-        tallies = [part[rows].sum(0) for part in counts(reference, prediction, positive)]
-        for end, classes in (("", slice(None)), ("_top5", FIVE)):
-            some = [part[classes] for part in tallies]
-            scores[f"{policy}_micro_f1{end}"] = float(f1(*(part.sum() for part in some)))
-            scores[f"{policy}_macro_f1{end}"] = float(f1(*some).mean())
+    for policy, codes in POLICIES.items():
+        outcomes = compared(reference, prediction, codes)
+        counts = np.array([outcome[rows].sum(0) for outcome in outcomes])           # (3, 14)
+        for ending, columns in (("", slice(None)), ("_top5", FIVE)):
+            chosen = counts[:, columns]
+            scores[f"{policy}_micro_f1{ending}"] = float(f1(*chosen.sum(1)))
+            scores[f"{policy}_macro_f1{ending}"] = float(f1(*chosen).mean())
     return scores
 
 
 def chexbert_details(reference, prediction):
-    """Per policy: F1, support, hits, extras and misses of each finding; precision, recall, F1 a report, averaged."""
+    """{policy: {"findings": {label: scores}, "examples": means of the reports' own scores}}."""
     details = {}
-    for policy, positive in POLICIES.items():
-        hits, extras, misses = counts(reference, prediction, positive)
-        tp, fp, fn = (part.sum(0) for part in (hits, extras, misses))
-        row = lambda part: part.sum(1).astype(float)
-        precision, recall = (row(hits) / np.maximum(row(hits) + row(other), 1) for other in (extras, misses))
+    for policy, codes in POLICIES.items():
+        outcomes = compared(reference, prediction, codes)
         details[policy] = {
-            "findings": {name: dict(f1=float(f1(tp[c], fp[c], fn[c])), support=int(tp[c] + fn[c]), hits=int(tp[c]),
-                                    extras=int(fp[c]), misses=int(fn[c])) for c, name in enumerate(LABELS)},
-            "examples": dict(precision=float(precision.mean()), recall=float(recall.mean()),
-                             f1=float(f1(row(hits), row(extras), row(misses)).mean()))}
+            "findings": scores_by_finding(*outcomes),
+            "examples": scores_by_report(*outcomes),
+        }
     return details
+
+
+def scores_by_finding(hits, extras, misses):
+    """Booleans (N, 14) -> {label: {"f1", "support", "hits", "extras", "misses"}}."""
+    scores = {}
+    for column, label in enumerate(LABELS):
+        counts = [int(outcome[:, column].sum()) for outcome in (hits, extras, misses)]
+        scores[label] = {
+            "f1": float(f1(*counts)),
+            "support": counts[0] + counts[2],
+            "hits": counts[0],
+            "extras": counts[1],
+            "misses": counts[2],
+        }
+    return scores
+
+
+def scores_by_report(hits, extras, misses):
+    """Booleans (N, 14) -> means over reports {"precision", "recall", "f1"}; 0 / 0 counts as 0."""
+    hits, extras, misses = (outcome.sum(1) for outcome in (hits, extras, misses))
+    return {
+        "precision": float((hits / np.maximum(hits + extras, 1)).mean()),
+        "recall": float((hits / np.maximum(hits + misses, 1)).mean()),
+        "f1": float(f1(hits, extras, misses).mean()),
+    }
 
 
 # ---- BLEU and ROUGE-L ----
 
 def tokens(texts):
-    """The official tokens: sentences by Punkt, then Treebank words, case kept."""
+    """Texts -> lists of words as the official code has them: Punkt's sentences, Treebank's words.
+
+    Case is kept. If the text were not split into sentences, full stops would stay glued to words.
+    """
     from nltk.tokenize import word_tokenize
     return [word_tokenize(text) for text in texts]
 
 
-def bleu(prediction, reference):
-    """Token lists -> (N, 4): NLTK's sentence BLEU-1..4 with smoothing method 4; nan where the prediction has no token, which
-    the official mean leaves out. (The weights of BLEU-3 sum to .99, as there.)"""
+def bleu(predictions, references):
+    """Token lists -> (N, 4): BLEU-1 to 4 of each report, NLTK's sentence BLEU, smoothing method 4.
+
+    A prediction without a token scores nan: the official mean leaves it out.
+    """
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
-    smooth = SmoothingFunction().method4
-    score = lambda said, there, weights: sentence_bleu([there], said, weights, smoothing_function=smooth)
-    return np.array([[score(said, there, w) if said else np.nan for w in BLEU_WEIGHTS.values()]
-                     for said, there in zip(prediction, reference)])
+    smoothing = SmoothingFunction().method4
+    scores = np.full((len(predictions), len(BLEU_WEIGHTS)), np.nan)
+    for row, prediction, reference in zip(scores, predictions, references):
+        if prediction:
+            row[:] = [sentence_bleu([reference], prediction, weights, smoothing_function=smoothing)
+                      for weights in BLEU_WEIGHTS.values()]
+    return scores
 
 
-def rouge_l(prediction, reference):
-    """Texts -> (N,) F-measure of the longest common subsequence, lower case, no stemming. The official code reports the
-    median of 500 unseeded bootstrap means; the plain mean is the same up to that noise."""
+def rouge_l(predictions, references):
+    """Texts -> (N,): F-measure of the longest common subsequence of lower-case words, not stemmed.
+
+    The official number is a median of 500 unseeded bootstrap means, which is the mean up to noise.
+    """
     from rouge_score.rouge_scorer import RougeScorer
     scorer = RougeScorer(["rougeL"], use_stemmer=False)
-    return np.array([scorer.score(there, said)["rougeL"].fmeasure for said, there in zip(prediction, reference)])
+    return np.array([scorer.score(reference, prediction)["rougeL"].fmeasure
+                     for prediction, reference in zip(predictions, references)])
 
 
 # ---- RadGraph F1 ----
 
-def facts(entities, level):
-    """The set that a report is compared by, from its RadGraph entities {key: {tokens, label, relations}}."""
-    found = set()
+def statements(entities, level):
+    """The set that two reports are compared by; entities are {key: {tokens, label, relations}}.
+
+    simple      (tokens, label) of each entity
+    partial     the same, and whether the entity has a relation
+    complete    each relation with its kind and target; (tokens, label) of entities without any
+    """
+    result = set()
     for entity in entities.values():
-        this = entity["tokens"], entity["label"]
+        words, label = entity["tokens"], entity["label"]
         if level == "simple" or not entity["relations"]:
-            found.add(this)
+            result.add((words, label))
         elif level == "partial":
-            found.add((*this, True))                    # only whether there is a relation
-        else:                                           # one for each relation, with its target; lower case here alone
-            found |= {(this[0].lower(), this[1], kind, entities[target]["tokens"].lower(), entities[target]["label"])
-                      for kind, target in entity["relations"]}
-    return found
+            result.add((words, label, True))
+        else:
+            for kind, target in entity["relations"]:
+                other = entities[target]
+                # the official code ignores case here and nowhere else
+                result.add((words.lower(), label, kind, other["tokens"].lower(), other["label"]))
+    return result
 
 
-def radgraph_rewards(prediction, reference, level="partial"):
-    """Annotations, lists of {"entities": {…}} -> (N, 3): F1, precision, recall a report; 0 where a side has no entity.
-    "partial" is the published one."""
+def radgraph_rewards(predictions, references, level="partial"):
+    """Annotations {"entities": {...}} -> (N, 3): F1, precision, recall of each report's statements.
+
+    They are 0 where a side has no entity. The three differ from the exact ratios by the official
+    code's 1e-10 in the denominators.
+    """
     rewards = []
-    for said, there in zip(prediction, reference):
-        said, there = facts(said["entities"], level), facts(there["entities"], level)
-        both, tiny = len(said & there), 1e-10
-        precision, recall = both / (len(said) + tiny), both / (len(there) + tiny)
-        rewards.append((2 * precision * recall / (precision + recall + tiny), precision, recall))
+    for prediction, reference in zip(predictions, references):
+        given = statements(prediction["entities"], level)
+        wanted = statements(reference["entities"], level)
+        hits = len(given & wanted)
+        precision = hits / (len(given) + 1e-10)
+        recall = hits / (len(wanted) + 1e-10)
+        f1_score = 2 * precision * recall / (precision + recall + 1e-10)
+        rewards.append((f1_score, precision, recall))
     return np.array(rewards)
 
 
-# ---- which images belong to a finding ----
+# ---- which images belong to a finding (the columns of Table 4) ----
 
 def unique_captions(rows):
-    """Numbers of the rows whose "caption" has not come before."""
-    first = {}
-    for n, row in enumerate(rows):
-        first.setdefault(row["caption"], n)
-    return sorted(first.values())
+    """Numbers of the rows {"caption": ...} whose caption has not come before, in order."""
+    seen = set()
+    numbers = []
+    for number, row in enumerate(rows):
+        if row["caption"] not in seen:
+            seen.add(row["caption"])
+            numbers.append(number)
+    return numbers
 
 
 def select(real, generated, finding):
-    """Numbers of the real rows of a finding, and of the generated ones with the same captions.
+    """Numbers of the real rows with a finding, and of the generated rows with the same captions.
 
-    Real rows {"caption", "labels"}: unique captions, the first kept, *then* those whose label is exactly 1 (0, -1 for
-    uncertain and nothing drop out). Generated rows {"caption"} are not made unique.
+    Real rows {"caption", "labels"} are made unique by caption first, keeping the first of each. Of
+    these, the ones with a label of exactly 1 have the finding: 0, -1 (uncertain) and blank do not.
+    Generated rows {"caption"} are not made unique.
     """
-    kept = [n for n in unique_captions(real) if real[n]["labels"].get(finding) == 1]
-    captions = {real[n]["caption"] for n in kept}
-    return kept, [n for n, row in enumerate(generated) if row["caption"] in captions]
+    chosen = [n for n in unique_captions(real) if real[n]["labels"].get(finding) == 1]
+    captions = {real[n]["caption"] for n in chosen}
+    matching = [n for n, row in enumerate(generated) if row["caption"] in captions]
+    return chosen, matching
 
 
-# ---- alignment of image and prompt ----
+# ---- alignment of images and prompts ----
 
-def alignment_mean(scores):
-    """Each cosine is rounded to 3 decimals before the mean is, as published."""
-    return round(float(np.mean([round(float(score), 3) for score in scores])), 3)
+def alignment_mean(cosines):
+    """Mean cosine, -1 to 1, higher is better; each is rounded to 3 decimals, then their mean is."""
+    return round(float(np.mean([round(float(cosine), 3) for cosine in cosines])), 3)

@@ -1,161 +1,164 @@
-"""evaluation/text_metrics.py against the reference values, edge cases included, and what it refuses."""
-import json
-
+"""evaluation/text_metrics.py: the reference values, edge cases included, and what is refused."""
 import numpy as np
 import pytest
 
-from evaluation import text_metrics as tm
 from common.processes import InputError
-from helpers import GOLDEN, needs_golden
+from evaluation import text_metrics as metrics
 
-
-@pytest.fixture(scope="module")
-def gold():
-    return json.loads((GOLDEN / "metrics.json").read_text())
+BLEU = list(metrics.BLEU_WEIGHTS)
 
 
 # ---- CheXbert F1 ----
 
-@needs_golden
-@pytest.mark.parametrize("policy", tm.POLICIES)
-def test_chexbert(gold, policy):
-    part = gold["chexbert_f1"]
-    want, limit = part[policy], gold["tolerances"]["chexbert_f1"]
-    reference, prediction = tm.codes(part["reference"], "the reference"), tm.codes(part["prediction"], "the prediction")
-    got = tm.chexbert_scores(reference, prediction)
-    for ours, theirs in (("micro_f1", "micro_f1_14"), ("macro_f1", "macro_f1_14"), ("micro_f1_top5", "micro_f1_5"), ("macro_f1_top5", "macro_f1_5")):
-        assert abs(got[f"{policy}_{ours}"] - want[theirs]) <= limit
-    details = tm.chexbert_details(reference, prediction)[policy]
-    for name, finding in details["findings"].items():
-        assert abs(finding["f1"] - want["per_class_f1"][name]) <= limit and finding["support"] == want["support"][name]
+@pytest.mark.parametrize("policy", metrics.POLICIES)
+def test_chexbert_f1_is_the_official_one(golden_metrics, policy):
+    golden = golden_metrics["chexbert_f1"]
+    tolerance = golden_metrics["tolerances"]["chexbert_f1"]
+    values, official = golden[policy], golden[policy]["official_formula"]
+    codes = np.array(golden["reference"]), np.array(golden["prediction"])
+    scores = metrics.chexbert_scores(*codes)
+    for ours, theirs in (("micro_f1", "micro_f1_14"), ("macro_f1", "macro_f1_14"),
+                         ("micro_f1_top5", "micro_f1_5"), ("macro_f1_top5", "macro_f1_5")):
+        assert abs(scores[f"{policy}_{ours}"] - values[theirs]) <= tolerance
+
+    details = metrics.chexbert_details(*codes)[policy]
+    for label, finding in details["findings"].items():
+        assert abs(finding["f1"] - values["per_class_f1"][label]) <= tolerance
+        assert finding["support"] == values["support"][label]
     for ours, theirs in (("hits", "tp"), ("extras", "fp"), ("misses", "fn")):
-        assert sum(finding[ours] for finding in details["findings"].values()) == want[theirs]
-    assert abs(details["examples"]["f1"] - want["example_f1_zero_division_0"]) <= limit
-    assert abs(details["examples"]["precision"] - want["official_formula"]["ce_precision"]) <= limit
-    assert abs(details["examples"]["recall"] - want["official_formula"]["ce_recall"]) <= limit
+        assert sum(counts[ours] for counts in details["findings"].values()) == values[theirs]
+    assert details["examples"] == pytest.approx({
+        "precision": official["ce_precision"], "recall": official["ce_recall"],
+        "f1": values["example_f1_zero_division_0"]}, abs=tolerance)
 
 
-@needs_golden
-def test_order_of_the_findings(gold):
-    assert tm.LABELS == gold["chexbert_f1"]["order"] and tm.FIVE == gold["chexbert_f1"]["five_indices"]
+def test_the_order_of_the_findings_is_chexberts(golden_metrics):
+    assert metrics.LABELS == golden_metrics["chexbert_f1"]["order"]
+    assert metrics.FIVE == golden_metrics["chexbert_f1"]["five_indices"]
 
 
-def test_chexbert_by_hand():
-    """Two reports: a hit, an uncertain one said positive, a miss; twelve findings without positives stay in the macro."""
-    reference, prediction = np.zeros((2, 14), int), np.zeros((2, 14), int)
+def test_chexbert_f1_by_hand():
+    """Two reports: a hit, an uncertain finding called positive, a miss; the rest is blank."""
+    reference, prediction = np.zeros((2, 2, 14), int)
     reference[0, 1], prediction[0, 1] = 1, 1
     reference[1, 1], prediction[1, 1] = 3, 1
     reference[1, 4], prediction[1, 4] = 1, 2
-    got = tm.chexbert_scores(reference, prediction)
-    assert got["uncertain_as_negative_micro_f1"] == 2 / (2 + 1 + 1)
-    assert got["uncertain_as_positive_micro_f1"] == 4 / (4 + 0 + 1)
-    assert got["uncertain_as_positive_macro_f1"] == pytest.approx(1 / 14)
-    assert got["uncertain_as_negative_macro_f1_top5"] == pytest.approx(2 / 3 / 5)
-    assert tm.chexbert_scores(reference, prediction, [0])["uncertain_as_negative_micro_f1"] == 1
-
-
-@pytest.mark.parametrize("labels, sentence", [
-    (np.zeros((3, 13), int), r"shape \(3, 13\)"), (np.zeros((0, 14), int), r"shape \(0, 14\)"), (np.full((2, 14), 4), "other codes"),
-    (np.full((2, 14), 3), "other codes"), (np.full((2, 14), np.nan), "other codes")])
-def test_bad_codes(labels, sentence):
-    with pytest.raises(InputError, match=sentence):
-        tm.codes(labels, "the prediction")
+    scores = metrics.chexbert_scores(reference, prediction)
+    assert scores["uncertain_as_negative_micro_f1"] == 2 / (2 + 1 + 1)
+    assert scores["uncertain_as_positive_micro_f1"] == 4 / (4 + 0 + 1)
+    assert scores["uncertain_as_positive_macro_f1"] == pytest.approx(1 / 14)
+    assert scores["uncertain_as_negative_macro_f1_top5"] == pytest.approx(2 / 3 / 5)
+    first_only = metrics.chexbert_scores(reference, prediction, rows=[0])
+    assert first_only["uncertain_as_negative_micro_f1"] == 1
 
 
 # ---- BLEU, ROUGE-L ----
 
-@needs_golden
-def test_bleu_of_stored_tokens(gold):
+def test_bleu_is_nltks(golden_metrics):
     pytest.importorskip("nltk")
-    pairs, limit = gold["report_text"]["pairs"], gold["tolerances"]["bleu"]
-    got = tm.bleu([p["prediction_tokens"] for p in pairs], [p["reference_tokens"] for p in pairs])
-    for row, p in zip(got, pairs):
-        assert np.abs(row - [p[name] for name in tm.BLEU_WEIGHTS]).max() <= limit
-    assert np.abs(got.mean(0) - [gold["report_text"]["official_mean"][name] for name in tm.BLEU_WEIGHTS]).max() <= limit
+    golden, tolerance = golden_metrics["report_text"], golden_metrics["tolerances"]["bleu"]
+    pairs = golden["pairs"]
+    scores = metrics.bleu([pair["prediction_tokens"] for pair in pairs],
+                          [pair["reference_tokens"] for pair in pairs])
+    for row, pair in zip(scores, pairs):
+        assert row == pytest.approx([pair[name] for name in BLEU], abs=tolerance)
+    means = [golden["official_mean"][name] for name in BLEU]
+    assert scores.mean(0) == pytest.approx(means, abs=tolerance)
 
 
-@needs_golden
-def test_bleu_of_edge_cases(gold):
-    """Every edge case is its own sentence, so splitting at blanks and before the last stop gives the official tokens."""
+def test_bleu_of_edge_cases(golden_metrics):
+    """One token, no overlap, the text "nan"; an empty prediction has no score."""
     pytest.importorskip("nltk")
-    words = lambda text: text.replace(":", " :").replace(".", " .").split()
-    cases = gold["report_text"]["edge_cases"]
-    got = tm.bleu([words(c["prediction"]) for c in cases], [words(c["reference"]) for c in cases])
-    for row, case in zip(got, cases):
-        assert np.isnan(row).all() if case["bleu"] is None else \
-            np.abs(row - [case["bleu"][name] for name in tm.BLEU_WEIGHTS]).max() <= gold["tolerances"]["bleu"]
-    assert sum(case["bleu"] is None for case in cases) == 1
+    cases = golden_metrics["report_text"]["edge_cases"]
+    tolerance = golden_metrics["tolerances"]["bleu"]
+
+    def words(text):                # the official tokens, as every case is one sentence
+        return text.replace(":", " :").replace(".", " .").split()
+
+    scores = metrics.bleu([words(case["prediction"]) for case in cases],
+                          [words(case["reference"]) for case in cases])
+    for row, case in zip(scores, cases):
+        official = [np.nan] * 4
+        if case["bleu"] is not None:
+            official = [case["bleu"][name] for name in BLEU]
+        assert row == pytest.approx(official, abs=tolerance, nan_ok=True)
+    assert np.isnan(scores).any()
 
 
-@needs_golden
-def test_tokens(gold):
+def test_tokens_are_the_official_ones(golden_metrics):
     nltk = pytest.importorskip("nltk")
     try:
         nltk.data.find("tokenizers/punkt_tab")
     except LookupError:
         pytest.skip("Punkt's data is not here")
-    for p in gold["report_text"]["pairs"]:
-        assert tm.tokens([p["prediction"], p["reference"]]) == [p["prediction_tokens"], p["reference_tokens"]]
+    for pair in golden_metrics["report_text"]["pairs"]:
+        tokens = metrics.tokens([pair["prediction"], pair["reference"]])
+        assert tokens == [pair["prediction_tokens"], pair["reference_tokens"]]
 
 
-@needs_golden
-def test_rouge_l(gold):
+def test_rouge_l_is_the_official_one(golden_metrics):
     pytest.importorskip("rouge_score")
-    part, limit = gold["report_text"], gold["tolerances"]["rougeL_per_pair"]
-    got = tm.rouge_l([p["prediction"] for p in part["pairs"]], [p["reference"] for p in part["pairs"]])
-    assert np.abs(got - [p["rougeL"]["fmeasure"] for p in part["pairs"]]).max() <= limit
-    assert abs(got.mean() - part["rougeL_plain_mean"]) <= limit
-    got = tm.rouge_l([c["prediction"] for c in part["edge_cases"]], [c["reference"] for c in part["edge_cases"]])
-    assert np.abs(got - [c["rougeL_f"] for c in part["edge_cases"]]).max() <= limit
+    golden = golden_metrics["report_text"]
+    tolerance = golden_metrics["tolerances"]["rougeL_per_pair"]
+    items = golden["pairs"] + golden["edge_cases"]
+    scores = metrics.rouge_l([item["prediction"] for item in items],
+                             [item["reference"] for item in items])
+    official = [pair["rougeL"]["fmeasure"] for pair in golden["pairs"]]
+    official += [case["rougeL_f"] for case in golden["edge_cases"]]
+    assert scores == pytest.approx(official, abs=tolerance)
 
 
-# ---- RadGraph, selection, alignment ----
+# ---- RadGraph F1 ----
 
-@needs_golden
-@pytest.mark.parametrize("level", tm.LEVELS)
-def test_radgraph(gold, level):
-    part, limit = gold["radgraph_reward"], gold["tolerances"]["radgraph"]
-    got = tm.radgraph_rewards([p["prediction"] for p in part["pairs"]], [p["reference"] for p in part["pairs"]], level)
-    names = ("f1", "precision", "recall")
-    assert np.abs(got - [[p[level][name] for name in names] for p in part["pairs"]]).max() <= limit
-    assert np.abs(got.mean(0) - [part["mean"][level][name] for name in names]).max() <= limit
-
-
-def test_radgraph_lower_case():
-    """Only "complete" looks past capitals, in the entity and in what it is related to, and only where there is a relation."""
-    make = lambda word, place: [{"entities": {"1": {"tokens": word, "label": "OBS-DP", "relations": [["located_at", "2"]]},
-                                              "2": {"tokens": place, "label": "ANAT-DP", "relations": []}}}]
-    score = lambda level, *words: tm.radgraph_rewards(make(*words), make("edema", "lung"), level)[0, 0]
-    assert score("complete", "Edema", "lung") == pytest.approx(1)
-    assert score("complete", "edema", "Lung") == pytest.approx(0.5)      # the relation is the same, the lung itself is not
-    assert score("partial", "Edema", "lung") == pytest.approx(0.5) and score("simple", "Edema", "Lung") == 0
+@pytest.mark.parametrize("level", metrics.LEVELS)
+def test_radgraph_f1_is_the_official_one(golden_metrics, level):
+    pairs = golden_metrics["radgraph_reward"]["pairs"]
+    rewards = metrics.radgraph_rewards([pair["prediction"] for pair in pairs],
+                                       [pair["reference"] for pair in pairs], level)
+    official = [[pair[level][name] for name in ("f1", "precision", "recall")] for pair in pairs]
+    assert np.abs(rewards - official).max() <= golden_metrics["tolerances"]["radgraph"]
 
 
-@needs_golden
-def test_selection(gold):
-    part = gold["conditional_selection"]
-    real, generated = part["real_rows"], part["synthetic_rows"]
-    assert [real[n]["path"] for n in tm.unique_captions(real)] == part["after_caption_dedup"]
-    for finding, want in part["expected"].items():
-        kept, made = tm.select(real, generated, finding)
-        assert [real[n]["path"] for n in kept] == want["real"] and [generated[n]["file"] for n in made] == want["synthetic"]
-    assert tm.select(real, generated, "Fracture") == ([], [])
+@pytest.mark.parametrize("level, finding, place, expected", [
+    ("simple", "Edema", "Lung", 0),
+    ("partial", "Edema", "lung", 0.5),
+    ("complete", "Edema", "lung", 1),
+    ("complete", "edema", "Lung", 0.5),         # the lung itself has no relation: its case counts
+])
+def test_only_complete_relations_ignore_case(level, finding, place, expected):
+    def annotation(finding, place):
+        return {"entities": {
+            "1": {"tokens": finding, "label": "OBS-DP", "relations": [["located_at", "2"]]},
+            "2": {"tokens": place, "label": "ANAT-DP", "relations": []}}}
+
+    pair = [annotation(finding, place)], [annotation("edema", "lung")]
+    assert metrics.radgraph_rewards(*pair, level)[0, 0] == pytest.approx(expected)
 
 
-@needs_golden
-def test_alignment(gold):
-    part = gold["alignment"]
-    assert tm.alignment_mean(part["scores_raw"]) == part["mean_of_rounded_rounded3"]
-    assert tm.alignment_mean([0.0006, 0.0006, 0.0001]) == 0.001 != round(0.0013 / 3, 3), "each is rounded before the mean"
+# ---- which images have a finding; alignment; which reports are compared ----
+
+def test_images_of_a_finding(golden_metrics):
+    golden = golden_metrics["conditional_selection"]
+    real, generated = golden["real_rows"], golden["synthetic_rows"]
+    unique = [real[number]["path"] for number in metrics.unique_captions(real)]
+    assert unique == golden["after_caption_dedup"]
+    for finding, expected in golden["expected"].items():
+        chosen, matching = metrics.select(real, generated, finding)
+        assert [real[number]["path"] for number in chosen] == expected["real"]
+        assert [generated[number]["file"] for number in matching] == expected["synthetic"]
+    assert metrics.select(real, generated, "Fracture") == ([], [])
 
 
-# ---- what is refused ----
+def test_each_cosine_is_rounded_before_the_mean(golden_metrics):
+    golden = golden_metrics["alignment"]
+    assert metrics.alignment_mean(golden["scores_raw"]) == golden["mean_of_rounded_rounded3"]
+    assert metrics.alignment_mean([0.0006, 0.0006, 0.0001]) == 0.001, "unrounded it would be 0"
 
-def test_reports_and_references_must_be_about_the_same_images():
-    assert tm.same_items({"b": "y", "a": "x"}, {"a": "1", "b": "2"}) == (["a", "b"], ["x", "y"], ["1", "2"])
-    with pytest.raises(InputError, match="2 references and 1 reports.*without a report: b; without a reference: none"):
-        tm.same_items({"a": "x"}, {"a": "1", "b": "2"})
-    with pytest.raises(InputError, match="without a report: a, c, d and 1 more; without a reference: b"):
-        tm.same_items({"b": "x"}, {"a": "1", "c": "2", "d": "", "e": ""})
+
+def test_reports_and_references_must_be_of_the_same_images():
+    ids, predictions, references = metrics.same_items({"b": "y", "a": "x"}, {"a": "1", "b": "2"})
+    assert (ids, predictions, references) == (["a", "b"], ["x", "y"], ["1", "2"])
+    with pytest.raises(InputError, match="2 references and 1 .* report: b; .* reference: nothing"):
+        metrics.same_items({"a": "x"}, {"a": "1", "b": "2"})
     with pytest.raises(InputError, match="no report to score"):
-        tm.same_items({}, {})
+        metrics.same_items({}, {})
