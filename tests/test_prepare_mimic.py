@@ -669,7 +669,7 @@ def test_reports_do_not_go_to_another_host(built, tmp_path):
 
 
 def test_cleaned_by_a_model_on_this_machine(built, tmp_path):
-    from test_rules import Server, report_in
+    from llm_server import Server, report_in
 
     def reply(n, body):
         if "Study number 2 " in report_in(body):

@@ -10,8 +10,10 @@ import json
 import re
 from bisect import bisect
 
-from mimic.cleaning.change import HARMLESS, dates, now
-from mimic.cleaning.words import DATE, DOUBT, FINDING, SEVERITY, SIDE, SIZE, sentences
+from mimic.cleaning.blanks import dates
+from mimic.cleaning.now import now
+from mimic.cleaning.sentences import sentences
+from mimic.cleaning.words import DATE, DOUBT, FINDING, HARMLESS, SEVERITY, SIDE, SIZE
 
 STEM = re.compile(r"(?:ies|es|s|ed|ing|ly|al)$")
 STOP = set("a an and are as at be been both by for from has have in into is it no not of on or over seen shows that the "

@@ -36,45 +36,24 @@ EARLIER = (r"(?:prior|previous|earlier|preceding|last|most recent|recent|compari
 PRIOR = (rf"(?:the |a |an |those |that )?(?:{EARLIER}(?!\w)|examination|radiographs|films|studies|exams|priors?|chest|portable|"
          rf"CT|x-ray|multiple|day|same|{DATE}|{TIME})(?: (?:{EARLIER}(?!\w)|examination|radiographs|films|studies|exams|chest|"
          rf"portable|CT|x-rays?|image|scan|of|from|dated|on|performed|obtained|at|the|{DATE}|{TIME}))" + "{0,8}")
-
-
-def has_words(text):
-    """More than blanks and punctuation."""
-    return bool(re.search(r"[^\W\d_]{2}", text))
+# words of change
+MUCH = (r"(?:significant|relevant|interval|major|appreciable|substantial|important|definite|notable|short-interval|radiographic|"
+        r"essentially|largely|grossly|relatively|overall|otherwise|(?:not )?(?:significantly|substantially|"
+        r"appreciably)|not|slightly|markedly|mildly|moderately|somewhat|quite|very|further)")
+SAME = rf"(?:{MUCH} ){{0,4}}(?:unchanged|stable|similar|unaltered|changed|as before|the same)"
+COMPARED = rf"(?:as |when )?(?:compared|in comparison|comparison is made|relative|comparing|allowing for) (?:to|with)"
+THAN = (rf"(?: (?:(?:{COMPARED}|from|since|to|as on|over) {PRIOR}|in (?:the )?(?:position|appearance|size|"
+        r"extent|severity|degree|interval)(?: and (?:position|appearance|size|extent))?|as before|overall)){0,3}")
+END = r"(?=[,;.]|$)"
+IS = r"(?:is|are|remains?|appears?|has been|have been|has|have)"
+WORSE = r"(?:increased|decreased|improved|worsened|progressed|enlarged|grown|diminished)"
+OTHER = "(?:larger|bigger|smaller|worse|better)"
+HARMLESS = re.compile(rf"\b(?:stable|unchanged) to {SEVERITY} {WORSE}\b|"
+                      rf"\b(?:no|not|little|without|{SEVERITY}) (?:{MUCH} ){{0,4}}changed?s?\b|"
+                      rf"\bnot (?:{MUCH} ){{0,4}}(?!enlarged){WORSE}\b|"
+                      rf"\b(?:has|have) (?:{MUCH} ){{0,4}}{WORSE}\b|\b{SAME}\b", I)
 
 
 def facts(text):
     """The words of `text` that no rule may lose."""
     return Counter(found[0].lower() for found in FACT.finditer(text))
-
-
-def sentences(text):
-    """Cut after . ! ? but not in decimals or after titles.
-
-    >>> sentences("Nodule of 1.5 cm. Seen by Dr. ___ today. Clear.")
-    ['Nodule of 1.5 cm.', 'Seen by Dr. ___ today.', 'Clear.']
-    """
-    found, parts = [], []
-    for piece in re.split(r"(?<=[.!?])\s+", text.strip()):
-        parts += [piece] * bool(piece)
-        if not re.search(r"\b(?:Drs?|Mrs?|Ms|Prof|vs|approx|e\.g|i\.e|[ap]\.m)\.$", piece[-8:], I):
-            found.extend([" ".join(parts)] * bool(parts))
-            parts = []
-    return found + [" ".join(parts)] * bool(parts)
-
-
-def ended(text):
-    """A cut sentence gets its full stop back; without words nothing is left."""
-    text = text.strip(" ,;:-")
-    return text + "." if has_words(text) and text[-1] not in ".!?" else text if has_words(text) else ""
-
-
-def tidy(sentence):
-    """
-    >>> tidy("small effusion , stable  . .")
-    'Small effusion, stable.'
-    """
-    sentence = re.sub(r" ([,.;:)])", r"\1", " ".join(sentence.split()))
-    sentence = re.sub(r"([,;:])(?: ?[,;:])+", r"\1", sentence)
-    sentence = re.sub(r"[,;:]\.|\.(?: ?\.)+", ".", sentence).strip(" ,;:-")
-    return sentence[:1].upper() + sentence[1:]

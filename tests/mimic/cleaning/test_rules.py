@@ -2,9 +2,7 @@
 import doctest
 import functools
 import json
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -12,23 +10,24 @@ import pytest
 from mimic.cleaning import rules as cleaning
 from mimic.cleaning import change as comparing
 from mimic.cleaning import guards
-from mimic.cleaning import llm
+from mimic.cleaning import blanks, context, endpoint, llm, now
+from mimic.cleaning import sentences as cutting
 import prepare_mimic
 from phantom import facts as prepare_phantom
 from mimic import sections
 from mimic import sources
-from mimic.cleaning import words as wording
-from common.processes import InputError
+from common.cli import InputError
+from llm_server import Server, report_in
 
 prepare_phantom.conflict = functools.lru_cache(maxsize=None)(prepare_phantom.conflict)         # thousands of draws below; 625 pairs
 
 
-@pytest.mark.parametrize("module", [cleaning, comparing, wording, guards, sections, sources], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [cleaning, context, comparing, now, blanks, cutting, guards, sections, sources], ids=lambda m: m.__name__)
 def test_examples_in_docstrings(module):
     result = doctest.testmod(module)
     assert result.failed == 0 and result.attempted > 0
     if module is cleaning:
-        for rule in (*cleaning.TEXT_RULES, *cleaning.CLAUSE_RULES, cleaning.lateral_remarks):
+        for rule in (*cleaning.TEXT_RULES, *cleaning.CLAUSE_RULES, context.lateral_remarks):
             assert ">>>" in rule.__doc__, f"{rule.__name__} has no example"
 
 
@@ -375,39 +374,9 @@ def test_answers(content, finish, wrong):
 
 # ---- a server on this machine that plays the language model ----
 
-class Server:
-    """Answers with `self.reply(number of the request, body)`: a dictionary is an answer, a number an HTTP status."""
-
-    def __init__(self, reply):
-        self.bodies, self.lock, outer = [], threading.Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with outer.lock:
-                    outer.bodies.append(body)
-                    number = len(outer.bodies)
-                found = reply(number, body)
-                content = json.dumps({"choices": [{"message": {"content": found if isinstance(found, str | list) else json.dumps(found)},
-                                                   "finish_reason": "stop"}]}).encode()
-                self.send_response(found if isinstance(found, int) else 200)
-                if found == 429:
-                    self.send_header("Retry-After", "0")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_):
-                return None
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-
 @pytest.fixture
 def serve(monkeypatch):
-    monkeypatch.setattr(llm, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
     servers = []
     yield lambda reply: servers.append(Server(reply)) or servers[-1]
     for server in servers:
@@ -420,7 +389,6 @@ def settings(server, **more):
 
 
 TEXTS = [(f"s5000000{n}/report", f"Small left effusion. No pneumothorax. Case {n}.", None) for n in range(4)]
-report_in = lambda body: body["messages"][3]["content"].removeprefix("<<<REPORT\n").removesuffix("\nREPORT>>>")
 good = lambda n, body: {"findings": report_in(body).removeprefix("FINDINGS:\n"), "impression": None}
 
 
@@ -503,8 +471,8 @@ def test_addresses_that_two_readers_could_read_differently_are_refused(url):
 def test_the_request_goes_to_the_host_that_was_judged():
     import urllib.request
     for url in ("http://127.0.0.1:8000/v1", "http://[::1]:8000", "https://api.example.com/v1/", "http://a_b.example-1.com:80/x"):
-        asked = urllib.request.Request(llm.Endpoint(prepare_mimic.Settings(llm_url=url)).url)
-        assert asked.host.rpartition(":")[0].strip("[]") in (llm.host_of(url), "") or asked.host == llm.host_of(url)
+        asked = urllib.request.Request(endpoint.Endpoint(prepare_mimic.Settings(llm_url=url)).url)
+        assert asked.host.rpartition(":")[0].strip("[]") in (endpoint.host_of(url), "") or asked.host == endpoint.host_of(url)
 
 
 def test_a_key_with_a_line_break_is_refused(monkeypatch):
@@ -529,7 +497,7 @@ def test_a_server_that_refuses_everything_ends_the_run(serve, tmp_path, number):
     server = serve(lambda n, body: 400)
     with pytest.raises(InputError, match="llm-model"):
         llm.clean_all(settings(server), tmp_path / "a.jsonl", [(f"s{n}/report", f"Effusion {n}.", None) for n in range(number)])
-    assert len(server.bodies) <= llm.HOPELESS + 4 and (tmp_path / "a.jsonl").read_text() == ""
+    assert len(server.bodies) <= endpoint.HOPELESS + 4 and (tmp_path / "a.jsonl").read_text() == ""
 
 
 @pytest.mark.parametrize("reply", [["x"], [{"type": "text"}], "[" * 100_000, '{"findings": ' * 50_000, "[1]", "null",
