@@ -72,10 +72,8 @@ def read_text(path):
     """The text of a UTF-8 file without its byte-order mark; InputError if it is no such file."""
     try:
         return Path(path).read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}.") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a text file in UTF-8 (byte {error.start}).") from None
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{path} is missing or not a text file in UTF-8.") from None
 
 
 def lines_of(text):
