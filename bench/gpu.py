@@ -59,7 +59,7 @@ def measure(stage, B, grid, recompute, compiled):
     step = cost.Step("u", und=B, text=32 + TEXT, answer=TEXT) if stage == 1 else cost.Step(
         "g", gen=B, report=TEXT, size=16 * grid, latents=grid ** 2, vae=VAEConfig(),
         projector=2048 if stage == 2 else 0, encoder=RAD_DINO if stage == 2 else None)
-    step.recompute, step.accumulates = recompute, False
+    step.recompute = recompute
     if compiled:
         module.compile()
 
@@ -85,7 +85,7 @@ def measure(stage, B, grid, recompute, compiled):
     peak = cost.peak_flops(torch.device("cuda"))
     share = f"{cost.model_flops(model.cfg, step) / seconds / peak:.2f} of the peak" if peak else "of a GPU without a known peak"
     print(f"stage {stage}, {B} images, recompute {recompute}, compiled {compiled}: {1e3 * seconds:.0f} ms, {B / seconds:.1f} images/s, "
-          f"{share}, {torch.cuda.max_memory_allocated() / 1e9:.1f} GB, estimated {cost.memory(model.cfg, step)[1]['total'] / 1e9:.1f}",
+          f"{share}, {torch.cuda.max_memory_allocated() / 1e9:.1f} GB, estimated {cost.memory(model.cfg, step)['total'] / 1e9:.1f}",
           flush=True)
 
 
