@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common.processes import InputError, generator
+from common.cli import InputError
+from common.processes import generator
 
 BLOCK = 1024            # rows of a distance matrix that are looked at together
 NAMES = ("fd", "kd", "precision", "recall", "density", "coverage")

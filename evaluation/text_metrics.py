@@ -9,7 +9,7 @@ Lists are parallel: prediction i and reference i are reports of the same image.
 """
 import numpy as np
 
-from common.processes import InputError
+from common.cli import InputError
 from mimic.annotations import FINDINGS
 from weights.files import few
 

@@ -75,14 +75,14 @@ def random_chexbert(seed=0):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(seed)
     config = transformers.BertConfig(
-        vocab_size=len(CHEXBERT_WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=len(CHEXBERT_WORDS), hidden_size=128, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=48, max_position_embeddings=16, attn_implementation="eager")
     bert = transformers.BertModel(config).eval()
     with torch.no_grad():
         for p in bert.parameters():
             p.add_(torch.randn(p.shape) * 0.2)
     # thirteen findings with four answers each; "no finding", the last, is yes or no
-    heads = [torch.nn.Linear(32, 2 if i == 13 else 4) for i in range(14)]
+    heads = [torch.nn.Linear(128, 2 if i == 13 else 4) for i in range(14)]
     return bert, heads
 
 

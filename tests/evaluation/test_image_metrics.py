@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from common.processes import InputError
+from common.cli import InputError
 from evaluation import image_metrics as metrics
 from helpers import GOLDEN
 

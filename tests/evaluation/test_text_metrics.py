@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from common.processes import InputError
+from common.cli import InputError
 from evaluation import text_metrics as metrics
 
 BLEU = list(metrics.BLEU_WEIGHTS)
