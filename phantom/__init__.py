@@ -1,7 +1,8 @@
 """The phantom: a chest X-ray drawn by formula, whose findings are known exactly. A toy, not a radiograph.
 
-    facts        a report <-> the facts that it states, exactly
-    draw         facts -> pixels
+    facts        which findings there are; a report <-> the facts that it states, exactly
+    anatomy      one healthy person, and all that a picture without findings shows
+    draw         facts -> pixels; its docstring says how to add a finding
     prepare      draws and packs the data set, makes its tokenizer
     train_vae    trains a small autoencoder for it
 """
