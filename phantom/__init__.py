@@ -1,4 +1,4 @@
-"""The phantom: a chest X-ray drawn by formula, whose findings are known exactly. A toy, not a radiograph.
+"""The phantom: a toy chest X-ray, drawn by formula, whose findings are known exactly.
 
     facts        which findings there are; a report <-> the facts that it states, exactly
     anatomy      one healthy person, and all that a picture without findings shows
