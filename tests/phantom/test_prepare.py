@@ -1,92 +1,124 @@
-"""Packing phantoms: the same bytes from the same settings, nothing lost on the way, a tokenizer, a contact sheet."""
-import hashlib
+"""Packing phantoms: the same bytes from the same settings, rows that fit pictures, a tokenizer."""
 import json
 import os
 
 import numpy as np
 import pytest
 
-from common import processes as common
-from phantom import facts as F
-from phantom import prepare as P
+from common.cli import InputError
+from common.files import digest
+from common.packed import Packed
+from phantom import prepare
+from phantom.facts import PROMPTS, facts_to_report, report_to_facts, sample_facts
+from phantom.prepare import SPLITS, Settings, held_out, make, make_tokenizer
+
+COUNTS = {"train": 20, "val": 6, "test": 6}
 
 
 def rng(*key):
     return np.random.default_rng(key)
 
 
-def shrink(picture):
-    return picture.reshape(len(picture) // 2, 2, -1, 2).mean((1, 3))
+def run(out, *options):
+    prepare.main([*f"--out {out} --train 20 --val 6 --test 6 --size 64".split(), *options])
 
 
-def test_tokenizer():
-    reports = [F.facts_to_report(F.sample_facts(rng(i)), rng(i)) for i in range(2000)]
-    tokenizer = P.make_tokenizer(reports, 512)
-    assert [tokenizer.token_to_id(t) for t in ("<bos>", "<eos>", "<soi>", "<eoi>")] == [0, 1, 2, 3]
+def contents(folder):
+    """{file: hash} of all files of a folder."""
+    return {str(path.relative_to(folder)): digest(path) for path in folder.rglob("*.*")}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    out = tmp_path_factory.mktemp("data")
+    run(out, "--workers", "1")
+    return out
+
+
+# ---- what is in it ----
+
+def test_the_number_of_workers_changes_nothing(root, tmp_path):
+    run(tmp_path, "--workers", "3")
+    assert contents(tmp_path) == contents(root)
+
+
+def test_splits_hold_different_phantoms(root):
+    sets = [Packed(root, "und", 64, split) for split in SPLITS]
+    assert {split: len(packed) for split, packed in zip(SPLITS, sets)} == COUNTS
+    pictures = {packed.image(i).numpy().tobytes() for packed in sets for i in range(len(packed))}
+    assert len(pictures) == 32
+    assert len({row["id"] for packed in sets for row in packed.rows}) == 32
+
+
+def test_rows_say_what_is_in_the_picture(root):
+    full, half = Packed(root, "und", 64, "train"), Packed(root, "gen", 32, "train")
+    for i, row in enumerate(full.rows):
+        assert report_to_facts(row["report"]) == frozenset(map(tuple, row["labels"]))
+        assert row["prompt"] in PROMPTS
+        assert half.rows[i] == row
+        means = full.image(i).numpy().reshape(32, 2, 32, 2).mean((1, 3))
+        assert np.abs(means - half.image(i).numpy()).max() <= 0.5
+
+
+def test_a_phantom_depends_on_seed_split_and_number_alone(root):
+    row, picture = make(Settings(size=64, train=999), "train", 3)
+    packed = Packed(root, "gen", 64, "train")
+    assert row == packed.rows[3] and (picture == packed.image(3).numpy()).all()
+    assert (picture != make(Settings(size=64, seed=1), "train", 3)[1]).any()
+
+    row, picture = held_out(Settings(size=64), 2)
+    packed = Packed(root, "gen", 64, "test")
+    assert row == packed.rows[2] and (picture == packed.image(2).numpy()).all()
+
+
+def test_the_tokenizer_writes_any_text_and_reports_in_few_tokens(root):
+    reports = [facts_to_report(sample_facts(rng(i)), rng(i)) for i in range(1000)]
+    tokenizer = make_tokenizer(reports, 512)
+    special = [tokenizer.token_to_id(token) for token in ("<bos>", "<eos>", "<soi>", "<eoi>")]
+    assert special == [0, 1, 2, 3]
     lengths = [len(tokenizer.encode(report).ids) for report in reports]
-    assert np.mean(lengths) < 45 and max(lengths) <= 64 and tokenizer.get_vocab_size() <= 512
+    assert np.mean(lengths) < 45 and max(lengths) <= 64
+    assert tokenizer.get_vocab_size() <= 512
     for text in [*reports[:50], "Ärger 42 µm, \n 肺?"]:
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
-    assert tokenizer.to_str() == P.make_tokenizer(reports, 512).to_str()
+    assert tokenizer.to_str() == make_tokenizer(reports, 512).to_str()
+    packed = json.loads((root / "tokenizer.json").read_text())
+    assert packed["added_tokens"][0]["content"] == "<bos>"
 
 
-def pack_all(out, *options):
-    return P.main(["--out", str(out), "--train", "20", "--val", "6", "--test", "6", "--size", "64", *options])
+# ---- started again ----
+
+def test_the_same_command_does_nothing_twice(root, capsys):
+    before = contents(root)
+    run(root)
+    assert "already" in capsys.readouterr().out
+    assert contents(root) == before
 
 
-def digest(folder):
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*.*"))}
+def test_another_data_set_is_replaced_only_if_told_to(root, tmp_path):
+    run(tmp_path, "--seed", "1")
+    with pytest.raises(InputError, match="other settings .seed=1.*--overwrite"):
+        run(tmp_path)
+    run(tmp_path, "--overwrite")
+    assert contents(tmp_path) == contents(root)
 
 
-def test_data_set(tmp_path, capsys):
-    from training import batches as data
-    pack_all(tmp_path / "a", "--workers", "1")
-    pack_all(tmp_path / "b", "--workers", "3")
-    assert digest(tmp_path / "a") == digest(tmp_path / "b")
-
-    # the same numbers in another split, or with another seed, are other phantoms; more pictures leave the first as they were
-    sets = {split: data.Packed(tmp_path / "a", "und", 64, split) for split in P.SPLITS}
-    assert {split: len(packed) for split, packed in sets.items()} == {"train": 20, "val": 6, "test": 6}
-    pictures = [packed.image(i).numpy().tobytes() for packed in sets.values() for i in range(len(packed))]
-    assert len(set(pictures)) == 32 and len({row["id"] for packed in sets.values() for row in packed.rows}) == 32
-    cfg = P.Settings(size=64, seed=1)
-    assert P.pack((cfg, "train", 0))[1] != P.pack((P.Settings(size=64), "train", 0))[1]
-    assert P.pack((P.Settings(size=64, train=999), "train", 3))[0] == sets["train"].rows[3]
-
-    # rows say what is in the picture; the half-size picture is the mean of four pixels
-    for i, row in enumerate(sets["train"].rows):
-        assert F.report_to_facts(row["report"]) == frozenset(map(tuple, row["labels"])) and row["prompt"] in P.PROMPTS
-        full, half = (packed.image(i).numpy().astype(float) for packed in (sets["train"], data.Packed(tmp_path / "a", "gen", 32, "train")))
-        assert np.abs(shrink(full) - half).max() <= 0.5
-    assert json.loads((tmp_path / "a" / "tokenizer.json").read_text())["added_tokens"][0]["content"] == "<bos>"
-
-    # again: nothing to do; other settings: refused, unless told to overwrite
-    before = digest(tmp_path / "a")
-    capsys.readouterr()
-    pack_all(tmp_path / "a")
-    assert "already" in capsys.readouterr().out and digest(tmp_path / "a") == before
-    with pytest.raises(common.InputError, match="overwrite"):
-        pack_all(tmp_path / "a", "--seed", "1")
-    # a run that was killed between two sets goes on with the same command
-    (tmp_path / "a" / "phantom.json").unlink(), (tmp_path / "a" / "gen-64" / "dataset.json").unlink()
-    pack_all(tmp_path / "a")
-    assert digest(tmp_path / "a") == before
-    pack_all(tmp_path / "a", "--seed", "1", "--overwrite")
-    assert digest(tmp_path / "a") != before
+def test_a_run_that_was_killed_goes_on_with_the_same_command(root, tmp_path):
+    run(tmp_path)
+    (tmp_path / "phantom.json").unlink()
+    (tmp_path / "gen-64" / "dataset.json").unlink()
+    run(tmp_path)
+    assert contents(tmp_path) == contents(root)
 
 
-def test_held_out_is_the_test_split():
-    row, picture = P.held_out(P.Settings(size=64), 2)
-    assert row == P.pack((P.Settings(size=64), "test", 2))[0] and picture.shape == (64, 64) and picture.dtype == np.uint8
+@pytest.mark.parametrize(
+    "option", ["--size 63", "--size 0", "--train 0", "--seed -1", "--workers -1"])
+def test_bad_settings_are_refused(option):
+    with pytest.raises(InputError, match=option):
+        prepare.main(option.split())
 
 
-def test_bad_sizes_are_refused():
-    for options in (["--size", "63"], ["--size", "0"], ["--train", "0"], ["--seed", "-1"]):
-        with pytest.raises(common.InputError):
-            P.main(options)
-
-
-def test_show(tmp_path, monkeypatch):
+def test_a_contact_sheet_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    P.main(["--show", "3"])
+    prepare.main(["--show", "3"])
     assert os.listdir(tmp_path) == ["phantom.png"]
