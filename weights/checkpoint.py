@@ -1,18 +1,19 @@
-"""Checkpoints: write whole or not at all, find the newest whole one, resume.
+"""Our own checkpoints: written whole or not at all, the newest whole one found.
 
 A run's directory holds `log.jsonl` and one directory a checkpoint, named by its step:
 
-    out/und/00003840/   config.json  model.safetensors  ema.safetensors  vae.safetensors  tokenizer.json  state.pt
+    out/und/00003840/   config.json  tokenizer.json  state.pt
+                        model.safetensors  ema.safetensors  vae.safetensors
 
-Each is written under a temporary name beside it, flushed, then renamed, so a kill at any moment leaves the old or the
-new one whole. `config.json` lists the sizes and hashes of the other files; a checkpoint that lacks a byte is not whole,
-and a run does not resume from one in which a byte has changed.
+A checkpoint is written under a temporary name beside its final one, flushed, then renamed, so that
+a kill at any moment leaves the old or the new one whole. `config.json` lists the sizes and hashes
+of the other files: a checkpoint that lacks a byte is not whole, and a run does not resume from one
+in which a byte has changed.
 """
-import hashlib
 import json
-import os
 import shutil
 import sys
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,64 +21,82 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from common.processes import InputError
+from common.cli import InputError
+from common.files import digest, flush, read_json, write_json, write_text
 
 FREE = ("steps", "out", "overwrite", "save_every", "eval_every", "sample_every", "log_every", "boards", "keep", "keep_every",
         "max_skipped", "micro_batch", "device", "threads", "workers", "shard", "recompute")
 
 
-def write(directory, *, config, tensors, tokenizer=None, state=None):
-    """Write one checkpoint directory, whole or not at all, in place of what is there.
+# ---- writing ----
 
-    config: plain JSON (network, VAE, settings, stage). tensors: {"model": {name: tensor}, "ema": ..., "vae": ...}.
-    tokenizer: JSON text. state: what the optimizer needs to go on.
+@contextmanager
+def replacing_directory(path):
+    """Write a directory whole or not at all: `with replacing_directory(path) as temporary:` and
+    write into `temporary`, which exists and is empty.
+
+    When the block ends well, all files are flushed to the disk and the temporary directory takes
+    the place of `path`. When it fails it is removed, and what was at `path` stays. InputError where
+    the disk refuses.
     """
-    final = Path(directory)
-    temporary, old = (final.with_name(f".tmp-{kind}{final.name}") for kind in ("", "old-"))
+    final = Path(path)
+    temporary = final.with_name(f".tmp-{final.name}")
+    old = final.with_name(f".tmp-old-{final.name}")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)        # what an earlier kill has left
         temporary.mkdir(parents=True)
-        for name, part in tensors.items():
-            save_file({k: t.detach().contiguous() for k, t in part.items()}, temporary / f"{name}.safetensors")
-        if tokenizer is not None:
-            (temporary / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
-        if state is not None:
-            torch.save(state, temporary / "state.pt")
-        files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-        hashes = {name: digest(temporary / name) for name in files}
-        (temporary / "config.json").write_text(json.dumps({**config, "files": files, "sha256": hashes}, indent=1))
-        for path in [*temporary.iterdir(), temporary]:
-            flush(path)
+        yield temporary
+        for written in [*temporary.rglob("*"), temporary]:
+            flush(written)
+
+        # a directory cannot be renamed onto one that holds files, so the old one steps aside first
         if final.exists():
             final.rename(old)
         temporary.rename(final)
         flush(final.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except (OSError, RuntimeError, SafetensorError) as error:     # torch reports a full disk as a RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch reports a full disk as a RuntimeError
         shutil.rmtree(temporary, ignore_errors=True)
-        raise InputError(f"the checkpoint {final} could not be written ({error}); earlier ones beside it are whole. "
-                         "Free some space and start the same command.") from error
+        raise InputError(f"{final} could not be written ({error}); what was written before is "
+                         "whole. Free some space and start the same command.") from error
+
+
+def write(directory, *, config, tensors, tokenizer=None, state=None):
+    """Write one checkpoint directory, whole or not at all, in place of what is there.
+
+    config: plain JSON (network, VAE, settings, stage).
+    tensors: {"model": {name: tensor}, "ema": ..., "vae": ...}, a file each.
+    tokenizer: JSON text. state: what the optimizer needs to go on.
+    """
+    with replacing_directory(directory) as temporary:
+        for name, table in tensors.items():
+            table = {key: tensor.detach().contiguous() for key, tensor in table.items()}
+            save_file(table, temporary / f"{name}.safetensors")
+        if tokenizer is not None:
+            write_text(temporary / "tokenizer.json", tokenizer)
+        if state is not None:
+            torch.save(state, temporary / "state.pt")
+
+        # config.json comes last, since it lists the others
+        paths = sorted(temporary.iterdir())
+        sizes = {path.name: path.stat().st_size for path in paths}
+        hashes = {path.name: digest(path) for path in paths}
+        write_json(temporary / "config.json", {**config, "files": sizes, "sha256": hashes})
 
 
 def save(run, step, keep=2, keep_every=0, *, config, **parts):
-    """Write checkpoint `step` of the run directory; of the older ones stay the newest `keep`, and every `keep_every`th step."""
+    """Write checkpoint `step` of a run's directory and delete older ones.
+
+    The newest `keep` stay, and every `keep_every`th step.
+    """
     write(Path(run) / f"{step:08d}", config={**config, "step": step}, **parts)
     for old in checkpoints(run)[:-keep]:
         if not keep_every or int(old.name) % keep_every:
             shutil.rmtree(old)
 
 
-def flush(path):
-    """fsync a file or a directory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
-
-
-def digest(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
+# ---- finding and checking ----
 
 def checkpoints(run):
     """The checkpoint directories of a run, oldest first."""
@@ -85,44 +104,65 @@ def checkpoints(run):
 
 
 def read_config(directory, thorough=False):
-    """config.json of a checkpoint directory; every file it lists must be there in full, thorough: byte for byte."""
+    """config.json of a checkpoint directory. InputError if a file that it lists lacks a byte.
+
+    thorough: the hashes of all files are compared as well, so a changed byte is found too.
+    """
     directory = Path(directory)
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{directory} holds no config.json, so it is not a checkpoint.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{directory}/config.json is not JSON ({error}); the checkpoint is damaged.") from None
+    path = directory / "config.json"
+    if not path.exists():
+        raise InputError(f"{directory} holds no config.json, so it is not a checkpoint.")
+    config = read_json(path)
     if not isinstance(config, dict):
-        raise InputError(f"{directory}/config.json holds no settings; the checkpoint is damaged.")
+        raise InputError(f"{path} holds no settings; the checkpoint is damaged.")
     if thorough and "files" not in config:
-        raise InputError(f"{directory}/config.json does not name the files beside it; the checkpoint is damaged.")
-    for name, size in config.get("files", {}).items():
-        path = directory / name
-        if not path.exists():
-            raise InputError(f"the checkpoint {directory} lacks {name}; copy it anew or use an earlier one.")
-        if path.stat().st_size != size:
-            raise InputError(f"{path} has {path.stat().st_size} bytes and should have {size}; the checkpoint is damaged.")
-        if thorough and name in config.get("sha256", {}) and digest(path) != config["sha256"][name]:
-            raise InputError(f"{path} holds other bytes than were written; the checkpoint is damaged.")
+        raise InputError(f"{path} does not name the files beside it; the checkpoint is damaged.")
+    refuse_damage(directory, config, thorough)
     return config
 
 
+def refuse_damage(directory, config, thorough):
+    """InputError if the files beside config.json are not those that it lists.
+
+    A directory of others lists none, and nothing is checked.
+    """
+    hashes = config.get("sha256", {})
+    for name, size in config.get("files", {}).items():
+        path = directory / name
+        if not path.exists():
+            raise InputError(f"the checkpoint {directory} lacks {name}; "
+                             "copy it anew or use an earlier one.")
+        actual_size = path.stat().st_size
+        if actual_size != size:
+            raise InputError(f"{path} has {actual_size} bytes and should have {size}; "
+                             "the checkpoint is damaged.")
+        if thorough and name in hashes and digest(path) != hashes[name]:
+            raise InputError(f"{path} holds other bytes than were written; "
+                             "the checkpoint is damaged.")
+
+
 def newest(path, thorough=False):
-    """A checkpoint directory: `path` itself, or the newest whole checkpoint of the run at `path` (see read_config)."""
+    """The checkpoint at a path: `path` itself, or the newest whole one of the run there.
+
+    A damaged checkpoint of a run is passed over with a line on stderr; see `read_config` for
+    `thorough`.
+    """
     path = Path(path)
     if (path / "config.json").exists():
         return path
     if not path.is_dir():
         raise InputError(f"there is no checkpoint at {path}.")
-    found = checkpoints(path)
-    for directory in reversed(found):
+
+    directories = checkpoints(path)
+    if not directories:
+        raise InputError(f"{path} holds neither a config.json nor a checkpoint.")
+    for directory in reversed(directories):
         try:
             read_config(directory, thorough)
             return directory
         except InputError as error:
             print(f"passing over {directory}: {error}", file=sys.stderr)
-    raise InputError(f"{path} holds {'no whole checkpoint' if found else 'neither a config.json nor a checkpoint'}.")
+    raise InputError(f"{path} holds no whole checkpoint.")
 
 
 def start(run, settings, overwrite):

@@ -1,7 +1,13 @@
-"""Files of weights: read tensors, translate their names, fill a network strictly.
+"""Read tensors from files, translate their names, fill a network with them.
 
-Nothing is unpickled, files are memory-mapped, and every tensor is used or dropped by name: what `translate` does not know
-keeps its name, and `fill` refuses it.
+Strict on both sides: every tensor of a file is used, or dropped by name because its layout says so,
+and every tensor of the network is filled; otherwise an error lists what is missing and what is
+unknown. Files of safetensors and of torch are memory-mapped, so a tensor is copied only if it is
+cast or joined. Nothing is ever unpickled that could run code.
+
+    tensors = read_tensors(path)                    {name: tensor} of a file, or of a directory
+    fill(module, tensors, path)                     where the names are ours
+    fill_translated(module, tensors, UNIX, path)    where they are those of a layout
 """
 import json
 import pickle
@@ -12,104 +18,214 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from common.processes import InputError
+from common.cli import InputError
 
-FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
-         "diffusion_pytorch_model.safetensors", "kl-f16d16.ckpt")
+# what the weights of a directory may be called; the first one that is there is read
+FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "kl-f16d16.ckpt",
+)
 
+
+# ---- reading ----
 
 class Nothing:
-    """Stands for a class that checkpoints of Lightning name beside the weights; none of its code is here, none is run."""
+    """An empty class in place of one that Lightning's checkpoints name beside the weights."""
 
 
+# torch's reader takes Nothing where a file names that class, so none of Lightning's code is needed
 INERT = [(Nothing, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")]
 
 
 def read_tensors(path):
-    """{name: tensor} of a safetensors file or torch state dict, both memory-mapped, or of a directory with one of FILES."""
+    """{name: tensor} of a safetensors file, a torch state dict, an index of shards or a directory.
+
+    InputError where there is no such file, or where it is damaged, asks to run code, or holds
+    anything but named tensors.
+    """
     path = Path(path)
     if path.is_dir():
-        found = [path / name for name in FILES if (path / name).exists()]
-        if not found:
-            raise InputError(f"{path} holds no weights, none of {', '.join(FILES)}.")
-        path = found[0]
+        path = file_of_weights(path)
     try:
-        if path.suffix == ".json":
-            return read_shards(path, json.loads(path.read_text(encoding="utf-8"))["weight_map"])
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals(INERT):
-            # files of torch before 1.6 are no zip archives and cannot be mapped
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        if path.suffix == ".json":
+            index = json.loads(path.read_text(encoding="utf-8"))
+            return read_shards(path, index["weight_map"])
+        return read_state_dict(path)
     except FileNotFoundError:
-        raise InputError(f"there are no weights at {path}; docs/weights.md says where to get them.") from None
+        raise InputError(
+            f"there are no weights at {path}; docs/weights.md says where to get them.") from None
     except pickle.UnpicklingError:
-        raise InputError(f"{path} asks to run code when it is read, or is no torch file; refused.") from None
+        raise InputError(
+            f"{path} asks to run code when it is read, or is no torch file; refused.") from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged or cut short ({error}).") from None
+
+
+def file_of_weights(directory):
+    """The file of a directory that holds its weights, or lists the files that do."""
+    for name in FILES:
+        if (directory / name).exists():
+            return directory / name
+    raise InputError(f"{directory} holds no weights, none of {', '.join(FILES)}.")
+
+
+def read_state_dict(path):
+    """{name: tensor} of a file that `torch.save` wrote."""
+    # a file of torch before 1.6 is no zip archive and cannot be mapped
+    with torch.serialization.safe_globals(INERT):
+        content = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+    # training scripts often put the tensors one level down
     if isinstance(content, dict):
-        content = next((content[key] for key in ("state_dict", "model_state_dict") if key in content), content)
-    if not isinstance(content, dict) or not all(isinstance(k, str) and torch.is_tensor(v) for k, v in content.items()):
+        for key in ("state_dict", "model_state_dict"):
+            if key in content:
+                content = content[key]
+                break
+
+    if not is_table_of_tensors(content):
         raise InputError(f"{path} holds something else than named tensors.")
     return content
 
 
-def read_shards(index, places):
-    """The tensors of the shards beside an index {name: file}; both must say the same."""
-    if not isinstance(places, dict) or not all(isinstance(v, str) and Path(v).name == v != "" for v in places.values()):
+def is_table_of_tensors(content):
+    if not isinstance(content, dict):
+        return False
+    return all(isinstance(k, str) and torch.is_tensor(v) for k, v in content.items())
+
+
+def read_shards(index, file_of):
+    """The tensors of all shards beside an index file. file_of {tensor: name of its shard} is what
+    the index says; it must name exactly what is in the shards."""
+    if not isinstance(file_of, dict) or not all(map(is_file_name, file_of.values())):
         raise InputError(f"{index} does not say which file beside it holds which tensor.")
-    lacking = [name for name in sorted(set(places.values())) if not (index.parent / name).exists()]
-    if lacking:
-        raise InputError(f"{index} names {', '.join(lacking)}, not there; download again what is missing.")
-    tensors, found = {}, {}
-    for name in sorted(set(places.values())):
+    names = sorted(set(file_of.values()))
+    missing = [name for name in names if not (index.parent / name).exists()]
+    if missing:
+        raise InputError(
+            f"{index} names {', '.join(missing)}, not there; download again what is missing.")
+
+    tensors = {}
+    pairs = set()                           # (tensor, shard) as they are on the disk
+    for name in names:
         shard = read_tensors(index.parent / name)
-        found |= {(k, name): v for k, v in shard.items()}
+        pairs |= {(key, name) for key in shard}
         tensors |= shard
-    if found.keys() != set(places.items()):
-        raise InputError(f"{index} and its shards differ in {few({k for k, _ in found.keys() ^ set(places.items())})}.")
+
+    differences = {key for key, _ in pairs ^ set(file_of.items())}
+    if differences:
+        raise InputError(f"{index} and its shards differ in {few(differences)}.")
     return tensors
 
 
+def is_file_name(value):
+    """Whether a value names a file in the same directory, and nothing outside of it."""
+    return isinstance(value, str) and value != "" and Path(value).name == value
+
+
 def few(names):
+    """The first eight of some names, and how many more there are, as part of a sentence."""
     names = sorted(names)
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
+    if not names:
+        return "nothing"
+    text = ", ".join(names[:8])
+    if len(names) > 8:
+        text += f" and {len(names) - 8} more"
+    return text
 
 
-def translate(shapes, source, layout, keep=False):
-    """Tensors of a foreign file under our names. shapes {our name: shape} says what is wanted.
+# ---- names ----
 
-    What the layout drops is left out, or kept as `unused.*`; what it does not know keeps its name, so that `fill` objects.
+def translate(shapes, source, layout):
+    """The tensors of a file under our names. shapes {our name: shape} says which ones are wanted.
+
+    What the layout drops is left out. A tensor that the layout does not know keeps its name, and
+    one that the file lacks stays away: `fill` then refuses the whole.
     """
-    tensors, left = {}, dict(source)
+    left = dict(source)
+    tensors = {}
     for ours, shape in shapes.items():
         theirs = layout.theirs(ours)
         if not theirs:
-            tensors[ours] = torch.full(shape, next(value for end, value in layout.new.items() if ours.endswith(end)))
+            tensors[ours] = torch.full(shape, first_value(ours, layout))
         elif all(name in left for name in theirs):
-            parts = [left.pop(name) for name in theirs]
-            if len({(part.dtype, part.shape) for part in parts}) > 1:
-                raise InputError(f"{', '.join(theirs)} belong together and differ in shape or type.")
-            tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
-            # a table (N, C) that is (1, N, C) here, a linear layer that is a 1x1 convolution here: the same numbers
-            same = [n for n in tensor.shape if n != 1] == [n for n in shape if n != 1]
-            tensors[ours] = tensor.reshape(shape) if same else tensor
-    unused = {k: left.pop(k) for k in list(left) if k.startswith(tuple(layout.dropped))}
-    left = {f"{k} (our name, not theirs)" if k in shapes or k.startswith("unused.") else k: v for k, v in left.items()}
-    return {**tensors, **left, **({"unused." + k: v for k, v in unused.items()} if keep else {})}
+            pieces = [left.pop(name) for name in theirs]
+            if len({(piece.dtype, piece.shape) for piece in pieces}) > 1:
+                raise InputError(
+                    f"{', '.join(theirs)} belong together and differ in shape or type.")
+            tensors[ours] = reshaped(pieces, shape)
 
+    for name, tensor in left.items():
+        if name.startswith(tuple(layout.dropped)):
+            continue
+        # a tensor of theirs must not pass for ours because it happens to have one of our names
+        key = f"{name} (our name, not theirs)" if name in shapes else name
+        tensors[key] = tensor
+    return tensors
+
+
+def first_value(ours, layout):
+    """What a tensor starts with that only we have."""
+    for ending, value in layout.new.items():
+        if ours.endswith(ending):
+            return value
+    raise KeyError(ours)
+
+
+def reshaped(pieces, shape):
+    """Pieces of one tensor joined; reshaped where it differs from `shape` by axes of length 1.
+
+    So a table (1, N, C) becomes our (N, C), and a linear layer (C, C) a 1x1 convolution.
+    """
+    tensor = pieces[0]
+    if len(pieces) > 1:
+        tensor = torch.cat(pieces)
+    if [n for n in tensor.shape if n != 1] == [n for n in shape if n != 1]:
+        return tensor.reshape(shape)
+    return tensor                           # `fill` names the two shapes
+
+
+def dropped(source, layout):
+    """The tensors of a file that its layout drops, by their own names."""
+    beginnings = tuple(layout.dropped)
+    return {name: tensor for name, tensor in source.items() if name.startswith(beginnings)}
+
+
+# ---- filling ----
 
 def fill(module, tensors, source, dtype=None):
-    """Put tensors {our name: tensor} into the module, strictly: same names, same shapes, floating point."""
-    want = module.state_dict()
-    missing, unknown = want.keys() - tensors.keys(), tensors.keys() - want.keys()
+    """Put tensors {our name: tensor} into a module -> the module. dtype=None keeps theirs.
+
+    InputError names what is missing, unknown, misshapen or no floating-point number. source is the
+    file's path, for the message.
+    """
+    wanted = module.state_dict()
+    missing = wanted.keys() - tensors.keys()
+    unknown = tensors.keys() - wanted.keys()
     if missing or unknown:
-        raise InputError(f"{source} does not fit: missing there: {few(missing)}; unknown to us: {few(unknown)}.")
+        raise InputError(f"{source} does not fit: missing there: {few(missing)}; "
+                         f"unknown to us: {few(unknown)}.")
     for name, tensor in tensors.items():
-        if tensor.shape != want[name].shape:
-            raise InputError(f"{source}: {name} has shape {tuple(tensor.shape)}, the configuration wants "
-                             f"{tuple(want[name].shape)}.")
+        if tensor.shape != wanted[name].shape:
+            raise InputError(f"{source}: {name} has shape {tuple(tensor.shape)}, "
+                             f"the configuration wants {tuple(wanted[name].shape)}.")
         if not tensor.is_floating_point():
             raise InputError(f"{source}: {name} holds {tensor.dtype}, not floating-point numbers.")
-    module.load_state_dict({k: v.to(dtype or v.dtype) for k, v in tensors.items()}, assign=True)
+
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    # assign: the module takes over these tensors, so what is memory-mapped stays so
+    module.load_state_dict(tensors, assign=True)
     return module.eval()
+
+
+def fill_translated(module, source, layout, path, dtype=None):
+    """Put the tensors of a file of that layout into a module; -> the module."""
+    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    return fill(module, translate(shapes, source, layout), path, dtype)

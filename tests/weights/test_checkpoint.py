@@ -88,7 +88,7 @@ def cut(path):
     (lambda d: cut(d / "state.pt"), "damaged"),
     (lambda d: cut(d / "config.json"), "not JSON"),
     (lambda d: (d / "config.json").write_bytes(b""), "not JSON"),
-    (lambda d: (d / "config.json").write_bytes(b"\xff\xfe{}"), "not JSON"),
+    (lambda d: (d / "config.json").write_bytes(b"\xff\xfe{}"), "not a text file"),
     (lambda d: (d / "config.json").unlink(), "no config.json")])
 def test_damage_is_named(tmp_path, harm, words):
     path = write(tmp_path, 5)
