@@ -42,7 +42,7 @@ class TrainConfig(runs.RunConfig):
     stage: int = 2                      # 2: half size with REPA; 3: full size without
     data: str = "datasets/mimic"        # root of the packed data sets; reads <data>/gen-<size>
     init: str = "out/und"               # weights to start from: stage 1 for stage 2, stage 2 for stage 3
-    vae: str = "pretrained/vae"         # a run of phantom/train_vae.py or a kl-f16; "" takes the VAE that --init holds
+    vae: str = "pretrained/vae"         # a run of phantom.train_vae or a kl-f16; "" takes the VAE that --init holds
     out: str = "out/gen256"             # the run's directory; resumes when it holds a checkpoint
     # model
     size: int = 256                     # pixels a side
@@ -230,7 +230,7 @@ def main(argv):
                       round(cfg.batch_size * cfg.und_share))
         refuse_leak(cfg.data, model.cfg.vision.image_size, cfg.size)
     stored = [samples.data.open_latents(weights.vae_hash(vae)) for samples in (train, val)]
-    print0("latents: " + ("stored" if all(stored) else "encoded as we go (phantom/train_vae.py --encode stores them)"))
+    print0("latents: " + ("stored" if all(stored) else "encoded as we go (python -m training.latents stores them)"))
     step_cost = cost.Step(
         "ug" if cfg.train_u else "g", gen=cfg.micro_batch, report=train.longest("report"), size=cfg.size, vae=vae.cfg,
         latents=latent[1] * latent[2], stored=all(stored), projector=cfg.repa_inner if projector else 0,
