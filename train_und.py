@@ -1,37 +1,39 @@
-"""Stage 1: learn to read. Cross-entropy on the report given the image and a prompt (paper Eq. 1, Table 1).
+"""Stage 1: learn to read. Cross-entropy on the report given the image (paper Eq. 1, Table 1).
 
-    torchrun --nproc_per_node=8 train_und.py       # the paper's run: from Janus-Pro-1B, data in datasets/mimic
-    python train_und.py --preset phantom           # the laptop run: from nothing, data in datasets/phantom
+    torchrun --nproc_per_node=8 train_und.py       # the paper's run: from Janus-Pro-1B
+    python train_und.py --preset phantom           # the laptop run: from nothing
 
-Trains the vision tower, the connector and the understanding set; the generation set does not exist yet. The sequence
-is [image block] [BOS prompt EOS] [BOS report EOS], and only the report and its EOS carry loss.
+Trains the vision tower, the connector and the understanding set; the generation set does not exist
+yet. The sequence is [image block] [BOS prompt EOS] [BOS report EOS], and only the report and its
+EOS carry loss.
+
+The paper's run reads datasets/mimic and pretrained/Janus-Pro-1B, the laptop run datasets/phantom;
+both write checkpoints and log.jsonl to out/. Started again, the same command goes on where it was.
 """
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn as nn
-from tqdm import tqdm
 
-from weights import checkpoint
-from common import processes as common
-from training import cost
-from training import optim
-from training import run as runs
 import weights
-from common.processes import InputError, print0
-from training.batches import Packed, Samples, loader
-from sample import show_written
+from common.cli import InputError, cli, override
+from common.packed import Packed
+from common.processes import all_sum, print0
 from model import UniX, UniXConfig
+from sample import show_written
+from training import cost
+from training.batches import Samples
+from training.run import Run, RunConfig
 from vision import ViTConfig
 
 
 @dataclass
-class TrainConfig(runs.RunConfig):
-    # I/O
+class TrainConfig(RunConfig):
+    # files
     preset: str = ""                    # a row of PRESETS below
-    data: str = "datasets/mimic"        # root of the packed data sets; reads <data>/und-<image size>
-    init: str = "pretrained/Janus-Pro-1B"   # weights to start from; "" starts from nothing with the sizes below
+    data: str = "datasets/mimic"        # root of the packed data sets; reads <data>/und-<size>
+    init: str = "pretrained/Janus-Pro-1B"   # weights to start from; "" starts from nothing
     out: str = "out/und"                # the run's directory; resumes when it holds a checkpoint
     eval_every: int = 250               # steps between validation losses
     # model, when it starts from nothing
@@ -48,149 +50,136 @@ class TrainConfig(runs.RunConfig):
     # optimizer (Table 1, stage 1)
     steps: int = 3840                   # optimizer steps in all
     batch_size: int = 256               # samples a step, over all processes and micro-steps
-    micro_batch: int = 8                # samples of one forward pass of one process; this and the next two: 8 x 48 GB
+    micro_batch: int = 8                # samples of a forward pass; with the next two: 8 x 48 GB
     shard: bool = True                  # spread AdamW's state over the processes (ZeRO 1)
-    recompute: bool = True              # forget what layers compute and compute it again going backward
+    recompute: bool = True              # compute layers again going backward: less memory
     lr: float = 1e-4                    # learning rate after warm-up
     warmup: int = 80                    # steps of linear warm-up
 
 
 PRESETS = {
-    "phantom": dict(data="datasets/phantom", init="", out="out/phantom/und", n_layer=6, n_head=4, n_embd=192,
-                    n_inner=512, vit_layer=4, vit_head=4, vit_embd=192, image_size=128, repa_layer=2, max_text=128,
-                    steps=2600, batch_size=16, micro_batch=16, optimizer="muon", lr=2e-3, warmup=100, decay="cosine",
-                    ema=0.995, shard=False, recompute=False),
+    "phantom": dict(
+        data="datasets/phantom", init="", out="out/phantom/und",
+        n_layer=6, n_head=4, n_embd=192, n_inner=512, repa_layer=2, max_text=128,
+        vit_layer=4, vit_head=4, vit_embd=192, image_size=128,
+        steps=2600, batch_size=16, micro_batch=16, shard=False, recompute=False,
+        optimizer="muon", lr=2e-3, warmup=100, decay="cosine", ema=0.995),
 }
-VECTORS = ("embed", "lm_head", "positions", "patch")    # parameters that AdamW keeps when Muon has the matrices
+
+# matrices that AdamW keeps when Muon has the others: their rows are no directions to mix
+ADAMW_ONLY = ("embed", "lm_head", "positions", "patch")
 
 
 class UndStep(nn.Module):
-    """One micro-step: a batch -> summed cross-entropy and the number of report tokens."""
+    """One micro-step of reading: a batch -> summed cross-entropy of its report tokens."""
 
     def __init__(self, unix):
         super().__init__()
         self.unix = unix
 
     def forward(self, batch):
-        return self.unix.reading_loss(batch.images, batch.ids, batch.valid, batch.labels), batch.tokens
+        return self.unix.reading_loss(batch.images, batch.ids, batch.valid, batch.labels)
 
+
+# ---- what the loop starts from ----
 
 def initial(cfg):
-    """The model and tokenizer to start from -> (UniX without a generation set, Tokenizer)."""
+    """Given weights, or a network from nothing -> (UniX without a generation set, Tokenizer)."""
     if cfg.init:
         model, _, tokenizer = weights.load(cfg.init)
         return model, tokenizer
     tokenizer = weights.load_tokenizer(cfg.data)
     try:
-        vision = ViTConfig(image_size=cfg.image_size, patch_size=16, n_layer=cfg.vit_layer, n_head=cfg.vit_head,
-                           n_embd=cfg.vit_embd, n_inner=4 * cfg.vit_embd, mean=(0.5,) * 3, std=(0.25,) * 3, pad=0)
-        sizes = UniXConfig(n_layer=cfg.n_layer, n_head=cfg.n_head, n_embd=cfg.n_embd, n_inner=cfg.n_inner,
-                           vocab_size=tokenizer.size, bos=tokenizer.bos, eos=tokenizer.eos, soi=tokenizer.soi,
-                           eoi=tokenizer.eoi, max_text=cfg.max_text, vision=vision, repa_layer=cfg.repa_layer,
-                           generation=False)
+        vision = ViTConfig(
+            image_size=cfg.image_size, patch_size=16, n_layer=cfg.vit_layer, n_head=cfg.vit_head,
+            n_embd=cfg.vit_embd, n_inner=4 * cfg.vit_embd, mean=(0.5,) * 3, std=(0.25,) * 3, pad=0)
+        sizes = UniXConfig(
+            n_layer=cfg.n_layer, n_head=cfg.n_head, n_embd=cfg.n_embd, n_inner=cfg.n_inner,
+            vocab_size=tokenizer.size, bos=tokenizer.bos, eos=tokenizer.eos,
+            soi=tokenizer.soi, eoi=tokenizer.eoi, max_text=cfg.max_text,
+            vision=vision, repa_layer=cfg.repa_layer, generation=False)
     except AssertionError as error:         # sizes that do not fit each other
         raise InputError(f"{error}.") from None
     torch.manual_seed(cfg.seed)
     return UniX(sizes), tokenizer
 
 
+def samples(cfg, model, tokenizer, split):
+    """The training or validation set, encoded for this model."""
+    data = Packed(cfg.data, "und", model.cfg.vision.image_size, split)
+    return Samples(data, tokenizer, model.cfg.max_text, cfg.seed, cfg.batch_size)
+
+
 @torch.no_grad()
-def validate(step_module, samples, process, cfg, n=256):
-    """Mean cross-entropy per report token on the first n validation images; all processes take part."""
-    total = torch.zeros(2, dtype=torch.float64, device=process.device)
-    chosen = range(process.rank, min(n, len(samples.data)), process.world)
-    for start in range(0, len(chosen), cfg.micro_batch):
-        batch = Samples.collate([samples[(-1, i)] for i in chosen[start:start + cfg.micro_batch]])
-        with common.autocast(process.device, cfg.dtype):
-            total += torch.stack(step_module(batch.to(process.device))).double()
-    loss, tokens = common.all_sum(total).tolist()
+def validate(run, module, val, n=256):
+    """Mean cross-entropy per report token on the first n validation images, over all processes."""
+    total = torch.zeros(2, dtype=torch.float64, device=run.device)      # cross-entropy, tokens
+    mine = range(run.rank, min(n, len(val.data)), run.world)
+    for start in range(0, len(mine), run.cfg.micro_batch):
+        indices = mine[start:start + run.cfg.micro_batch]
+        batch = Samples.collate([val[(-1, i)] for i in indices]).to(run.device)
+        with run.autocast():
+            loss = module(batch)
+        total += torch.stack([loss, batch.tokens]).double()
+    loss, tokens = all_sum(total).tolist()
     return loss / tokens
 
 
+# ---- the run ----
+
 def main(argv):
-    cfg = common.override(TrainConfig(), argv, __doc__, PRESETS)
-    process = common.setup(cfg.device, cfg.threads, cfg.deterministic)
-    runs.agree(process, cfg)
-    resume = checkpoint.start(cfg.out, cfg, cfg.overwrite)
+    cfg = override(TrainConfig(), argv, __doc__, PRESETS)
+    run = Run(cfg, stage=1)                         # finds the checkpoint to go on from
 
-    # model: the run's own checkpoint, else given weights, else from nothing
-    model, tokenizer = weights.load(resume, ema=False)[::2] if resume else initial(cfg)
+    # model: this run's own checkpoint, else given weights, else from nothing
+    if run.resume:
+        model, _, tokenizer = weights.load(run.resume, ema=False)
+    else:
+        model, tokenizer = initial(cfg)
     if model.cfg.generation:
-        model.freeze("g")           # going on from a later stage: its generation set is carried along untouched
-    image_size = model.cfg.vision.image_size
-    train, val = (Samples(Packed(cfg.data, "und", image_size, split), tokenizer, model.cfg.max_text, cfg.seed,
-                          cfg.batch_size) for split in ("train", "val"))
+        model.freeze("g")       # weights of a later stage: its generation set is carried along
     model.recompute = cfg.recompute
-    step_module = UndStep(model.to(process.device).train())
-    step_cost = cost.Step("u", und=cfg.micro_batch, text=train.longest("prompt", "report"), answer=train.longest("report"),
-                          **cost.of_run(cfg, process))
+    module = UndStep(model).to(run.device).train()
+
+    # data: one permutation an epoch; every process takes its share of each batch
+    train = samples(cfg, model, tokenizer, "train")
+    val = samples(cfg, model, tokenizer, "val")
+    step_cost = cost.Step(
+        "u", und=cfg.micro_batch, text=train.longest("prompt", "report"),
+        answer=train.longest("report"), **cost.of_run(cfg, run.process))
     print0(cost.describe_memory(model.cfg, step_cost))
-    optimizers = optim.optimizers(step_module, cfg, VECTORS, cfg.shard)
-    ema = optim.EMA(model, cfg.ema)
-    step, skips = optim.resume(resume, optimizers, ema) if resume else (0, 0)
-    skipped, stop = runs.Skipped(cfg.max_skipped, skips), runs.Stop()
-    wrapped = common.wrap(step_module, process, cfg.compile)
-    if process.master:
-        checkpoint.tidy(cfg.out, anew=resume is None)
-        log = runs.Log(Path(cfg.out) / "log.jsonl", step, cfg.boards, asdict(cfg))
 
-    def save():
-        state = optim.state(optimizers, ema, skipped.in_a_row)         # all processes: gathers the shards
-        if process.master:
-            config = {**weights.describe(model), "stage": 1, "settings": asdict(cfg)}
-            checkpoint.save(cfg.out, step, cfg.keep, cfg.keep_every, config=config, tokenizer=tokenizer.json,
-                            tensors={"model": weights.model_tensors(model), "ema": ema.shadow}, state=state)
+    # what is frozen is known now: optimizer and average first, DDP last
+    run.prepare(module, average_of=model, adamw_only=ADAMW_ONLY)
 
-    # the loop: `micro` forward and backward passes make one step
-    micro = cfg.batch_size // (cfg.micro_batch * process.world)
-    batches = loader(train, process, cfg.micro_batch, step, cfg.steps, cfg.workers)
-    bar = tqdm(total=cfg.steps, initial=step, desc="stage 1", unit="step", disable=not process.master)
-    meter = runs.Meter(cost.peak_flops(process.device, cfg.dtype), process.world)
-    while step < cfg.steps and not stop.now:
-        lr = optim.lr_at(step, cfg.lr, cfg.warmup, cfg.steps, cfg.decay)
-        parts = meter.fetch(batches, micro)
-        # the sum over tokens is divided by the report tokens of the whole step, on all processes and micro-steps
-        tokens = common.all_sum(sum(batch.tokens for batch in parts).to(process.device))
+    for batches in run.steps(train):                # the micro-batches of one step
+        # report tokens of the whole step, on all processes: every token weighs the same
+        tokens = all_sum(sum(batch.tokens for batch in batches).to(run.device))
         losses = []
-        for i, batch in enumerate(parts):
-            wrapped.require_backward_grad_sync = i == micro - 1     # DDP exchanges gradients in the last micro-step
-            with common.autocast(process.device, cfg.dtype):
-                loss, _ = wrapped(batch.to(process.device))
-            (loss * process.world / tokens).backward()             # DDP averages over processes
+        for i, batch in enumerate(batches):
+            run.exchange_gradients(i == len(batches) - 1)
+            with run.autocast():
+                loss = run.module(batch.to(run.device))
+            (loss * run.world / tokens).backward()  # DDP averages over processes; we want the sum
             losses.append(loss.detach())
-        norm = float(nn.utils.clip_grad_norm_(model.parameters(), cfg.clip))
-        step += 1
-        for batch in parts:
-            meter.counts.update(cost.counted(model.cfg, step_cost, und=batch))
-        if bad := skipped.bad(norm, losses, lambda i: train.ids(parts[i])):
-            optim.forget(optimizers)
-        else:
-            optim.step_all(optimizers, lr)
-            ema.update()
-        bar.update()
+            run.count(**cost.counted(model.cfg, step_cost, und=batch))
+        run.update(losses, [train.ids(batch) for batch in batches])
 
-        if step % cfg.log_every == 0 or step == cfg.steps or bad:
-            loss = float(common.all_sum(sum(losses))) / int(tokens)
-            rates = meter.rates()
-            bar.set_postfix(loss=f"{loss:.4f}", img_s=f"{rates['img_s']:.0f}")
-            if process.master:
-                log.write(step=step, loss=loss, lr=lr, norm=norm, **rates, **bad)
-        saving = stop.agree(process.device) or step % cfg.save_every == 0 or step == cfg.steps
-        with meter.paused():
-            if step % cfg.eval_every == 0 or step == cfg.steps:
-                with ema.swapped():
-                    val_loss = validate(step_module, val, process, cfg)
-                if process.master:
-                    log.write(step=step, val_loss=val_loss)
-                    bar.write(f"step {step}: validation loss {val_loss:.4f}")
-            if process.master and cfg.sample_every and step % cfg.sample_every == 0:
-                with ema.swapped(), common.autocast(process.device, cfg.dtype):
-                    show_written(model, tokenizer, val.data, Path(cfg.out) / "samples" / f"{step:08d}.txt")
-            if saving:
-                save()
-    bar.close(), stop.release()
-    print0(f"stage 1 is in {cfg.out}: {step} of {cfg.steps} steps")
+        # what happens between steps
+        if run.logging:
+            run.log(loss=float(all_sum(sum(losses))) / int(tokens))     # CPU-GPU sync
+        if run.every(cfg.eval_every):
+            with run.average():
+                run.log_validation(val_loss=validate(run, module, val))
+        if run.sampling:
+            with run.average(), run.autocast():
+                path = Path(cfg.out) / "samples" / f"{run.step:08d}.txt"
+                show_written(model, tokenizer, val.data, path)
+        if run.saving:
+            tensors = {"model": weights.model_tensors(model)}
+            run.save(weights.describe(model), tensors, tokenizer.json)
+    run.close()
 
 
 if __name__ == "__main__":
-    common.cli(main)
+    cli(main)

@@ -12,7 +12,7 @@ import tokenizers
 
 from weights import checkpoint
 from phantom import prepare as prepare_phantom
-from training import latents
+from phantom import train_vae
 import weights
 from helpers import ROOT, TOWER, scramble
 
@@ -61,7 +61,7 @@ def folder(tmp_path_factory):
     before = os.getcwd()
     os.chdir(root)
     try:        # full-size pictures through the encoder at every step would be all that this test does
-        latents.main(["--device", "cpu"])
+        train_vae.main("--encode --vae pretrained/vae --data datasets/mimic --sizes 256 512 --device cpu".split())
     finally:
         os.chdir(before)
     return root

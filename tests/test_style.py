@@ -49,7 +49,7 @@ BOOLEAN_CALLS = {
     "bool", "any", "all", "isinstance", "issubclass", "callable", "hasattr", "startswith", "endswith",
     "isdigit", "isspace", "isupper", "islower", "isalpha", "isalnum", "isidentifier", "isfinite", "isnan",
     "isdisjoint", "issubset", "exists", "is_file", "is_dir", "is_absolute", "is_available",
-    "is_initialized", "is_tensor", "is_floating_point", "is_grad_enabled", "is_alive", "done", "allclose",
+    "is_initialized", "every", "is_tensor", "is_floating_point", "is_grad_enabled", "is_alive", "done", "allclose",
 }
 
 

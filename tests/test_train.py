@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from weights import checkpoint
-from training import run as runs
+from training import log as runs
 import train_gen
 import train_und
-from training import latents
+from phantom import train_vae
 import weights
 from common.processes import InputError
 from helpers import ROOT, close
@@ -251,14 +251,18 @@ def test_two_processes(reference, tmp_path):
 
 
 def test_stored_latents(phantom, stage2, vae_run, tmp_path):
-    """Posteriors stored instead of encoded as we go: the same draw of them, the same loss to 1e-6."""
+    """Posteriors stored instead of encoded as we go: the same draw of them, the same loss to 1e-6, with --half to 1e-3."""
     data = tmp_path / "data"
     shutil.copytree(phantom, data)
     train_gen.main(gen(data, tmp_path / "online", stage2, "--steps", 3))
-    latents.main(f"--vae {vae_run} --data {data} --sizes 32 --device cpu".split())
-    train_gen.main(gen(data, tmp_path / "stored", stage2, "--steps", 3))
-    online = column(tmp_path / "online", "mse")
-    assert column(tmp_path / "stored", "mse") == pytest.approx(online, rel=1e-6)
+    online, encode = column(tmp_path / "online", "mse"), ["--encode", "--vae", vae_run, "--data", data, "--sizes", 32, "--device", "cpu"]
+    for more, tolerance in (([], 1e-6), (["--half"], 1e-3)):
+        train_vae.main([str(word) for word in [*encode, *more]])
+        stored = load_file(next((data / "gen-32").glob("*.latents.safetensors")))
+        assert stored["mean"].dtype == (torch.float16 if more else torch.float32)
+        train_gen.main(gen(data, tmp_path / f"stored{more}", stage2, "--steps", 3))
+        assert column(tmp_path / f"stored{more}", "mse") == pytest.approx(online, rel=tolerance)
+    assert column(tmp_path / f"stored{more}", "mse") != online
 
 
 # ---- what is missing is said ----
@@ -267,7 +271,7 @@ def test_what_is_missing_is_said(phantom, stage1, stage2, vae_run, tmp_path):
     vae, wide = VAE(VAEConfig(ch=8, ch_mult=(1, 1, 1, 2), n_res=1, z_channels=6, embed_dim=6, norm_groups=4)), tmp_path / "wide"
     checkpoint.save(wide, 1, config=weights.describe(vae=vae), tensors={"vae": vae.state_dict()})
     for main, line, words in (
-            (train_und.main, und(tmp_path / "none", tmp_path / "a"), "tokenizer.*prepare_phantom"),
+            (train_und.main, und(tmp_path / "none", tmp_path / "a"), "tokenizer.*phantom.prepare"),
             (train_und.main, und(phantom, tmp_path / "b", "--image-size", 32), "und-32.*prepare"),
             (train_und.main, und(phantom, tmp_path / "c", "--init", tmp_path / "none"), "no checkpoint at"),
             (train_und.main, und(phantom, tmp_path / "d", "--micro-batch", 3), "multiple of 3"),

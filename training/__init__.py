@@ -1,6 +1,8 @@
-"""What the three training scripts share; the loops themselves are theirs.
+"""What the training scripts share; the loops themselves are theirs.
 
-    run          a run and what may happen to it: processes, resuming, log, signals, skipped steps, saving
+    run          Run: joins processes, resumes, updates, saves; signals and skipped steps
+    resume       which checkpoint a run goes on from, and what it needs besides weights
+    log          log.jsonl, boards, throughput
     optim        learning rate, AdamW and Muon, the average of the weights
     batches      which image a step sees and everything random about it; read ahead by threads
     cost         operations and memory of a step

@@ -1,19 +1,40 @@
-"""What happens to a run, whatever it trains: its intervals and machine, its log, signals that ask it to stop, steps
-whose loss is no number.
+"""A training run and what may happen to it. The loops that learn are in the train scripts.
+
+    run = Run(cfg, stage=1)                 # joins the other processes; finds what to go on from
+    run.prepare(module, average_of=model)   # optimizer, average, DDP, log: in that order
+    for batches in run.steps(train):        # the micro-batches of one step
+        ...                                 # forward and backward of each
+        run.update(losses, names)           # clip, learning rate, optimizer, average
+        if run.every(cfg.log_every):
+            run.log(loss=...)
+        if run.saving:
+            run.save(...)
+    run.close()
+
+`Run` has no loop of the model's, takes no callbacks, and knows no model. A run resumes by itself
+when its directory holds a checkpoint of the same settings, and goes on bit for bit as if nothing
+had happened: everything random depends on (seed, step, index in the batch) alone.
 """
-import json
 import math
 import signal
 import time
-from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
 
-from common.processes import InputError, all_sum
+from common import processes
+from common.cli import InputError, differences, option
+from common.processes import all_sum, gather, print0
+from training import cost, optim
+from training.batches import loader
+from training.log import Log, Meter, open_boards
+from training.resume import checkpoint_to_resume, optimizer_state, restore, tidy
+from weights import checkpoint
 
 
 @dataclass
@@ -22,13 +43,12 @@ class RunConfig:
     overwrite: bool = False             # start anew although the run's directory holds checkpoints
     save_every: int = 500               # steps between checkpoints
     eval_every: int = 500               # steps between validation losses
-    sample_every: int = 1000            # steps between samples, drawn or written, in <out>/samples; 0: none
+    sample_every: int = 1000            # steps between samples in <out>/samples; 0: none
     log_every: int = 10                 # steps between lines of log.jsonl
-    boards: str = ""                    # also log to: tensorboard, wandb, or both with a comma
+    boards: str = ""                    # also log to tensorboard, wandb, or both (a,b)
     keep: int = 2                       # newest checkpoints to keep
-    keep_every: int = 0                 # and all those whose step is a multiple of this; 0: none
-    max_skipped: int = 20               # steps in a row without a finite gradient until the run gives up
-    optimizer: str = "adamw"            # or "muon" for the matrices, which learns faster from nothing
+    max_skipped: int = 20               # steps in a row without a finite gradient that end the run
+    optimizer: str = "adamw"            # or muon for the matrices: faster from nothing
     decay: str = "constant"             # learning rate after warm-up; or "cosine", down to 0
     weight_decay: float = 0.0           # of AdamW
     clip: float = 1.0                   # largest norm of the gradient
@@ -37,145 +57,75 @@ class RunConfig:
     device: str = "auto"                # auto, cpu, cuda
     dtype: str = "bfloat16"             # of matrix products; parameters stay float32
     threads: int = 0                    # CPU threads; 0 leaves it to torch
-    workers: int = -1                   # threads that read data ahead; -1: four with a GPU, else none
-    shard: bool = False                 # spread the optimizer's state over the processes (ZeRO 1)
-    recompute: bool = False             # forget what layers compute and compute it again going backward: less memory
+    workers: int = -1                   # threads that read ahead; -1: four with a GPU, else none
+    shard: bool = False                 # spread the optimizer's state over the ranks (ZeRO 1)
+    recompute: bool = False             # compute layers again going backward: less memory
     compile: bool = False               # torch.compile the step: slow to start, then faster
     deterministic: bool = False         # the same bits in every run, on CUDA too; slower
 
     def __post_init__(self):
-        for names, least in ((("batch_size", "micro_batch", "steps", "save_every", "eval_every", "log_every", "keep",
-                               "max_skipped"), 1),
-                             (("sample_every", "keep_every", "warmup", "lr", "weight_decay", "ema", "threads"), 0)):
+        at_least_one = ("batch_size", "micro_batch", "steps", "save_every", "eval_every",
+                        "log_every", "keep", "max_skipped")
+        at_least_zero = ("sample_every", "warmup", "lr", "weight_decay", "ema", "threads")
+        for names, least in ((at_least_one, 1), (at_least_zero, 0)):
             for name in names:
-                assert vars(self)[name] >= least, f"--{name.replace('_', '-')} {vars(self)[name]} must be {least} or more."
+                value = vars(self)[name]
+                assert value >= least, f"{option(name)} {value} must be {least} or more."
         assert self.ema <= 1, f"--ema {self.ema}: the decay of an average is at most 1."
-        assert self.clip > 0, f"--clip {self.clip} would leave no gradient; a large number, as 1e9, clips nothing."
-        for name, choices in (("optimizer", ("adamw", "muon")), ("decay", ("constant", "cosine")),
-                              ("dtype", ("float32", "bfloat16"))):
-            assert vars(self)[name] in choices, f"--{name} {vars(self)[name]} is none of {', '.join(choices)}."
+        assert self.clip > 0, (
+            f"--clip {self.clip} would leave no gradient; a large number, as 1e9, clips nothing.")
+        choices = {"optimizer": ("adamw", "muon"), "decay": ("constant", "cosine"),
+                   "dtype": ("float32", "bfloat16")}
+        for name, allowed in choices.items():
+            value = vars(self)[name]
+            assert value in allowed, f"--{name} {value} is none of {', '.join(allowed)}."
 
 
-def agree(process, cfg, free=("device", "threads", "workers")):
-    """All processes must have the same settings, but for what a machine may have of its own; else all of them stop."""
-    if process.world == 1:
-        return
-    everyone = [None] * process.world
-    dist.all_gather_object(everyone, asdict(cfg))
-    said = {key: [str(theirs[key]) for theirs in everyone] for key in asdict(cfg) if key not in free}
-    different = [f"{key}: {', '.join(values)}" for key, values in said.items() if len(set(values)) > 1]
-    if different:
-        raise InputError(f"ranks disagree about their settings ({'; '.join(different)}); give the same command on every machine.")
+# settings that may differ from machine to machine within one run
+OF_A_MACHINE = ("device", "threads", "workers")
 
 
-TIMED = ("img_s", "u_tok_s", "g_tok_s", "wait", "mfu")       # fields of the log that two equal runs may differ in
+def check_ranks_agree(cfg):
+    """Stop if ranks were started with different settings, but for those of a machine."""
+    everyone = gather(asdict(cfg))
+    different = set()
+    for settings in everyone[1:]:
+        different |= differences(everyone[0], settings, OF_A_MACHINE).keys()
+    lists = []
+    for key in sorted(different):
+        values = [str(settings[key]) for settings in everyone]
+        lists.append(f"{key}: {', '.join(values)}")
+    if lists:
+        raise InputError(f"ranks disagree about their settings ({'; '.join(lists)}); give the same "
+                         "command on every machine.")
 
 
-class Meter:
-    """How fast a run is since the last look: what all devices did a second (img_s, u_tok_s, ...), as far as one of them
-    counts it in `counts`; the share of the time that it waited for data; model FLOP utilisation, when the peak of a
-    device in FLOP/s is known. A log line holds these fields, which two equal runs may differ in, and no others of time."""
-
-    def __init__(self, peak=None, devices=1):
-        self.peak, self.devices = peak, devices
-        self.reset()
-
-    def reset(self):
-        self.began, self.waited, self.counts = time.perf_counter(), 0.0, Counter()
-
-    def fetch(self, batches, n):
-        """The next n micro-batches."""
-        asked = time.perf_counter()
-        parts = [next(batches) for _ in range(n)]
-        self.waited += time.perf_counter() - asked
-        return parts
-
-    @contextmanager
-    def paused(self):
-        """Evaluating and saving are no training time."""
-        began = time.perf_counter()
-        yield
-        self.began += time.perf_counter() - began
-
-    def rates(self):
-        seconds, flops = time.perf_counter() - self.began, self.counts.pop("flops", 0)
-        rates = {f"{name}_s": count * self.devices / seconds for name, count in self.counts.items()}
-        rates["wait"] = self.waited / seconds
-        rates |= {"mfu": flops / seconds / self.peak} if self.peak and flops else {}
-        self.reset()
-        return rates
-
-
-def tensorboard(run, settings):
-    """A function that writes numbers for TensorBoard: `tensorboard --logdir out`."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError("--boards tensorboard needs a package: pip install tensorboard.") from None
-    writer = SummaryWriter(run / "tensorboard")
-    return lambda step, numbers: [writer.add_scalar(name, value, step) for name, value in numbers.items()]
-
-
-def wandb(run, settings):
-    """A function that writes numbers to Weights & Biases."""
-    try:
-        import wandb
-    except ImportError:
-        raise InputError("--boards wandb needs a package: pip install wandb.") from None
-    board = wandb.init(project="unix", name=run.name, dir=run, config=settings)
-    return lambda step, numbers: board.log(numbers, step=step)
-
-
-BOARDS = {"tensorboard": tensorboard, "wandb": wandb}
-
-
-class Log:
-    """log.jsonl: one JSON object a line. On resuming at `step`, lines of later steps are cut off."""
-
-    def __init__(self, path, step, boards="", settings=None):
-        self.path = Path(path)
-        if unknown := [name for name in boards.split(",") if name and name not in BOARDS]:
-            raise InputError(f"--boards {unknown[0]} is none of {', '.join(BOARDS)}.")
-        self.boards = [BOARDS[name](self.path.parent, settings) for name in boards.split(",") if name]
-        if self.path.exists():
-            whole = self.path.read_text().rpartition("\n")[0]     # a kill may have torn the last line
-            kept = [s for s in whole.splitlines() if json.loads(s)["step"] <= step]
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(s + "\n" for s in kept))
-            temporary.rename(self.path)
-
-    def write(self, **fields):
-        finite = lambda v: None if isinstance(v, float) and not math.isfinite(v) else v                  # JSON has no NaN
-        fields = {k: [finite(x) for x in v] if isinstance(v, list) else finite(v) for k, v in fields.items()}
-        try:
-            with open(self.path, "a") as file:
-                file.write(json.dumps(fields) + "\n")
-        except OSError as error:        # it does not say which file
-            raise InputError(f"{self.path} could not be written ({error.strerror}). Free some space and start the same "
-                             "command.") from None
-        for board in self.boards:
-            board(fields["step"], {k: v for k, v in fields.items() if isinstance(v, float)})
-
+# ---- what may happen to a run ----
 
 class Stop:
-    """SIGTERM and SIGINT ask for a checkpoint and an end; one more, three seconds later or more, ends at once. (A cluster
-    signals torchrun and the ranks, and torchrun hands it on: that is one request.)
+    """SIGTERM and SIGINT ask for a checkpoint and an end.
 
-    A signal reaches processes at different moments, so all of them call `agree` after every step; `now` is the answer.
+    One more signal, three seconds later or more, ends at once. (A cluster signals torchrun and the
+    ranks, and torchrun hands it on: that is one request.) A signal reaches processes at different
+    moments, so all of them call `agree` after every step, and all get the same answer.
     """
 
     def __init__(self):
-        self.asked, self.now = 0.0, False       # asked: when, in seconds of the clock
-        self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.asked = 0.0                # when, in seconds of the clock; 0: not yet
+        self.before = {}                # handlers that were there
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.before[number] = signal.signal(number, self.ask)
 
     def ask(self, number, frame):
         if self.asked and time.monotonic() - self.asked > 3:
             raise KeyboardInterrupt
-        self.asked = self.asked or time.monotonic()
+        if not self.asked:
+            self.asked = time.monotonic()
 
     def agree(self, device):
-        self.now = bool(all_sum(torch.tensor(bool(self.asked), dtype=torch.int, device=device)))
-        return self.now
+        """Whether any process was asked to stop."""
+        asked = torch.tensor(bool(self.asked), dtype=torch.int, device=device)
+        return bool(all_sum(asked))
 
     def release(self):
         """Signals mean again what they meant before."""
@@ -184,28 +134,208 @@ class Stop:
 
 
 class Skipped:
-    """Steps whose gradient is no number: weights, optimizer and average stay as they are, and the run goes on, up to
-    `most` in a row. The gradient is the same on all processes, so they all skip together."""
+    """Steps whose gradient is no number: weights, optimizer and average stay, and the run goes on.
 
-    def __init__(self, most, in_a_row):
-        self.most, self.in_a_row = most, in_a_row
+    After `limit` of them in a row it ends. The gradient is the same on all processes, so they all
+    skip together.
+    """
 
-    def bad(self, norm, losses, ids_of):
-        """Whether this step must be skipped: {} or {"skipped": ids of its bad micro-batches' samples, on any process}.
+    def __init__(self, limit, in_a_row=0):
+        self.limit = limit
+        self.in_a_row = in_a_row
 
-        losses: one tensor a micro-step of this process; ids_of(i): the samples of micro-step i.
+    def culprits(self, norm, losses, names):
+        """The samples to blame if the gradient's norm is no number, on any process; else an empty
+        list.
+
+        losses: one tensor a micro-step of this process. names: of each, the ids of its samples.
         """
         if math.isfinite(norm):
             self.in_a_row = 0
-            return {}
+            return []
         self.in_a_row += 1
-        ids = [name for i, loss in enumerate(losses) if not torch.isfinite(loss).all() for name in ids_of(i)]
-        gathered = [ids]
-        if dist.is_initialized():
-            gathered = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, ids)
-        ids = sum(gathered, []) or ["none: the losses are numbers, the gradient is not"]
-        if self.in_a_row >= self.most:
-            raise InputError(f"the gradient was no number {self.in_a_row} steps in a row; the samples of the last: "
-                             f"{', '.join(ids)}; the weights of the last checkpoint are from before.")
-        return {"skipped": ids}
+        mine = []
+        for loss, ids in zip(losses, names):
+            if not torch.isfinite(loss).all():
+                mine += ids
+        ids = [name for theirs in gather(mine) for name in theirs]
+        if not ids:
+            ids = ["none: the losses are numbers, the gradient is not"]
+        if self.in_a_row >= self.limit:
+            raise InputError(
+                f"the gradient was no number {self.in_a_row} steps in a row; the samples of the "
+                f"last: {', '.join(ids)}; the weights of the last checkpoint are from before.")
+        return ids
+
+
+# ---- the run ----
+
+class Run:
+    """One training run, of which this process is one of `world`.
+
+    cfg: a RunConfig with the fields out, steps, batch_size, micro_batch, lr and warmup besides.
+    stage: 1 to 3, or a word for what is trained; it is shown and kept in the checkpoints.
+    """
+
+    def __init__(self, cfg, stage):
+        self.cfg = cfg
+        self.stage = stage
+        self.process = processes.setup(cfg.device, cfg.threads, cfg.deterministic)
+        self.rank = self.process.rank
+        self.world = self.process.world
+        self.device = self.process.device
+        self.master = self.process.master       # this one writes files and shows progress
+        check_ranks_agree(cfg)
+        self.resume = checkpoint_to_resume(cfg)     # the checkpoint to go on from, or None
+
+    def prepare(self, module, average_of, adamw_only=()):
+        """Optimizer, average, DDP and log, once it is known what is frozen.
+
+        module: the step module; all its parameters that are not frozen are trained.
+        average_of: the part of it whose averaged weights are kept.
+        adamw_only: parts of names of matrices that stay with AdamW when Muon has the others.
+        """
+        cfg = self.cfg
+        self.trained = module
+        self.optimizers = optim.optimizers(module, cfg, adamw_only, cfg.shard)
+        self.ema = optim.EMA(average_of, cfg.ema)
+        self.step, skips = 0, 0
+        if self.resume:
+            self.step, skips = restore(self.resume, self.optimizers, self.ema)
+        self.skipped = Skipped(cfg.max_skipped, skips)
+
+        # `module` is what the loop calls: compiled if asked, in DDP if there are others
+        if cfg.compile:
+            module.compile()
+        self.module = module
+        if self.world > 1:
+            self.module = DistributedDataParallel(
+                module, gradient_as_bucket_view=True, forward_sync_buffers=False)
+
+        # from here on files are written: everything that may be refused has been checked
+        if self.master:
+            boards = open_boards(cfg.boards, cfg.out, asdict(cfg))
+            tidy(cfg.out, anew=self.resume is None)
+            self.lines = Log(Path(cfg.out) / "log.jsonl", self.step, boards)
+        self.meter = Meter(cost.peak_flops(self.device, cfg.dtype), self.world)
+        self.bar = tqdm(total=cfg.steps, initial=self.step, desc=f"stage {self.stage}", unit="step",
+                        disable=not self.master)
+        self.stop = Stop()
+        self.stopping = False           # whether a signal asked for the end
+        self.culprits = []              # samples of a step that was skipped
+
+    # ---- within a step ----
+
+    def steps(self, samples):
+        """The micro-batches of every step, as lists, until cfg.steps or a signal."""
+        steps = self.micro_batches(samples, self.cfg.micro_batch)
+        while self.step < self.cfg.steps and not self.stopping:
+            yield next(steps)
+
+    def micro_batches(self, samples, micro_batch):
+        """This process's share of every step's batch, cut into micro-batches of so many samples."""
+        cfg = self.cfg
+        batches = loader(samples, self.process, micro_batch, self.step, cfg.steps, cfg.workers)
+        n = samples.batch_size // (micro_batch * self.world)
+        while True:
+            yield self.meter.take(batches, n)
+
+    def exchange_gradients(self, now):
+        """DDP exchanges gradients in the last micro-step only: call it before every forward pass.
+        """
+        self.module.require_backward_grad_sync = now
+
+    def autocast(self):
+        """Matrix products in cfg.dtype."""
+        return processes.autocast(self.device, self.cfg.dtype)
+
+    def count(self, **counts):
+        """Add to what this process has done since the last log line: img, u_tok, g_tok, flops."""
+        self.meter.counts.update(counts)
+
+    def update(self, losses, names):
+        """Clip the gradient, set the learning rate, step the optimizers and the average.
+
+        losses: one tensor a micro-step, without gradient. names: of each, the ids of its samples.
+        A step whose gradient is no number is skipped, and the samples to blame are logged.
+        """
+        cfg = self.cfg
+        self.norm = float(clip_grad_norm_(self.trained.parameters(), cfg.clip))     # CPU-GPU sync
+        self.lr = optim.lr_at(self.step, cfg.lr, cfg.warmup, cfg.steps, cfg.decay)
+        self.step += 1
+        self.culprits = self.skipped.culprits(self.norm, losses, names)
+        if self.culprits:
+            optim.forget(self.optimizers)
+        else:
+            optim.step_all(self.optimizers, self.lr)
+            self.ema.update()
+        self.bar.update()
+        self.stopping = self.stop.agree(self.device)
+
+    # ---- between steps ----
+
+    def every(self, steps):
+        """Whether something that is done every so many steps is due. The last step counts too."""
+        return self.step % steps == 0 or self.step == self.cfg.steps
+
+    @property
+    def logging(self):
+        """Whether a log line is due. A skipped step is always logged."""
+        return self.every(self.cfg.log_every) or bool(self.culprits)
+
+    @property
+    def sampling(self):
+        """Whether the first process shows samples now."""
+        due = self.cfg.sample_every and self.step % self.cfg.sample_every == 0
+        return self.master and bool(due)
+
+    @property
+    def saving(self):
+        """Whether a checkpoint is due."""
+        return self.stopping or self.every(self.cfg.save_every)
+
+    def log(self, **losses):
+        """A line of training: the losses, learning rate, norm of the gradient, and speed."""
+        rates = self.meter.rates()
+        skipped = {"skipped": self.culprits} if self.culprits else {}
+        shown = {name: f"{value:.4f}" for name, value in losses.items()}
+        self.bar.set_postfix(**shown, img_s=f"{rates.get('img_s', 0):.0f}")
+        if self.master:
+            self.lines.write(
+                step=self.step, **losses, lr=self.lr, norm=self.norm, **rates, **skipped)
+
+    def log_validation(self, **scores):
+        """A line of validation, which is also shown above the progress bar."""
+        if self.master:
+            self.lines.write(step=self.step, **scores)
+            numbers = [(name, value) for name, value in scores.items() if isinstance(value, float)]
+            text = ", ".join(f"{name} {value:.4f}" for name, value in numbers)
+            self.bar.write(f"step {self.step}: {text}")
+
+    @contextmanager
+    def average(self):
+        """In here the averaged weights are live, and the clock of the throughput stands still."""
+        with self.meter.paused(), self.ema.swapped():
+            yield
+
+    def save(self, config, tensors, tokenizer=None):
+        """Write a checkpoint, to which the first process adds what resuming needs. All processes
+        call it.
+
+        config: what the tensors are (weights.describe). tensors: {"model": {name: tensor}, ...}.
+        tokenizer: the text of tokenizer.json.
+        """
+        cfg = self.cfg
+        with self.meter.paused():
+            state = optimizer_state(self.optimizers, self.ema, self.skipped.in_a_row)
+            if self.master:
+                checkpoint.save(
+                    cfg.out, self.step, cfg.keep,
+                    config={**config, "stage": self.stage, "settings": asdict(cfg)},
+                    tensors={**tensors, "ema": self.ema.shadow}, tokenizer=tokenizer, state=state)
+
+    def close(self):
+        """The end: signals mean again what they meant before."""
+        self.bar.close()
+        self.stop.release()
+        print0(f"stage {self.stage} is in {self.cfg.out}: {self.step} of {self.cfg.steps} steps")

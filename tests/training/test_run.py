@@ -12,7 +12,7 @@ from PIL import Image
 
 from weights import checkpoint
 import flow
-from training import run as runs
+from training import log as runs
 import train_gen
 import train_und
 from common.processes import InputError, generator
@@ -60,7 +60,7 @@ def test_meter(monkeypatch):
             yield "batch"
     meter = runs.Meter(peak=100)
     for _ in range(2):
-        assert meter.fetch(slow(), 2) == ["batch", "batch"]
+        assert meter.take(slow(), 2) == ["batch", "batch"]
         now[0] += 1.5
         with meter.paused():
             now[0] += 9

@@ -1,0 +1,105 @@
+"""Going on with a run: which checkpoint, whether it is the same run, and what it needs besides
+weights.
+
+A run whose directory holds a checkpoint of the same settings resumes, one of other settings is
+refused. The resumed run equals an uninterrupted one bit for bit, since the checkpoint holds the
+state of the optimizers and the average, and everything random depends on (seed, step, index) alone.
+"""
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from common.cli import InputError, differences
+from common.processes import print0
+from training import optim
+from weights import checkpoint
+
+# settings that change no result, so that a run may go on with others
+FREE = ("steps", "out", "overwrite", "save_every", "eval_every", "sample_every", "log_every",
+        "boards", "keep", "max_skipped", "micro_batch", "device", "threads", "workers", "shard",
+        "recompute")
+def checkpoint_to_resume(cfg):
+    """The newest checkpoint of the run in cfg.out, or None to start anew. Nothing is deleted here.
+
+    A run made with other settings is refused, except for those in FREE, which change no result.
+    """
+    if cfg.overwrite or not checkpoint.checkpoints(cfg.out):
+        return None
+    directory = checkpoint.newest(cfg.out, thorough=True)
+    config = checkpoint.read_config(directory)
+    different = differences(config["settings"], asdict(cfg), FREE)
+    if different:
+        theirs = ", ".join(f"{key}={value}" for key, (value, _) in different.items())
+        raise InputError(f"{cfg.out} holds a run with other settings ({theirs}); choose another "
+                         "--out, or --overwrite to start anew.")
+    if config["step"] > cfg.steps:
+        raise InputError(f"{cfg.out} has made {config['step']} steps already, more than --steps "
+                         f"{cfg.steps}.")
+    return directory
+
+
+def tidy(out, anew):
+    """Make the run's directory ready, once all that may be refused has been checked.
+
+    Half-written checkpoints go; for a new start (--overwrite) old ones and the log go too.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    leftovers = list(out.glob(".tmp-*"))
+    if anew:
+        leftovers += checkpoint.checkpoints(out)
+        (out / "log.jsonl").unlink(missing_ok=True)
+    for directory in leftovers:
+        shutil.rmtree(directory)
+
+
+# ---- the state of the optimizers and the average ----
+
+def is_sharded(optimizer):
+    """Whether the state is spread over the processes (ZeroRedundancyOptimizer, whose import is
+    slow).
+    """
+    return not isinstance(optimizer, (torch.optim.AdamW, optim.Muon))
+
+
+def optimizer_state(optimizers, ema, skips=0):
+    """What a run needs to go on, besides the weights and their average. skips: steps in a row
+    skipped.
+
+    All processes call it, since a sharded state is gathered on the first, which alone gets an
+    answer.
+    """
+    for optimizer in optimizers:
+        if is_sharded(optimizer):
+            optimizer.consolidate_state_dict(to=0)
+    if dist.is_initialized() and dist.get_rank() != 0:
+        return None
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    return {"optimizers": states, "ema_steps": ema.steps, "skips": skips}
+
+
+def restore(directory, optimizers, ema):
+    """Put the optimizers and the average of a checkpoint back -> its step, steps skipped in a row.
+    """
+    on_cuda = next(iter(ema.live.values())).is_cuda
+    # mapped on CUDA: every process takes its part of the file and none reads all of it
+    saved = torch.load(directory / "state.pt", weights_only=True, map_location="cpu", mmap=on_cuda)
+    for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+        optimizer.load_state_dict(state)
+        if is_sharded(optimizer):
+            # ZeroRedundancyOptimizer keeps a second copy after loading, and leaves `step` on the
+            # CPU, while the fused kernel wants it beside the parameter
+            optimizer.state.clear()
+            for parameter, values in optimizer.optim.state.items():
+                values["step"] = values["step"].to(parameter.device)
+    ema.steps = saved["ema_steps"]
+    average = load_file(directory / "ema.safetensors")
+    assert average.keys() == ema.shadow.keys(), "the average is not of what the run trains"
+    for name, tensor in average.items():
+        ema.shadow[name].copy_(tensor)
+    print0(f"resuming {directory}")
+    return checkpoint.read_config(directory)["step"], saved["skips"]
