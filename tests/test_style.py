@@ -184,7 +184,7 @@ def test_imports_point_one_way(name):
 
 CORE = {"torch", "numpy", "safetensors", "tokenizers", "PIL", "tqdm"}
 MORE = {                                    # what one file needs beyond the core, asked for when it is used
-    "common/images.py": {"pydicom"}, "mimic/pixels.py": {"pydicom"}, "training/run.py": {"wandb"},
+    "common/images.py": {"pydicom"}, "mimic/pixels.py": {"pydicom"}, "training/log.py": {"wandb"},
     "training/curves.py": {"matplotlib"}, "bench/table5.py": {"matplotlib"}, "evaluation/tables.py": {"matplotlib"},
     "evaluation/text_metrics.py": {"nltk", "rouge_score"}, "evaluation/scoring.py": {"nltk"},
     "bench/metrics.py": {"torchmetrics", "prdc"},
