@@ -77,10 +77,15 @@ def file_of_weights(directory):
 
 def read_state_dict(path):
     """{name: tensor} of a file that `torch.save` wrote."""
-    # a file of torch before 1.6 is no zip archive and cannot be mapped
+    # a zip archive, whose table of contents stands at its end; before torch 1.6 a plain pickle,
+    # which cannot be memory-mapped
+    is_whole_archive = zipfile.is_zipfile(path)
+    with open(path, "rb") as file:
+        begins_as_archive = file.read(2) == b"PK"
+    if begins_as_archive and not is_whole_archive:
+        raise InputError(f"{path} is cut short; download it again.")
     with torch.serialization.safe_globals(INERT):
-        content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_whole_archive)
 
     # training scripts often put the tensors one level down
     if isinstance(content, dict):
