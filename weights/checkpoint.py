@@ -85,15 +85,11 @@ def write(directory, *, config, tensors, tokenizer=None, state=None):
         write_json(temporary / "config.json", {**config, "files": sizes, "sha256": hashes})
 
 
-def save(run, step, keep=2, keep_every=0, *, config, **parts):
-    """Write checkpoint `step` of a run's directory and delete older ones.
-
-    The newest `keep` stay, and every `keep_every`th step.
-    """
+def save(run, step, keep=2, *, config, **parts):
+    """Write checkpoint `step` of a run's directory; of the older ones the newest `keep` stay."""
     write(Path(run) / f"{step:08d}", config={**config, "step": step}, **parts)
     for old in checkpoints(run)[:-keep]:
-        if not keep_every or int(old.name) % keep_every:
-            shutil.rmtree(old)
+        shutil.rmtree(old)
 
 
 # ---- finding and checking ----
