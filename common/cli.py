@@ -15,6 +15,12 @@ one sentence.
 Presets are tables of the same fields. A `__post_init__` may check the fields with assert; its
 message reaches the user as the one sentence.
 """
+import sys
+
+if sys.version_info < (3, 11):          # before anything that older versions cannot read
+    sys.exit(f"error: open UniX needs Python 3.11 or newer, this is {sys.version.split()[0]}; "
+             "make the virtual environment with a newer one.")
+
 import dataclasses
 import difflib
 import inspect
@@ -22,7 +28,6 @@ import json
 import math
 import os
 import re
-import sys
 import time
 import typing
 
@@ -185,22 +190,36 @@ def speaks_for_all():
 
 
 def cli(main):
-    """Run a script's main(argv). Bad input, a full disk or a missing permission is one sentence and
-    exit code 2.
+    """Run a script's main(argv) and end the process.
+
+    Bad input, a full disk or a missing permission is one sentence and exit code 2.
     """
     try:
-        sys.exit(main(sys.argv[1:]))
+        code = main(sys.argv[1:])
     except InputError as error:
         if speaks_for_all():
             print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        leave_at_once(2)
     except OSError as error:
         name = error.filename if error.filename else "a file"
         reason = error.strerror if error.strerror else error
         print(f"error: {name} could not be read or written: {reason}.", file=sys.stderr)
-        sys.exit(2)
+        leave_at_once(2)
     except KeyboardInterrupt:
-        sys.exit(130)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave_at_once(130)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    sys.exit(code)
+
+
+def leave_at_once(code):
+    """End this process without waiting for the others, of which some may wait for it.
+
+    Leaving their group in good order is a conversation, and a rank that has given up may find
+    nobody to talk to: it would print its error and hang.
+    """
+    if dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
