@@ -184,7 +184,10 @@ def speaks_for_all():
     then the others wait a little, and torchrun ends them when the first has failed.
     """
     if dist.is_initialized():
-        return dist.distributed_c10d._get_default_store().add("errors", 1) == 1
+        try:
+            return dist.distributed_c10d._get_default_store().add("errors", 1) == 1
+        except dist.DistError:          # the process that keeps the store has spoken and ended
+            return False
     time.sleep(min(3 * int(os.environ.get("RANK", 0)), 10))
     return True
 
