@@ -139,11 +139,6 @@ def test_too_many_in_a_row_end_the_run(phantom, stage2, tmp_path, monkeypatch):
     assert identical(tensors(tmp_path / "00000001"), tensors(checkpoint.newest(tmp_path)))
 
 
-def test_keep_every(phantom, tmp_path):
-    train_und.main(und(phantom, tmp_path, "--steps", 7, "--save-every", 1, "--keep", 1, "--keep-every", 3))
-    assert [int(p.name) for p in checkpoint.checkpoints(tmp_path)] == [3, 6, 7]
-
-
 def wait_for(path, seconds=60):
     end = time.time() + seconds
     while not path.exists():

@@ -13,7 +13,7 @@ from weights import checkpoint
 import train_gen
 import train_und
 import weights
-from training.run import TIMED
+from training.log import TIMED
 from test_train import gen, identical, optimizer, stage1, tensors, und      # noqa: F401 (fixture)
 
 SCRIPT = {1: "train_und.py", 2: "train_gen.py"}

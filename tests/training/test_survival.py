@@ -324,7 +324,7 @@ def test_bad_input(stage, more, word, place, fork, tmp_path):
 
 @pytest.mark.parametrize("name, value", [
     ("log_every", 0), ("eval_every", 0), ("save_every", 0), ("keep", 0), ("max_skipped", 0), ("steps", 0), ("sample_every", -1),
-    ("keep_every", -1), ("warmup", -5), ("lr", -1), ("weight_decay", -1), ("ema", 2), ("ema", -0.1), ("clip", 0), ("threads", -1),
+    ("warmup", -5), ("lr", -1), ("weight_decay", -1), ("ema", 2), ("ema", -0.1), ("clip", 0), ("threads", -1),
     ("optimizer", "adam"), ("decay", "linear"), ("dtype", "float16")])
 @pytest.mark.parametrize("script", [train_und, train_gen])
 def test_absurd_settings(script, name, value, tmp_path):
