@@ -1,8 +1,11 @@
 """How fast, how large, and the paper's findings made small. Nothing else imports from here.
 
-    sampling     drawing and decoding against what the machine can do
+    measuring    what the next three share: calls that take turns, a large matrix product
+    sampling     drawing and decoding against what the machine can do; few-step solvers
     training     the step of stage 2 as ratios within one run
     full_size    a UniX of the released sizes with random weights: memory, loading, both tasks
-    table5       Table 5 and REPA on the phantom, with the joint loop of Table 5
     gpu          micro-steps at real sizes on one GPU
+    mimic        what prepare_mimic.py costs, on generated data
+    metrics      the metrics of images beside the packages that the official code calls
+    table5       Table 5 and REPA on the phantom, with the joint loop of Table 5
 """

@@ -1,8 +1,10 @@
-"""A UniX of the released sizes with random weights, in the release's layout: memory, loading, both tasks.
+"""A UniX of the released sizes: memory, time to load, drawing and reading. Random weights.
 
-    python -m bench.full_size
+    python -m bench.full_size       # writes 6.6 GB to out/bench-UniX, the first time
+
+Weights of 3.2 billion parameters are written in the release's layout, in bf16, and loaded by a
+process of its own, whose peak of memory is therefore its own. The VAE is a kl-f16.
 """
-import itertools
 import json
 import multiprocessing
 import resource
@@ -15,103 +17,131 @@ import tokenizers
 import torch
 from tqdm import tqdm
 
-from common import processes as common
-from training import curves
 import flow
-import sample
-from bench import training as speed
 import weights
-from weights.export import export_release
-from attention import DecodeCache
-from common.processes import InputError
-from common.processes import decoding
+from bench.measuring import large_product, medians
+from common.cli import InputError, cli, override
+from common.processes import generator, setup
 from model import UniX, UniXConfig
-from phantom.prepare import Settings, held_out
-from bench.training import medians
+from sample import Sampling, generate_reports, guided
+from training.cost import velocity_flops
 from vae import VAE, VAEConfig
-from vision import ViTConfig
+from weights.export import export_release
+
+
+@dataclass
+class FullSizeConfig:
+    out: str = "out/bench-UniX"     # where the random weights are, or will be written
+    text: int = 96                  # tokens of the report to draw
+    threads: int = 0                # CPU threads; 0 leaves it to torch
+    json: bool = False              # print the figures as JSON
 
 
 class Numbers:
-    """A tokenizer that has the special ids of the release, and only that."""
-    json = tokenizers.Tokenizer(tokenizers.models.BPE({f"<{i}>": i for i in range(102_400)}, [])).to_str()
+    """A tokenizer with as many entries as the release's, which are numbers."""
+    vocabulary = {f"<{i}>": i for i in range(102_400)}
+    json = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [])).to_str()
+
+
+def randomise(module):
+    """Give a module on the device "meta" random bf16 weights, one tensor after another."""
+    for name, p in tqdm(list(module.named_parameters()), desc="random weights", leave=False):
+        value = torch.ones(p.shape)         # of norms
+        if p.ndim > 1:
+            value = torch.empty(p.shape).normal_(std=0.02)
+        parent, _, leaf = name.rpartition(".")
+        parameter = torch.nn.Parameter(value.bfloat16(), requires_grad=False)
+        setattr(module.get_submodule(parent), leaf, parameter)
 
 
 def write_random_release(directory):
-    """UniX and kl-f16 at full size, random bf16 weights, in the release's layout."""
+    """UniX and kl-f16 of the released sizes with random weights, in the release's layout."""
     with torch.device("meta"):
-        model, vae = UniX(UniXConfig(double_bos=True, connector_gelu="tanh")), VAE(VAEConfig())
-    for module in (model, vae):
-        for name, p in tqdm(list(module.named_parameters()), desc="random weights", leave=False):
-            value = torch.ones(p.shape) if p.ndim == 1 else torch.empty(p.shape).normal_(std=0.02)
-            parent, _, leaf = name.rpartition(".")
-            setattr(module.get_submodule(parent), leaf, torch.nn.Parameter(value.bfloat16(), requires_grad=False))
+        model = UniX(UniXConfig(double_bos=True, connector_gelu="tanh"))
+        vae = VAE(VAEConfig())
+    randomise(model)
+    randomise(vae)
     export_release(model, vae, Numbers, directory)
 
 
+def seconds_of(call):
+    began = time.perf_counter()
+    result = call()
+    return time.perf_counter() - began, result
+
+
 @torch.inference_mode()
+def measure(model, vae, tokenizer, text, steps=4, grid=16, tokens=32):
+    """A few guided steps, one picture, a few tokens -> {what: seconds and ratios}."""
+    figures = {}
+
+    # drawing; the first velocity reads the generation set from the disk
+    ids = [model.cfg.bos] * 2 + [7] * text + [model.cfg.eos]
+    velocity = guided(model, [ids], Sampling(cfg_interval=(0.0, 1.0)))
+    noise = torch.randn(1, vae.cfg.embed_dim, grid, grid, generator=generator(0, 0))
+    velocity(noise, torch.ones(1))
+    seconds, latents = seconds_of(lambda: flow.euler(velocity, noise, flow.schedule(steps, 3.0)))
+    step = seconds / steps
+    figures["seconds a guided step"] = step
+    decode, _ = seconds_of(lambda: vae.pictures(latents.bfloat16()))
+    figures["seconds to decode a picture"] = decode
+
+    # reading: what one token takes is what remains after image, prompt and the first token
+    side = model.cfg.vision.image_size
+    image = torch.zeros(1, side, side, dtype=torch.uint8)
+    write = partial(generate_reports, model, tokenizer, image, prompt="", progress=False)
+    write(max_tokens=1)
+    first, _ = seconds_of(lambda: write(max_tokens=1))
+    all_of_them, _ = seconds_of(lambda: write(max_tokens=1 + tokens))
+    token = (all_of_them - first) / tokens
+    figures["seconds a token"] = token
+    figures["tokens a second"] = 1 / token
+    figures["seconds before the first token"] = first
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    figures["peak memory in GB"] = peak / 1e9
+
+    # the limits of the machine, in the same process
+    cpu = torch.device("cpu")
+    product, operations = large_product(cpu, torch.bfloat16)
+    used = [p for name, p in model.named_parameters()
+            if ".u." in name or name.startswith("lm_head")]
+    block = torch.ones(sum(p.nbytes for p in used) // 4)        # as many bytes as a token reads
+    limits = medians(5, cpu, product=product, read=block.sum)
+    work = 2 * velocity_flops(model.cfg, len(ids), grid ** 2)
+    figures["step as share of a matrix product"] = work / step * limits["product"] / operations
+    figures["token as multiple of reading its weights"] = token / limits["read"]
+    return figures
+
+
 def measure_release(cfg, pipe):
-    """In a process of its own, so that its peak of memory is its own: load, draw a few steps, write a few tokens."""
-    common.setup("cpu", cfg.threads)
-    figures, began = {}, time.perf_counter()
-    model, vae, tokenizer = weights.load(cfg.out, dtype=torch.bfloat16)
-    figures["load_s"] = time.perf_counter() - began
-
-    steps, grid = 4, 16
-    velocity = sample.guided(model, [[model.cfg.bos] * 2 + [7] * cfg.text + [model.cfg.eos]],
-                             sample.Sampling(cfg_interval=(0.0, 1.0)))
-    noise = torch.randn(1, 16, grid, grid, generator=common.generator(0, 0))
-    velocity(noise, torch.ones(1))                              # the pages of the generation set are read from the disk here
-    began = time.perf_counter()
-    latents = flow.euler(velocity, noise, flow.schedule(steps, 3.0))
-    figures["seconds_a_guided_step_256_px"] = step = (time.perf_counter() - began) / steps
-    began = time.perf_counter()
-    vae.pictures(latents.bfloat16())
-    figures["seconds_to_decode_256_px"] = time.perf_counter() - began
-
-    image, tokens = torch.zeros(1, 384, 384, dtype=torch.uint8), 32
-    write = partial(sample.generate_reports, model, tokenizer, image, prompt="", progress=False)
-    write(max_tokens=1)
-    began = time.perf_counter()
-    write(max_tokens=1)
-    once = time.perf_counter() - began
-    began = time.perf_counter()
-    write(max_tokens=1 + tokens)
-    figures["seconds_a_token"] = token = (time.perf_counter() - began - once) / tokens
-    figures["tokens_a_second"] = 1 / token
-    figures["seconds_before_the_first_token"] = once
-    figures["peak_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-    # the limits of the machine, in the same process: one large product, and summing as many bytes as a token reads
-    a, b = torch.randn(2, 2048, 2048).bfloat16()
-    used = sum(p.numel() for n, p in model.named_parameters() if ".u." in n or n.startswith("lm_head")) * 2
-    block = torch.ones(used // 4)
-    limits = medians(5, torch.device("cpu"), product=lambda: a @ b, read=block.sum)
-    flops = velocity_flops(model, 2, cfg.text + 3, grid ** 2)
-    figures["step_as_share_of_a_matrix_product"] = flops / step / (2 * 2048 ** 3 / limits["product"])
-    figures["token_as_multiple_of_reading_its_weights"] = token / limits["read"]
-    pipe.send(figures)
+    """What the measuring process does: load, measure, send the figures."""
+    setup("cpu", cfg.threads)
+    load, loaded = seconds_of(lambda: weights.load(cfg.out, dtype=torch.bfloat16))
+    pipe.send({"seconds to load": load, **measure(*loaded, cfg.text)})
 
 
-def bench_weights(cfg):
-    cfg.out = cfg.out or "out/bench-UniX"
-    spawn = multiprocessing.get_context("spawn")
-    if not Path(cfg.out).exists():
-        writer = spawn.Process(target=write_random_release, args=(cfg.out,))
-        writer.start()
-        writer.join()
-        if writer.exitcode:
-            raise InputError(f"{cfg.out} could not be written; see above.")
-    receive, send = spawn.Pipe(duplex=False)
-    measured = spawn.Process(target=measure_release, args=(cfg, send))
-    measured.start()
-    measured.join()
-    if measured.exitcode:
+def run_alone(function, *args):
+    """Run a function in a process of its own and wait for it -> whether it ended well."""
+    process = multiprocessing.get_context("spawn").Process(target=function, args=args)
+    process.start()
+    process.join()
+    return process.exitcode == 0
+
+
+def main(argv):
+    cfg = override(FullSizeConfig(), argv, __doc__)
+    if not Path(cfg.out).exists() and not run_alone(write_random_release, cfg.out):
+        raise InputError(f"{cfg.out} could not be written; see above.")
+    receive, send = multiprocessing.Pipe(duplex=False)
+    if not run_alone(measure_release, cfg, send):
         raise InputError("the measuring process ended early; see above.")
-    return receive.recv()
+    figures = receive.recv()
+    if cfg.json:
+        print(json.dumps(figures))
+        return
+    for name, value in figures.items():
+        print(f"{name:42} {value:.4g}")
 
 
-def show_weights(figures):
-    print("\n".join(f"{name.replace('_', ' '):48} {value:.4g}" for name, value in figures.items()))
-
-
+if __name__ == "__main__":
+    cli(main)

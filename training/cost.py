@@ -172,6 +172,15 @@ def drawing_flops(cfg, step):
     }
 
 
+def velocity_flops(cfg, text, latents):
+    """One velocity of one image, forward, after a text whose keys and values are in the cache."""
+    C = cfg.n_embd
+    block = latents + 2                                         # with SOI and EOI
+    latent_in_and_out = 2 * 2 * latents * cfg.latent_channels * C
+    time = 2 * (256 * C + C * C)
+    return block_flops(cfg, block, text + block) + latent_in_and_out + time
+
+
 def flops(cfg, step):
     """A micro-step, forward and backward -> {part: operations}, for every part below."""
     total = dict.fromkeys(("u", "g", "vision", "head", "other", "recomputed"), 0.0)
