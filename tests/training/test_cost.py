@@ -68,20 +68,21 @@ def build(step, cfg):
     if step.projector:
         encoder = ViT(step.encoder) if step.encoder else model.vision
         projector = Projector(cfg.n_embd, step.projector, encoder.cfg.n_embd)
-    vae = VAE(step.vae) if step.vae else None
-    reading = UndStep(model)
-    drawing = GenStep(model, vae, encoder, projector, SimpleNamespace(shift=1.0, repa_size=0))
+    module = torch.nn.ModuleDict({"read": UndStep(model)})
+    if step.gen:
+        settings = SimpleNamespace(shift=1.0, repa_size=0)
+        module["draw"] = GenStep(model, VAE(step.vae), encoder, projector, settings)
     to_read, to_draw = batches_of(step, cfg.vision)
 
     def loss():
         total = 0.0
         with autocast(CPU, step.dtype):
             if step.und:
-                total = total + reading(to_read)[0]
+                total = total + module["read"](to_read)[0]
             if step.gen:
-                total = total + sum(drawing(to_draw)).sum()
+                total = total + sum(module["draw"](to_draw)).sum()
         return total
-    return drawing, loss
+    return module, loss
 
 
 # ---- operations ----
@@ -168,7 +169,7 @@ def test_what_stays_is_exact(name, optimizer):
     module, loss = build(step, cfg)
     settings = SimpleNamespace(optimizer=optimizer, lr=1e-5, weight_decay=0.0)
     optimizers = optim.optimizers(module, settings, ("embed.weight", "lm_head"))
-    average = optim.EMA(module.unix, 0.99)
+    average = optim.EMA(module["read"].unix, 0.99)
     loss().backward()
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     for optimizer in optimizers:
@@ -232,7 +233,7 @@ def train(step, sizes):
     module, loss = build(step, tiny_config(**sizes, generation=step.gen > 0))
     settings = SimpleNamespace(optimizer="adamw", lr=1e-5, weight_decay=0.0)
     optimizers = optim.optimizers(module, settings)
-    average = optim.EMA(module.unix, 0.99)
+    average = optim.EMA(module["read"].unix, 0.99)
     for _ in range(2):
         loss().backward()
         loss().backward()
