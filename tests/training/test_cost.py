@@ -78,7 +78,7 @@ def build(step, cfg):
         total = 0.0
         with autocast(CPU, step.dtype):
             if step.und:
-                total = total + module["read"](to_read)[0]
+                total = total + module["read"](to_read)
             if step.gen:
                 total = total + sum(module["draw"](to_draw)).sum()
         return total
