@@ -1,36 +1,43 @@
-"""Every number of the paper's Tables 2, 3 and 4, and the phantom's own. For research, not for clinical use.
+"""Every number of the paper's Tables 2, 3 and 4, and the phantom's own scores.
 
-    python evaluate.py phantom                                         # demo/, 500 held-out phantoms
-    torchrun --nproc_per_node=8 evaluate.py und --checkpoint out/und          # reports of the test images, scored (Table 2)
-    torchrun --nproc_per_node=8 evaluate.py gen --checkpoint out/gen512       # images of the test reports (Tables 3 and 4)
-    python evaluate.py features --images DIR --out a.safetensors       # RAD-DINO features of any folder of images
-    python evaluate.py compare A B                                     # real and generated: feature files, or folders of images;
-                                                                       # or references and reports: JSON lines {"id", "report"}
-    python evaluate.py privacy --generated A --train B --held-out C    # is the nearest training image too near?
+    python evaluate.py phantom                      # the model in demo/ on 500 held-out phantoms
+    python evaluate.py und --checkpoint out/und     # Table 2: reports of the test images
+    python evaluate.py gen --checkpoint out/gen512  # Tables 3 and 4: images of the test reports
+    python evaluate.py features --images DIR --out a.safetensors    # of any folder of images
+    python evaluate.py compare A B                  # two feature files, folders, files of reports
+    python evaluate.py privacy --generated A --train B --held-out C     # training images too near?
 
-`python evaluate.py gen --help` lists the settings of a command. Under torchrun the work is shared out; interrupted, it goes on
-where it was. Results: JSON, a Markdown table with the paper's rows beside ours, plots. docs/evaluation.md defines every number.
+For research, not for clinical use. `python evaluate.py gen --help` lists the settings of a command.
+Under `torchrun --nproc_per_node=8` instead of `python`, `und`, `gen` and `features` share the work
+out; interrupted, `und` and `gen` go on where they were. They write JSON, a Markdown table with the
+paper's rows beside ours, and plots. docs/evaluation.md defines every number.
 """
-from common import processes as common
-from evaluation import compare
-from evaluation import gen as eval_gen
-from evaluation import phantom as eval_phantom
-from evaluation import privacy
-from evaluation import und as eval_und
-from common.processes import InputError
+import difflib
 
+from common.cli import InputError, cli
+from evaluation import compare, gen, phantom, privacy, und
 
-COMMANDS = {"phantom": eval_phantom.main, "und": eval_und.main, "gen": eval_gen.main, "features": compare.extract, "compare": compare.compare,
-            "privacy": privacy.privacy}
+COMMANDS = {
+    "phantom": phantom.main,
+    "und": und.main,
+    "gen": gen.main,
+    "features": compare.extract_features,
+    "compare": compare.main,
+    "privacy": privacy.main,
+}
 
 
 def main(argv):
-    if argv[:1] in (["--help"], ["-h"]):
-        return print(__doc__.strip())
-    if not argv or argv[0] not in COMMANDS:
-        raise InputError(f"say what to evaluate, one of {', '.join(COMMANDS)}: `python evaluate.py phantom`.")
-    return COMMANDS[argv[0]](argv[1:])
+    if not argv or argv[0] in ("--help", "-h"):
+        print(__doc__.strip())
+        return 0
+    command, *settings = argv
+    if command not in COMMANDS:
+        nearest = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0)
+        raise InputError(f"there is no table '{command}'; say what to evaluate, one of "
+                         f"{', '.join(COMMANDS)}. The nearest is {nearest[0]}.")
+    return COMMANDS[command](settings)
 
 
 if __name__ == "__main__":
-    common.cli(main)
+    cli(main)

@@ -1,138 +1,187 @@
-"""`evaluate.py features` and `evaluate.py compare`: other people's models, from their files. For research, not for clinical use.
+"""Other people's models, from their files. For research, not for clinical use.
+
+    python evaluate.py features --images DIR --out theirs.safetensors     # a folder, or packed data
+    python evaluate.py compare real.safetensors theirs.safetensors        # FD to coverage
+    python evaluate.py compare DIR DIR                                    # the same, of two folders
+    python evaluate.py compare references.jsonl reports.jsonl             # CheXbert F1, BLEU, ...
+
+Reports are JSON lines {"id", "report"}. What failed on one side, an image that cannot be read or a
+row {"id", "error"}, is named and left out on both.
 """
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common import processes as common
-from evaluation import features
-from evaluation import scoring
-from evaluation import tables
 import weights
-from common.processes import InputError
+from common import processes
+from common.cli import InputError, override
+from common.files import read_jsonl
+from evaluation import features, scoring, tables
+from evaluation.settings import FeatureNetwork, ReportNetworks
 from evaluation.text_metrics import same_items
-from evaluation.worklist import read_rows
 
 
 # ---- features of a folder ----
 
 @dataclass
-class FeaturesConfig:
-    images: str = ""                # folder of images, or a packed data set (datasets/mimic/gen-512)
-    split: str = ""                 # of a packed data set: train, val, test; default: all
-    out: str = "features.safetensors"       # file to write
-    encoder: str = "rad-dino"       # or vision: the tower of --checkpoint
-    rad_dino: str = "pretrained/rad-dino"   # where RAD-DINO lies
-    route: str = "benchmark"        # into RAD-DINO: benchmark (squashed to 299 px first) or straight (518 px)
+class FeaturesConfig(FeatureNetwork):
+    images: str = ""                # folder of images, or packed data (datasets/mimic/gen-512)
+    split: str = ""                 # of packed data: train, val, test; default: all
+    out: str = "features.safetensors"           # file to write
     checkpoint: str = "out/gen512"  # whose tower, for --encoder vision
     batch: int = 32                 # images at once
     device: str = "auto"            # auto, cpu, cuda
     dtype: str = "float32"          # or bfloat16
 
     def __post_init__(self):
+        super().__post_init__()
         assert self.batch > 0, "--batch must be at least 1."
-        assert self.encoder in ("rad-dino", "vision"), f"--encoder {self.encoder} is none of rad-dino, vision."
 
 
-def encoder_of(cfg, device):
-    if cfg.encoder == "rad-dino":
-        return features.rad_dino(cfg.rad_dino, cfg.route, device)
-    return features.tower(weights.load(cfg.checkpoint, dtype=common.torch_dtype(cfg.dtype))[0].to(device))
-
-
-def extract(argv):
-    cfg = common.override(FeaturesConfig(), argv, __doc__)
+def extract_features(argv):
+    """`python evaluate.py features`: images -> a feature file."""
+    cfg = override(FeaturesConfig(), argv, __doc__)
     if not cfg.images:
-        raise InputError("say which images: `python evaluate.py features --images DIR --out a.safetensors`.")
-    process, images = common.setup(cfg.device), features.open_images(cfg.images, cfg.split)
-    found = features.extract(encoder_of(cfg, process.device), images, process, cfg.batch)
+        raise InputError("say which images: `python evaluate.py features --images DIR --out "
+                         "a.safetensors`.")
+    process = processes.setup(cfg.device)
+    images = features.open_images(cfg.images, cfg.split)
+    encoder = load_encoder(cfg, process.device)
+    result = features.extract(encoder, images, process, cfg.batch)
     if not process.master:
         return 0
-    features.save(cfg.out, found)
-    print(f"{len(found.ids)} images by '{found.encoder}' in {cfg.out}; {len(found.failures)} could not be read")
-    return complain(found.failures)
+    features.save(cfg.out, result)
+    print(f"{len(result.ids)} images by '{result.encoder}' in {cfg.out}; "
+          f"{len(result.failures)} could not be read")
+    return tables.report_failures(result.failures)
 
 
-def complain(failures):
-    """Say what failed -> exit code."""
-    print("".join(f"error: {why}\n" for why in failures.values()), end="", file=sys.stderr)
-    return 1 if failures else 0
+def load_encoder(cfg, device):
+    """RAD-DINO, or the vision tower of a checkpoint, as the network of features."""
+    if cfg.encoder == "rad-dino":
+        return features.rad_dino(cfg.rad_dino, cfg.route, device)
+    model, _, _ = weights.load(cfg.checkpoint, dtype=processes.torch_dtype(cfg.dtype))
+    return features.tower(model.to(device))
 
 
 # ---- two sets of images, or two of reports ----
 
 @dataclass
-class CompareConfig:
-    real: str = ""                  # the first of the two: a feature file or a folder of images; or references, JSON lines
-    generated: str = ""             # the second: the same of the generated images; or reports, JSON lines
+class CompareConfig(FeatureNetwork, ReportNetworks):
+    real: str = ""                  # real images: feature file or folder; or references, .jsonl
+    generated: str = ""             # the generated ones, of the same kind
     out: str = "compare"            # writes <out>.json and <out>.md
-    shards: list[int] = field(default_factory=list)     # cut the lists into so many blocks; default: 1 and 4
+    shards: list[int] = field(default_factory=lambda: [1, 4])   # cut the lists into so many blocks
     k: int = 5                      # which neighbour's distance is a sample's radius
-    encoder: str = "rad-dino"       # of folders: rad-dino, or vision (the tower of --checkpoint)
-    rad_dino: str = "pretrained/rad-dino"   # where RAD-DINO lies
-    route: str = "benchmark"        # into RAD-DINO: benchmark or straight
     checkpoint: str = "out/gen512"  # whose tower, for --encoder vision
-    chexbert: str = "pretrained/chexbert"   # of reports: folder with chexbert.pth and vocab.txt
-    cut: bool = False               # CheXbert sees the first 512 characters alone, as in the official evaluation
-    python: str = ""                # interpreter of an environment with RadGraph; default: this one
     bootstrap: int = 100            # draws of the intervals, ten times as many of reports; 0: none
     batch: int = 32                 # images at once
     device: str = "auto"            # auto, cpu, cuda
     dtype: str = "float32"          # or bfloat16
 
     def __post_init__(self):
-        self.shards = self.shards or [1, 4]
-        assert min(self.shards) > 0 and self.k > 0 and self.batch > 0, "--shards, --k and --batch must be at least 1."
+        super().__post_init__()
+        assert min(*self.shards, self.k, self.batch) > 0, \
+            "--shards, --k and --batch must be at least 1."
         assert self.bootstrap >= 0, "--bootstrap must be 0 or more."
-        assert self.encoder in ("rad-dino", "vision"), f"--encoder {self.encoder} is none of rad-dino, vision."
 
 
-def compare(argv):
-    if len(argv) > 1 and not any(word.startswith("--") for word in argv[:2]):
+def main(argv):
+    # `compare A B` is short for `compare --real A --generated B`
+    if len(argv) > 1 and not argv[0].startswith("--") and not argv[1].startswith("--"):
         argv = ["--real", argv[0], "--generated", *argv[1:]]
-    cfg = common.override(CompareConfig(), argv, __doc__)
+    cfg = override(CompareConfig(), argv, __doc__)
     if not cfg.real or not cfg.generated:
-        raise InputError("say what to compare: `python evaluate.py compare real.safetensors generated.safetensors`.")
-    process, paths = common.setup(cfg.device), (cfg.real, cfg.generated)
+        raise InputError("say what to compare: `python evaluate.py compare real.safetensors "
+                         "generated.safetensors`.")
+    process = processes.setup(cfg.device)
     if process.world > 1:
-        raise InputError("compare runs in one process; extract features under torchrun with `evaluate.py features`.")
-    if any(path.endswith(".jsonl") for path in paths):
+        raise InputError("compare runs in one process; extract features under torchrun with "
+                         "`evaluate.py features`.")
+    if cfg.real.endswith(".jsonl") or cfg.generated.endswith(".jsonl"):
         return compare_reports(cfg, process)
-    encoder = None if all(path.endswith(".safetensors") for path in paths) else encoder_of(cfg, process.device)
-    real, made = (features.load(path) if path.endswith(".safetensors") else
-                  features.extract(encoder, features.open_images(path), process, cfg.batch) for path in paths)
-    features.same_encoder(real, made, paths)
-    failures = real.failures | made.failures
-    ids, others = ([name for name in part.ids if name not in failures] for part in (real, made))    # what failed, on both sides
-    shared, paired = set(ids) & set(others), set(ids) == set(others)
+    return compare_images(cfg, process)
+
+
+def compare_images(cfg, process):
+    """FD, KD, precision, recall, density, coverage of two feature files or folders -> exit code."""
+    real, generated = load_features(cfg, process)
+    features.same_encoder(real, generated, (cfg.real, cfg.generated))
+
+    # the same names on both sides are pairs: put into one order, they fall into the same blocks
+    failures = real.failures | generated.failures
+    ids = [name for name in real.ids if name not in failures]
+    generated_ids = [name for name in generated.ids if name not in failures]
+    paired = set(ids) == set(generated_ids)
+    if paired:
+        generated_ids = ids
     warnings = tables.other_features(real.encoder)
+    shared = set(ids) & set(generated_ids)
     if shared and not paired:
-        warnings.append(f"{len(shared)} of {len(ids)} and {len(others)} names are in both sets: they are compared as two sets, "
-                        "not image by image, and blocks hold different prompts.")
-    scores = {"generation": scoring.images(real.pick(ids), made.pick(ids if paired else others), cfg.shards, cfg.k, cfg.bootstrap,
-                                           paired)}         # pairs in the same order, so in the same blocks
-    print(tables.write(Path(cfg.out), f"{cfg.real} and {cfg.generated}", scores, vars(cfg), failures=failures,
-                       encoder=real.encoder, paired=paired, warnings=warnings))
-    return complain(failures)
+        warnings.append(
+            f"{len(shared)} of {len(ids)} and {len(generated_ids)} names are in both sets: they "
+            "are compared as two sets, not image by image, and blocks hold different prompts.")
+
+    scores = scoring.images(
+        real.pick(ids), generated.pick(generated_ids), cfg.shards, cfg.k, cfg.bootstrap, paired)
+    print(tables.write(
+        Path(cfg.out), f"{cfg.real} and {cfg.generated}", {"generation": scores}, vars(cfg),
+        failures=failures, encoder=real.encoder, paired=paired, warnings=warnings))
+    return tables.report_failures(failures)
+
+
+def load_features(cfg, process):
+    """Features of both sides: read from files, or extracted from folders."""
+    encoder = None
+    sides = []
+    for path in (cfg.real, cfg.generated):
+        if path.endswith(".safetensors"):
+            sides.append(features.load(path))
+            continue
+        if encoder is None:             # only a folder needs one
+            encoder = load_encoder(cfg, process.device)
+        sides.append(features.extract(encoder, features.open_images(path), process, cfg.batch))
+    return sides
 
 
 def compare_reports(cfg, process):
-    """Only rows of both files with text are scored; {"id", "error"} rows are failures, named and left out on both sides."""
+    """CheXbert F1, BLEU, ROUGE-L and RadGraph F1 of two files of reports -> exit code."""
     for path in (cfg.real, cfg.generated):
         if not path.endswith(".jsonl"):
-            raise InputError(f"{path} is no .jsonl file; references and reports are compared with each other, not with images.")
-        if not Path(path).is_file():
-            raise InputError(f"there are no reports at {path}.")
-    there, said = (read_rows(Path(path), ours=False) for path in (cfg.real, cfg.generated))
-    failures = {name: row["error"] for rows in (there, said) for name, row in rows.items() if "error" in row}
-    for rows, path in ((there, cfg.real), (said, cfg.generated)):
-        bad = [name for name, row in rows.items() if name not in failures and not isinstance(row.get("report"), str)]
-        if bad:
-            raise InputError(f"{path}: row {bad[0]} has no 'report' that is text; what failed has an 'error' instead.")
-    texts = [{name: row["report"] for name, row in rows.items() if name not in failures} for rows in (said, there)]
-    _, said, there = same_items(*texts)
-    label, left_out = scoring.labeller(cfg.chexbert, cfg.cut, process.device, phantom=False)
-    values, details, more = scoring.reports(said, there, label, 10 * cfg.bootstrap, cfg.python)
-    print(tables.write(Path(cfg.out), f"{cfg.real} and {cfg.generated}", {"understanding": values}, vars(cfg), left_out + more,
-                       failures, details=details))
-    return complain(failures)
+            raise InputError(f"{path} is no .jsonl file; references and reports are compared with "
+                             "each other, not with images.")
+    references, failures = read_reports(cfg.real)
+    predictions, failed = read_reports(cfg.generated)
+    failures |= failed
+    for name in failures:
+        references.pop(name, None)
+        predictions.pop(name, None)
+    _, predictions, references = same_items(predictions, references)
+
+    labeller, left_out = scoring.load_labeller(
+        cfg.chexbert, cfg.cut, process.device, phantom=False)
+    scores, details, missing = scoring.reports(
+        predictions, references, labeller, 10 * cfg.bootstrap, cfg.python)
+    print(tables.write(
+        Path(cfg.out), f"{cfg.real} and {cfg.generated}", {"understanding": scores}, vars(cfg),
+        left_out + missing, failures, details=details))
+    return tables.report_failures(failures)
+
+
+def read_reports(path):
+    """A file of JSON lines {"id", "report"} or {"id", "error"} -> ({id: report}, {id: error})."""
+    reports, failures = {}, {}
+    for row in read_jsonl(path):
+        if not isinstance(row, dict) or not isinstance(row.get("id"), (str, int)):
+            raise InputError(f"{path}: every line should be like "
+                             '{"id": "a", "report": "Clear lungs."}.')
+        name = row["id"]
+        if name in reports or name in failures:
+            raise InputError(f"{path}: the id {name} stands there twice; it may stand there once.")
+        if "error" in row:
+            failures[name] = row["error"]
+        elif isinstance(row.get("report"), str):
+            reports[name] = row["report"]
+        else:
+            raise InputError(f"{path}: row {name} has no 'report' that is text; what failed has an "
+                             "'error' instead.")
+    return reports, failures

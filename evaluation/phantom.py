@@ -1,178 +1,269 @@
-"""`evaluate.py phantom`: a phantom model on phantoms it has never seen. Toys, not radiographs; nothing here is for clinical use.
+"""`python evaluate.py phantom`: a phantom model on phantoms that it has never seen.
 
-The facts of a phantom are known, and `phantom.facts.report_to_facts` reads a report back into facts, exactly. So:
+Phantoms are toys, not radiographs; nothing here is for clinical use. The facts of a phantom are
+known, and `phantom.facts.report_to_facts` reads a report back into facts, exactly. So:
 
     report F1    image -> report: facts of the written report against the facts drawn
-    cycle F1     report -> image -> report: facts read off the generated image against the facts of the report
-    VAE ceiling  real phantom -> VAE -> report: what reading loses when the picture has only passed the autoencoder
+    cycle F1     report -> image -> report: facts read off the generated image against the report's
+    VAE ceiling  real phantom -> VAE -> report: what reading loses when an image only went through
+                 the autoencoder; a generated image cannot be expected to do better
     all normal   the score of a report without findings
 
-F1 is over (finding, side or zone, degree) triples, exact match, "normal" statements not counted: micro over all triples, macro
-as the mean over findings. FD to coverage are those of `evaluation/image_metrics.py` with the checkpoint's own vision tower as the network of
-features: of generated phantoms, of real ones that passed the VAE, and of as many other real ones, which is what no model beats.
-Writes <out>.json and <out>.png (drawn beside generated, over the reports); with --sweep also the curves, <out>-sweep.png.
+F1 is over (finding, side or zone, degree) triples, exact match, "normal" statements not counted:
+micro over all triples, macro as the mean over findings. FD to coverage are those of
+evaluation/image_metrics.py over features of the checkpoint's own vision tower: of generated
+phantoms, of real ones that went through the VAE, and of as many other real ones, which no model
+can beat.
+
+Writes <out>.json and <out>.png, drawn beside generated over the reports; with --sweep it writes
+<out>.json and the curves, <out>-sweep.png.
 """
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from common import processes as common
-from evaluation import features
-from evaluation import image_metrics as metrics
-from common import packed as pack
 import sample
-from evaluation import scoring
-from evaluation import tables
 import weights
-from evaluation.reading import chosen
-from evaluation.settings import combinations, swept
+from common import processes
+from common.cli import override
+from common.files import write_json
 from common.images import NOTICE, captioned, save_png
-from phantom.prepare import Settings, held_out
+from evaluation import features, image_metrics, scoring, tables
+from evaluation.settings import Sweep
 from evaluation.worklist import chunks
+from phantom.prepare import Settings, held_out
 
 
 @dataclass
-class EvalConfig:
+class PhantomConfig(Sweep):
     checkpoint: str = str(Path(__file__).parents[1] / "demo")   # what to score
     out: str = "phantom_score"      # writes <out>.json and <out>.png
     num: int = 500                  # held-out phantoms
-    data_seed: int = 0              # seed of the phantoms; they come from the test split of that seed
-    size: int = 0                   # pixels of the generated pictures, enlarged to be read; 0: as many as the reader takes
+    data_seed: int = 0              # they come from the test split of this seed
+    size: int = 0                   # pixels of generated images; 0: as many as the reader takes
     show: int = 8                   # pairs in the picture
-    seed: int = 0                   # of the images' noise: image of phantom i is image number i
-    steps: int = sample.SampleConfig.steps      # solver steps
-    solver: str = sample.SampleConfig.solver    # euler, heun, ab2
-    shift: float = sample.SampleConfig.shift    # time shift of the schedule
-    cfg: float = sample.SampleConfig.cfg        # guidance scale
-    sweep: list[str] = field(default_factory=list)      # e.g. steps=4,8,16 cfg=1,2,3: score every combination instead
-    bootstrap: int = 100            # draws of the intervals of FD to coverage, ten times as many of F1; 0: none
+    bootstrap: int = 100            # draws of the intervals, ten times as many of F1; 0: none
     batch: int = 32                 # images at once
     device: str = "auto"            # auto, cpu, cuda
     dtype: str = "bfloat16"         # or float32
 
     def __post_init__(self):
-        sample.SampleConfig(**chosen(self, *DRAWING, "size"))          # checks them
-        assert self.num > 0 and self.show > 0, "--num and --show must be at least 1."
-        assert not self.sweep or self.num >= 6, "--num must be 6 or more for a sweep: neighbours are the fifth."
+        super().__post_init__()
+        assert min(self.num, self.show) > 0, "--num and --show must be at least 1."
         assert self.bootstrap >= 0, "--bootstrap must be 0 or more."
-        swept(self.sweep)
+        assert not self.sweep or self.num >= scoring.LEAST, \
+            f"--num must be {scoring.LEAST} or more for a sweep: neighbours are the fifth."
 
 
-DRAWING = ("seed", "steps", "solver", "shift", "cfg", "batch")
+def main(argv):
+    cfg = override(PhantomConfig(), argv, __doc__)
+    Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
+    examinee = load(cfg)
+    if cfg.sweep:
+        return sweep(cfg, examinee)
+    return score(cfg, examinee)
+
+
+# ---- the phantoms and the model that is examined on them ----
+
+@dataclass
+class Phantoms:
+    """Held-out phantoms; item i of each list is about phantom i."""
+    pictures: list                  # uint8 (S, S)
+    reports: list                   # texts
+    facts: list                     # frozensets of (finding, side or zone, degree)
+
+
+def held_out_phantoms(cfg, size, numbers):
+    """The phantoms with these numbers of the test split, `size` pixels a side."""
+    settings = Settings(seed=cfg.data_seed, size=size)
+    phantoms = Phantoms([], [], [])
+    for number in numbers:
+        row, picture = held_out(settings, number)
+        phantoms.pictures.append(picture)
+        phantoms.reports.append(row["report"])
+        phantoms.facts.append(frozenset(tuple(triple) for triple in row["labels"]))
+    return phantoms
+
+
+@dataclass
+class Examinee:
+    """The model that is examined."""
+    model: object                   # a UniX
+    vae: object                     # its VAE, or None: a checkpoint of stage 1 only reads
+    tokenizer: object
+    encoder: object                 # its vision tower as the network of features
+    size: int                       # pixels a side of what it reads
+    batch: int                      # images at once
+
+    def read(self, pictures):
+        """Pictures of any size -> what the model reports on each."""
+        pictures = np.stack(resized(pictures, self.size))
+        return sample.generate_reports(self.model, self.tokenizer, pictures, batch=self.batch)
+
+    def draw(self, reports, cfg):
+        """One picture of each report, picture number i of report i: noise differs by phantom."""
+        if cfg.size == 0:
+            cfg = replace(cfg, size=self.size)
+        return sample.generate_images(self.model, self.vae, self.tokenizer, reports,
+                                      sampling=cfg, numbers=range(len(reports)))[:, 0]
+
+    @torch.inference_mode()
+    def through_vae(self, pictures):
+        """Encode pictures (posterior mean) and decode them again -> uint8 (N, S, S)."""
+        parameter = next(self.vae.parameters())
+        decoded = []
+        for block in chunks(pictures, self.batch):
+            pixels = torch.as_tensor(np.stack(block)).to(parameter.device)
+            pixels = pixels[:, None].expand(-1, 3, -1, -1) / 127.5 - 1          # (B, 3, S, S)
+            latents = self.vae.encode(pixels.to(parameter.dtype))
+            decoded.append(self.vae.pictures(latents.to(parameter.dtype)).cpu())
+        return torch.cat(decoded).numpy()
+
+    def look(self, pictures):
+        """Features (N, C) of pictures, as the model's vision tower sees them."""
+        vectors = []
+        for block in chunks(list(pictures), self.batch):
+            prepared = [self.encoder.prepare(Image.fromarray(picture)) for picture in block]
+            vectors.append(self.encoder(torch.stack(prepared)))
+        return np.concatenate(vectors)
+
+
+def load(cfg):
+    """Load the checkpoint -> Examinee."""
+    device = processes.setup(cfg.device).device
+    dtype = processes.torch_dtype(cfg.dtype)
+    model, vae, tokenizer = weights.load(cfg.checkpoint, dtype=dtype)
+    model = model.to(device)
+    if vae is not None:
+        vae = vae.to(device)
+    return Examinee(model, vae, tokenizer, features.tower(model), model.cfg.vision.image_size,
+                    cfg.batch)
 
 
 def resized(pictures, size):
-    return [np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC)) for picture in pictures]
+    """Pictures of any size -> the same with `size` pixels a side (bicubic)."""
+    return [np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))
+            for picture in pictures]
 
 
-class Scorer:
-    """A phantom model, `num` held-out phantoms, and everything that can be asked of the two."""
+# ---- every score of one model ----
 
-    def __init__(self, cfg):
-        self.cfg, device = cfg, common.setup(cfg.device).device
-        model, vae, self.tokenizer = weights.load(cfg.checkpoint, dtype=common.torch_dtype(cfg.dtype))
-        self.model, self.vae = model.to(device), vae and vae.to(device)
-        self.size, self.encoder, self.facts = model.cfg.vision.image_size, features.tower(model), scoring.Facts()
-        self.drawn = cfg.size or self.size                      # pixels of what is generated
-        rows, self.pictures = self.phantoms(range(cfg.num))
-        self.wanted, self.reports = [frozenset(map(tuple, row["labels"])) for row in rows], [row["report"] for row in rows]
+def score(cfg, examinee):
+    """Every score of one model: a table on standard output, <out>.json and <out>.png."""
+    phantoms = held_out_phantoms(cfg, examinee.size, range(cfg.num))
 
-    def phantoms(self, which):
-        return zip(*(held_out(Settings(seed=self.cfg.data_seed, size=self.size), i) for i in which))
+    # image -> report
+    written = examinee.read(phantoms.pictures)
+    scores = {
+        "report": f1(cfg, phantoms, written),
+        "all_normal": f1(cfg, phantoms, [""] * cfg.num),
+    }
 
-    def read(self, pictures):
-        pictures = np.stack(resized(pictures, self.size))
-        return sample.generate_reports(self.model, self.tokenizer, pictures, batch=self.cfg.batch)
+    # report -> image -> report, and the same after the autoencoder alone
+    by_features = {}
+    if examinee.vae is not None:
+        drawn = examinee.draw(phantoms.reports, cfg)
+        size = cfg.size if cfg.size else examinee.size
+        decoded = examinee.through_vae(resized(phantoms.pictures, size))
+        read_again = examinee.read(drawn)
+        cycle = f1(cfg, phantoms, read_again)
+        ceiling = f1(cfg, phantoms, examinee.read(decoded))
+        scores |= {"cycle": cycle, "vae_ceiling": ceiling,
+                   "cycle_of_ceiling": cycle["micro"] / max(1e-9, ceiling["micro"])}
+        if cfg.num >= 2 * scoring.LEAST:           # intervals take halves
+            by_features = feature_scores(cfg, examinee, phantoms, drawn, decoded)
+        sheet = contact_sheet(cfg, phantoms, resized(drawn, examinee.size), read_again)
+        save_png(sheet, Path(f"{cfg.out}.png"), settings=tables.public_settings(cfg))
 
-    def f1(self, texts):
-        """-> {"micro", "macro", "exact", finding: F1} and their 95 % intervals."""
-        at = self.facts.scores(self.wanted, self.facts(texts))
-        draws = 10 * self.cfg.bootstrap
-        return {**at(), **({"intervals": metrics.bootstrap(at, len(texts), draws)} if draws else {})}
-
-    def draw(self, **changes):
-        """One image of each report: image number i of report i, so that the noise differs from phantom to phantom."""
-        sampling = sample.Sampling(size=self.drawn, **chosen(self.cfg, *DRAWING) | changes)
-        return sample.generate_images(self.model, self.vae, self.tokenizer, self.reports, sampling,
-                                      numbers=range(self.cfg.num))[:, 0]
-
-    @torch.inference_mode()
-    def through_vae(self):
-        """Encode (posterior mean) and decode the real phantoms -> the same, as the VAE shows them."""
-        p, out = next(self.vae.parameters()), []
-        for part in chunks(resized(self.pictures, self.drawn), self.cfg.batch):
-            x = torch.as_tensor(np.stack(part)).to(p.device)[:, None].expand(-1, 3, -1, -1) / 127.5 - 1
-            out.append(self.vae.pictures(self.vae.encode(x.to(p.dtype)).to(p.dtype)).cpu())
-        return torch.cat(out).numpy()
-
-    def look(self, pictures):
-        """Features (N, C) of grey pictures, as the vision tower sees them."""
-        return np.concatenate([self.encoder(torch.stack([self.encoder.prepare(Image.fromarray(x)) for x in part]))
-                               for part in chunks(list(pictures), self.cfg.batch)])
+    write_json(f"{cfg.out}.json", {
+        "scores": scores, "images": by_features,
+        "settings": tables.public_settings(cfg), "notice": NOTICE})
+    print_scores(cfg, scores, by_features)
 
 
-def phantom(cfg):
-    it = Scorer(cfg)
-    written = it.read(it.pictures)
-    scores = {"report": it.f1(written), "all_normal": it.f1([""] * cfg.num)}
-    settings, images = {**vars(cfg), "checkpoint": Path(cfg.checkpoint).name}, {}
-    if it.vae is not None:      # else it is a checkpoint of stage 1, which only reads
-        drawn, passed = it.draw(), it.through_vae()
-        again = it.read(drawn)
-        scores["cycle"], scores["vae_ceiling"] = it.f1(again), it.f1(it.read(passed))
-        scores["cycle_of_ceiling"] = scores["cycle"]["micro"] / max(1e-9, scores["vae_ceiling"]["micro"])
-        if cfg.num >= 2 * 6:    # neighbours are the fifth, and intervals take halves
-            _, others = it.phantoms(range(cfg.num, 2 * cfg.num))
-            real = it.look(it.pictures)
-            for name, these in (("generated", drawn), ("vae_ceiling", passed), ("other_real", others)):
-                images[name] = scoring.images(real, it.look(these), replicates=cfg.bootstrap, paired=name != "other_real")["1"]
-        shown = sorted(range(cfg.num), key=lambda i: -len(it.wanted[i]))[:cfg.show]     # those with most to look at
-        pairs = [picture for i in shown for picture in (it.pictures[i], resized([drawn[i]], it.size)[0])]
-        captions = [text for i in shown for text in
-                    ("drawn by formula: " + it.reports[i], "generated from it, then read: " + again[i])]
-        save_png(captioned(pairs, captions, columns=4), Path(f"{cfg.out}.png"), settings=settings)
-    save(cfg, {"scores": scores, "images": images, "settings": settings, "notice": NOTICE})
+def f1(cfg, phantoms, texts):
+    """Facts of texts against those of the phantoms -> {"micro", "macro", "exact", each finding}.
+
+    With "intervals" beside them, unless --bootstrap is 0.
+    """
+    labels = scoring.PhantomLabels()
+    scores_at = labels.scores(phantoms.facts, labels(texts))
+    scores = scores_at()
+    if cfg.bootstrap:
+        scores["intervals"] = image_metrics.bootstrap(scores_at, len(texts), 10 * cfg.bootstrap)
+    return scores
+
+
+def feature_scores(cfg, examinee, phantoms, drawn, decoded):
+    """FD to coverage of generated, decoded and other real phantoms against the real ones."""
+    others = held_out_phantoms(cfg, examinee.size, range(cfg.num, 2 * cfg.num))
+    real = examinee.look(phantoms.pictures)
+
+    def against_real(pictures, paired):
+        vectors = examinee.look(pictures)
+        return scoring.images(real, vectors, replicates=cfg.bootstrap, paired=paired)["1"]
+
+    return {
+        "generated": against_real(drawn, paired=True),
+        "vae_ceiling": against_real(decoded, paired=True),
+        "other_real": against_real(others.pictures, paired=False),
+    }
+
+
+def contact_sheet(cfg, phantoms, drawn, read_again):
+    """The phantoms with the most findings, each beside the image generated from its report."""
+    order = sorted(range(cfg.num), key=lambda i: len(phantoms.facts[i]), reverse=True)
+    pictures, captions = [], []
+    for i in order[:cfg.show]:
+        pictures += [phantoms.pictures[i], drawn[i]]
+        captions += [f"drawn by formula: {phantoms.reports[i]}",
+                     f"generated from it, then read: {read_again[i]}"]
+    return captioned(pictures, captions, columns=4)
+
+
+def print_scores(cfg, scores, by_features):
+    """The scores on standard output, for people."""
     print(f"{'':14} {'micro-F1':>9} {'macro-F1':>9} {'exact':>7}   ({cfg.num} held-out phantoms)")
     for name in ("report", "cycle", "vae_ceiling", "all_normal"):
         if name in scores:
-            print(f"{name:14} {scores[name]['micro']:9.3f} {scores[name]['macro']:9.3f} {scores[name]['exact']:7.3f}")
-    if it.vae is not None:
+            row = scores[name]
+            print(f"{name:14} {row['micro']:9.3f} {row['macro']:9.3f} {row['exact']:7.3f}")
+    if "cycle_of_ceiling" in scores:
         print(f"cycle / ceiling {scores['cycle_of_ceiling']:.3f}; pictures in {cfg.out}.png")
-    if images:
-        print(tables.table(["features: vision tower", *metrics.NAMES],
-                           [[name, *(tables.shown(part[key]) for key in metrics.NAMES)] for name, part in images.items()]))
+    if by_features:
+        names = image_metrics.NAMES
+        rows = [[name, *(tables.shown(numbers[key]) for key in names)]
+                for name, numbers in by_features.items()]
+        print(tables.table(["features: vision tower", *names], rows))
     print(f"details in {cfg.out}.json")
 
 
-def sweep(cfg):
-    """Cycle F1 and FD of every combination of the swept settings, on the same phantoms with the same noise."""
-    it, rows = Scorer(cfg), []
-    sample.latent_side(it.model, it.vae, it.drawn)        # a checkpoint that cannot draw is told so
-    real = it.look(it.pictures)
-    for point in combinations(cfg.sweep):
-        drawn = it.draw(**point)
-        cycle, _ = scoring.labelled(it.facts, it.read(drawn), it.reports, 10 * cfg.bootstrap)
-        fd = scoring.images(real, it.look(drawn), replicates=cfg.bootstrap)["1"]["fd"]
-        row = {"steps": cfg.steps, "cfg": cfg.cfg, **point, "cycle_F1": cycle["micro"], "fd": fd}
-        rows.append(row)
-        print(f"{row['steps']} steps, guidance {row['cfg']:g}: cycle F1 {tables.shown(cycle['micro'])}, FD {tables.shown(fd)}")
-    save(cfg, {"sweep": rows, "settings": {**vars(cfg), "checkpoint": Path(cfg.checkpoint).name}, "notice": NOTICE})
+# ---- a grid of sampling settings ----
+
+def sweep(cfg, examinee):
+    """Cycle F1 and FD at every point of --sweep, over the same phantoms with the same noise."""
+    # a checkpoint that cannot draw should hear so before the phantoms are read
+    sample.latent_side(examinee.model, examinee.vae, cfg.size if cfg.size else examinee.size)
+    phantoms = held_out_phantoms(cfg, examinee.size, range(cfg.num))
+    real = examinee.look(phantoms.pictures)
+    rows = []
+    for point in cfg.points():
+        drawn = examinee.draw(phantoms.reports, point)
+        cycle, _ = scoring.label_f1(scoring.PhantomLabels(), examinee.read(drawn),
+                                    phantoms.reports, 10 * cfg.bootstrap)
+        fd = scoring.images(real, examinee.look(drawn), replicates=cfg.bootstrap)["1"]["fd"]
+        rows.append({"steps": point.steps, "cfg": point.cfg, "cycle_F1": cycle["micro"], "fd": fd})
+        print(f"{point.steps} steps, guidance {point.cfg:g}: "
+              f"cycle F1 {tables.shown(cycle['micro'])}, FD {tables.shown(fd)}")
+
+    write_json(f"{cfg.out}.json", {
+        "sweep": rows, "settings": tables.public_settings(cfg), "notice": NOTICE})
     for sentence in tables.plots_left_out():
         print(sentence)
     if not tables.plots_left_out():
-        tables.curves(f"{cfg.out}-sweep.png", rows)
+        tables.save_figure(tables.curves(rows), f"{cfg.out}-sweep.png")
     print(f"details in {cfg.out}.json")
-
-
-def save(cfg, result):
-    pack.write(Path(f"{cfg.out}.json"), json.dumps(result, indent=1).encode())
-
-
-def main(argv, doc=__doc__):
-    cfg = common.override(EvalConfig(), argv, doc)
-    Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
-    sweep(cfg) if cfg.sweep else phantom(cfg)

@@ -1,38 +1,47 @@
-"""Reading many images, shared out among processes: what `evaluate.py und` and the cycle score of `evaluate.py gen` share."""
-import sys
-from pathlib import Path
+"""Reports of many images: in batches, shared out among processes, continued when interrupted.
 
+`python evaluate.py und` reads the test images this way, and `python evaluate.py gen` the images
+that it has drawn.
+"""
 import torch
 
 import sample
-from evaluation import tables
-from common.images import checked
+from common.cli import InputError
+from evaluation import worklist
 from vision import preprocess
 
 
-def chosen(cfg, *names):
-    return {name: getattr(cfg, name) for name in names}
+def write_reports(path, images, questions, model, tokenizer, cfg, process, title):
+    """Have the model report on images -> ({id: report}, {id: why there is none}).
+
+    path: file of JSON lines that holds what is done. images: has read(id) -> grey PIL image.
+    questions: {id: what is asked about this image}; only images with one question share a batch.
+    cfg: a config with `batch` and `max_tokens`.
+    """
+    def work(ids):
+        pictures, failures = readable(images, ids, model.cfg.vision)
+        reports = []
+        if pictures:
+            reports = sample.generate_reports(
+                model, tokenizer, torch.stack(list(pictures.values())), questions[ids[0]],
+                max_tokens=cfg.max_tokens, batch=cfg.batch, progress=False)
+        rows = [{"id": name, "report": report} for name, report in zip(pictures, reports)]
+        return rows + [{"id": name, "error": why} for name, why in failures.items()]
+
+    blocks = worklist.grouped(questions, questions.get, cfg.batch)
+    rows = worklist.run(path, blocks, work, process, title)
+    return worklist.split(rows, "report")
 
 
-def reader(model, tokenizer, images, prompts, cfg):
-    """A function for worklist.run: ids (of one prompt) -> rows with a report each, or with the sentence why there is none."""
-    vision = model.cfg.vision
+def readable(images, ids, vision):
+    """Prepare images for the vision tower -> ({id: uint8 (S, S)}, {id: why it cannot be read}).
 
-    def do(ids):
-        bad, good, failed = [], [], []
-        for name in ids:
-            one = checked([(name, name)], lambda _, name: preprocess(images.read(name), vision.image_size, vision.pad), bad)
-            good += one
-            failed += [] if one else [{"id": name, "error": bad[-1]}]
-        texts = sample.generate_reports(model, tokenizer, torch.stack([picture for _, picture in good]), prompts[ids[0]],
-                                        max_tokens=cfg.max_tokens, batch=cfg.batch, progress=False) if good else []
-        return [{"id": name, "report": text} for (name, _), text in zip(good, texts)] + failed
-    return do
-
-
-def finish(out, title, scores, cfg, left_out, failures, **more):
-    settings = {**vars(cfg), "checkpoint": Path(cfg.checkpoint).name}
-    print(tables.write(out / "result", title, scores, settings, left_out, failures, **more))
-    print(f"written: {out}/result.json, {out}/result.md")
-    print("".join(f"error: {name}: {why}\n" for name, why in failures.items()), end="", file=sys.stderr)
-    return 1 if failures else 0
+    vision: the tower's config; S is its image size.
+    """
+    pictures, failures = {}, {}
+    for name in ids:
+        try:
+            pictures[name] = preprocess(images.read(name), vision.image_size, vision.pad)
+        except InputError as error:
+            failures[name] = str(error)
+    return pictures, failures

@@ -1,82 +1,164 @@
-"""From lists to the numbers of a table, with intervals: written reports against references, generated images against real ones.
+"""From lists to numbers with intervals: reports against references, images against real ones.
 
-Every function returns {name: {"value", "interval", "n"}}, and the first two also sentences about what was left out and why. No
-model of ours is in here; labels come from CheXbert, or, for phantoms, exactly from the text.
+A number is {"value", "interval", "n"}: its 95 % interval, or None, and how many items it is over.
+No network of ours is in here. Labels of reports come from CheXbert or, for phantoms, exactly from
+the text. A score that needs a package or weights that are not there is left out, with a sentence
+that says so.
 """
 import importlib.util
 from pathlib import Path
 
 import numpy as np
 
-from evaluation import chexbert
-from evaluation import radgraph_biovil as foreign
-from evaluation import image_metrics as metrics
-from evaluation import text_metrics
-from phantom.facts import FINDINGS, report_to_facts
+from evaluation import chexbert, image_metrics, radgraph_biovil, text_metrics
 from evaluation.tables import numbers
+from phantom.facts import FINDINGS, report_to_facts
 
-FEW = 768       # fewer images than RAD-DINO's features have numbers: their covariance is singular
+FEW = 768       # RAD-DINO's features have 768 numbers: with fewer images, covariances are singular
+LEAST = 6       # images that precision to coverage need: a sample and its five nearest neighbours
 
 
 # ---- labels of reports ----
 
-class Facts:
-    """The phantom's labels: (finding, side or zone, degree) triples read off a text, exactly; "normal" is not counted."""
+class PhantomLabels:
+    """Labels of the phantom's reports: the (finding, side or zone, degree) triples that they state.
+
+    They are read off the text exactly. "Normal" statements are not counted.
+    """
 
     def __call__(self, texts):
+        """Texts -> a set of triples for each."""
         return [report_to_facts(text) for text in texts]
 
-    def scores(self, wanted, found):
-        """-> a function of row numbers: micro-F1 over all triples, macro-F1 over findings, share of reports with all right."""
-        table = np.array([[[sum(f == name for f, _, _ in part) for name in FINDINGS]
-                           for part in (want & got, got - want, want - got)] for want, got in zip(wanted, found)])
-        right = np.array([want == got for want, got in zip(wanted, found)])
+    def scores(self, references, predictions):
+        """Sets of triples -> a function from row numbers to the scores of these rows.
 
-        def at(rows=slice(None)):
-            tallies = table[rows].sum(0)                            # hits, extras, misses (3, findings)
-            each = text_metrics.f1(*tallies)
-            return {"micro": float(text_metrics.f1(*tallies.sum(1))), "macro": float(each.mean()),
-                    "exact": float(right[rows].mean()), **{name: float(f) for name, f in zip(FINDINGS, each)}}
-        return at
+        micro: F1 over all triples. macro: mean over the findings' F1. exact: share of reports whose
+        triples are all right. Beside these, the F1 of each finding.
+        """
+        outcomes = []                               # of each report: hits, extras, misses
+        for wanted, given in zip(references, predictions):
+            outcomes.append([count_findings(wanted & given),
+                             count_findings(given - wanted),
+                             count_findings(wanted - given)])
+        outcomes = np.array(outcomes)               # (N, 3, findings)
+        exact = np.array([wanted == given for wanted, given in zip(references, predictions)])
 
-    def details(self, wanted, found):
+        def scores_at(rows=slice(None)):
+            counts = outcomes[rows].sum(0)          # (3, findings)
+            by_finding = text_metrics.f1(*counts)
+            return {
+                "micro": float(text_metrics.f1(*counts.sum(1))),
+                "macro": float(by_finding.mean()),
+                "exact": float(exact[rows].mean()),
+                **{name: float(score) for name, score in zip(FINDINGS, by_finding)},
+            }
+        return scores_at
+
+    def details(self, references, predictions):
         return {}
 
 
+def count_findings(facts):
+    """How many triples there are of each finding, in the order of FINDINGS."""
+    named = [finding for finding, _, _ in facts]
+    return [named.count(name) for name in FINDINGS]
+
+
 class CheXbertLabels:
+    """Labels of radiology reports: CheXbert's codes of fourteen findings, (N, 14)."""
+
     def __init__(self, path, cut, device):
-        self.model, self.cut = chexbert.load(path).to(device), cut
+        self.model = chexbert.load(path).to(device)
+        self.cut = chexbert.CUT if cut else 0
 
     def __call__(self, texts):
-        return self.model.label(texts, chexbert.CUT if self.cut else 0)
+        return self.model.label(texts, self.cut)
 
-    def scores(self, wanted, found):
-        return lambda rows=slice(None): text_metrics.chexbert_scores(wanted, found, rows)
+    def scores(self, references, predictions):
+        def scores_at(rows=slice(None)):
+            return text_metrics.chexbert_scores(references, predictions, rows)
+        return scores_at
 
-    def details(self, wanted, found):
-        return text_metrics.chexbert_details(wanted, found)
+    def details(self, references, predictions):
+        return text_metrics.chexbert_details(references, predictions)
 
 
-def labeller(path, cut, device, phantom):
-    """-> (Facts or CheXbertLabels, []) or (None, [which scores are left out, and how to get them])."""
+def load_labeller(path, cut, device, phantom):
+    """-> (labeller, []), or (None, [which scores are left out, and how to get them]).
+
+    path, cut: see ReportNetworks. phantom: whether all reports are of phantoms.
+    """
     if phantom:
-        return Facts(), []
+        return PhantomLabels(), []
     if not Path(path).exists():
-        return None, [f"CheXbert F1 and the cycle score are left out (nothing at {path}): {chexbert.GET}."]
+        return None, [f"CheXbert F1 and the cycle score are left out (nothing at {path}): "
+                      f"{chexbert.GET}."]
     return CheXbertLabels(path, cut, device), []
 
 
-def labelled(label, said, there, replicates):
-    """F1 of the labels of texts against those of references -> (numbers, details)."""
-    wanted, found = label(there), label(said)
-    scores = label.scores(wanted, found)
-    intervals = metrics.bootstrap(scores, len(said), replicates) if replicates else {}
-    return numbers(scores(), intervals, len(said)), label.details(wanted, found)
+def label_f1(labeller, predictions, references, replicates):
+    """F1 of the labels of texts against those of their references -> (numbers, details)."""
+    wanted, given = labeller(references), labeller(predictions)
+    scores_at = labeller.scores(wanted, given)
+    values = with_bootstrap(scores_at, len(predictions), replicates)
+    return values, labeller.details(wanted, given)
+
+
+def with_bootstrap(scores_at, n, replicates):
+    """A function from row numbers to {name: value}, over all n rows -> numbers with intervals.
+
+    replicates: draws of the bootstrap; 0 for numbers without intervals.
+    """
+    intervals = {}
+    if replicates:
+        intervals = image_metrics.bootstrap(scores_at, n, replicates)
+    return numbers(scores_at(), intervals, n)
 
 
 # ---- reports ----
 
+def reports(predictions, references, labeller, replicates=1000, python=""):
+    """Parallel lists of texts -> (numbers, details, sentences about what is left out)."""
+    scores, details = {}, {}
+    if labeller is not None:
+        scores, details = label_f1(labeller, predictions, references, replicates)
+
+    # scores that every report has for itself, and whose mean is the number
+    columns, left_out = {}, []
+    for more, sentences in (
+            bleu(predictions, references),
+            rouge_l(predictions, references),
+            radgraph_f1(predictions, references, python)):
+        columns |= more
+        left_out += sentences
+    for name, column in columns.items():
+        column = column[np.isfinite(column)]        # BLEU leaves out reports without a token
+        if len(column):
+            scores |= mean_of(name, column, replicates)
+    return scores, details, left_out
+
+
+def mean_of(name, values, replicates):
+    """The mean of an array as a number with an interval -> {name: number}."""
+    def mean_at(rows=slice(None)):
+        return {name: float(values[rows].mean())}
+    return with_bootstrap(mean_at, len(values), replicates)
+
+
+def bleu(predictions, references):
+    """Of each report -> ({"BLEU1": (N,), ...}, []), or ({}, [why BLEU is left out])."""
+    if importlib.util.find_spec("nltk") is None:
+        return {}, ["BLEU is left out (no nltk): pip install -r requirements-eval.txt."]
+    if not has_punkt():
+        return {}, ["BLEU is left out (nltk lacks the sentence splitter's data): "
+                    "python -m nltk.downloader punkt_tab."]
+    scores = text_metrics.bleu(text_metrics.tokens(predictions), text_metrics.tokens(references))
+    return dict(zip(text_metrics.BLEU_WEIGHTS, scores.T)), []
+
+
 def has_punkt():
+    """Whether nltk finds the data of its sentence splitter, which pip does not install."""
     import nltk
     try:
         nltk.data.find("tokenizers/punkt_tab")
@@ -85,83 +167,79 @@ def has_punkt():
     return True
 
 
-def reports(said, there, label, replicates=1000, python=""):
-    """Parallel lists of texts -> (numbers, details, left out)."""
-    values, details, left_out, columns = {}, {}, [], {}
-    if label is not None:
-        values, details = labelled(label, said, there, replicates)
-    if importlib.util.find_spec("nltk") is None:
-        left_out.append("BLEU is left out (no nltk): pip install -r requirements-eval.txt.")
-    elif not has_punkt():
-        left_out.append("BLEU is left out (nltk lacks the sentence splitter's data): python -m nltk.downloader punkt_tab.")
-    else:
-        scores = text_metrics.bleu(text_metrics.tokens(said), text_metrics.tokens(there))
-        columns |= dict(zip(text_metrics.BLEU_WEIGHTS, scores.T))
+def rouge_l(predictions, references):
+    """Of each report -> ({"ROUGE_L": (N,)}, []), or ({}, [why it is left out])."""
     if importlib.util.find_spec("rouge_score") is None:
-        left_out.append("ROUGE-L is left out (no rouge-score): pip install -r requirements-eval.txt.")
-    else:
-        columns["ROUGE_L"] = text_metrics.rouge_l(said, there)
-    annotations, sentences = foreign.radgraph([*said, *there], python)
-    left_out += sentences
-    if annotations is not None:
-        for level in text_metrics.LEVELS:
-            rewards = text_metrics.radgraph_rewards(annotations[:len(said)], annotations[len(said):], level)
-            columns["RadGraph_F1" + ("" if level == "partial" else f"_{level}")] = rewards[:, 0]
-    for name, column in columns.items():
-        column = column[np.isfinite(column)]                        # BLEU leaves out reports without a token
-        if len(column):
-            mean = lambda rows=slice(None): {name: float(column[rows].mean())}
-            values |= numbers(mean(), metrics.bootstrap(mean, len(column), replicates) if replicates else {}, len(column))
-    return values, details, left_out
+        return {}, ["ROUGE-L is left out (no rouge-score): "
+                    "pip install -r requirements-eval.txt."]
+    return {"ROUGE_L": text_metrics.rouge_l(predictions, references)}, []
+
+
+def radgraph_f1(predictions, references, python):
+    """Of each report -> ({"RadGraph_F1": (N,), ...}, []), or ({}, [why it is left out])."""
+    annotations, left_out = radgraph_biovil.radgraph([*predictions, *references], python)
+    if annotations is None:
+        return {}, left_out
+    of_predictions = annotations[:len(predictions)]
+    of_references = annotations[len(predictions):]
+    columns = {}
+    for level in text_metrics.LEVELS:
+        # "partial" is the published level, so it has the plain name
+        name = "RadGraph_F1" if level == "partial" else f"RadGraph_F1_{level}"
+        rewards = text_metrics.radgraph_rewards(of_predictions, of_references, level)
+        columns[name] = rewards[:, 0]
+    return columns, []
 
 
 # ---- images ----
 
 def images(real, generated, shards=(1,), k=5, replicates=100, paired=True):
-    """Features -> {number of blocks: numbers}. paired: row i of both belongs to the same prompt."""
-    paired, part = paired and len(real) == len(generated), {}
+    """Features (N, C), (M, C) -> {number of blocks: {name: number}}, FD to coverage.
+
+    shards: numbers of blocks that the lists are cut into; the published numbers have 4. paired:
+    whether row i of both belongs to the same prompt.
+    """
+    paired = paired and len(real) == len(generated)
+    n = min(len(real), len(generated))
+    scores = {}
     for blocks in shards:
-        metric = lambda a, b: metrics.sharded(a, b, blocks, k)
-        values, halves = metric(real, generated), min(len(real), len(generated)) // 2
-        intervals = metrics.half_samples(metric, real, generated, paired, replicates) \
-            if replicates and halves >= blocks * (k + 1) else {}
-        part[str(blocks)] = numbers(values, intervals, min(len(real), len(generated)))
-    return part
+        def metric(a, b):
+            return image_metrics.sharded(a, b, blocks, k)
+        values = metric(real, generated)
+        intervals = {}
+        # a half must still have k + 1 images a block, for the k-th neighbour
+        if replicates and n // 2 >= blocks * (k + 1):
+            intervals = image_metrics.half_samples(metric, real, generated, paired, replicates)
+        scores[str(blocks)] = numbers(values, intervals, n)
+    return scores
 
 
 def by_finding(rows, real, generated, names, replicates=100):
-    """FD of each finding's images, {name: {"fd", "n_real", "n_generated", "few"}}, all of them in one block; those with fewer
-    than two images are not there. rows {"caption", "labels"}: row i is about image i of both."""
-    part = {}
-    for name in names:
-        kept, made = text_metrics.select(rows, rows, name)
-        if min(len(kept), len(made)) < 2:
-            continue
-        metric = lambda a, b: {"fd": metrics.fd(a, b)}
-        some = real[kept], generated[made]
-        intervals = metrics.half_samples(metric, *some, kept == made, replicates) if replicates and len(kept) >= 4 else {}
-        part[name] = {**numbers(metric(*some), intervals, len(kept)), "n_real": len(kept), "n_generated": len(made),
-                      "few": min(len(kept), len(made)) < max(FEW, real.shape[1])}
-    return part
+    """FD of each finding's images, in one block -> {name: {"fd", "n_real", "n_generated", "few"}}.
 
-
-# ---- privacy ----
-
-def privacy(generated, held_out, train, replicates=1000):
-    """Distances of generated images to their nearest training image, beside those of real images that were not trained on.
-
-    -> (numbers, (distance (n,), nearest training row (n,)) of the generated, distances of the held-out). "below_5" is the
-    share of generated images that are nearer to a training image than 95 % of the held-out ones are: 0.05 where they
-    behave alike, more where the model repeats what it has seen.
+    rows: {"caption", "labels"} of each image; row i is about row i of both sets of features.
+    few: whether the number is mostly the bias of a small sample. A finding with fewer than two
+    images has no FD and is not there.
     """
-    (ours, where), (theirs, _) = metrics.nearest(generated, train), metrics.nearest(held_out, train)
-    limits = {f"below_{q}": np.quantile(theirs, q / 100) for q in (1, 5)}
-    found = {**{name: (ours, lambda d, limit=limit: float((d < limit).mean())) for name, limit in limits.items()},
-             **{f"{name}_median": (d, lambda d: float(np.median(d))) for name, d in (("generated", ours), ("held_out", theirs))},
-             "generated_smallest": (ours, None), "held_out_smallest": (theirs, None)}
-    part = {}
-    for name, (d, statistic) in found.items():
-        value = statistic(d) if statistic else float(d.min())
-        draws = metrics.bootstrap(lambda rows: {name: statistic(d[rows])}, len(d), replicates) if statistic and replicates else {}
-        part |= numbers({name: value}, draws, len(d))       # a smallest value has no bootstrap interval
-    return part, (ours, where), theirs
+    def metric(a, b):
+        return {"fd": image_metrics.fd(a, b)}
+
+    scores = {}
+    for name in names:
+        real_rows, generated_rows = text_metrics.select(rows, rows, name)
+        n = min(len(real_rows), len(generated_rows))
+        if n < 2:
+            continue
+        real_part, generated_part = real[real_rows], generated[generated_rows]
+        intervals = {}
+        if replicates and len(real_rows) >= 4:
+            paired = real_rows == generated_rows
+            intervals = image_metrics.half_samples(
+                metric, real_part, generated_part, paired, replicates)
+        scores[name] = {
+            **numbers(metric(real_part, generated_part), intervals, len(real_rows)),
+            "n_real": len(real_rows),
+            "n_generated": len(generated_rows),
+            "few": n < max(FEW, real.shape[1]),
+        }
+    return scores

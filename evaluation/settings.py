@@ -1,17 +1,66 @@
-"""Settings that several tables share: `--sweep steps=4,8 cfg=1,2` for every combination of them."""
+"""Settings that several tables share. A table's own config inherits the groups that it needs.
+
+    class GenConfig(Sweep, FeatureNetwork, ReportNetworks): ...
+"""
+import dataclasses
 import itertools
 import re
+from dataclasses import dataclass, field
+
+from sample import Sampling
 
 
-def swept(parts):
-    assert len({part.split("=")[0] for part in parts}) == len(parts), "--sweep: each setting once, as steps=4,8 cfg=1,2.5."
-    for part in parts:
-        good = re.fullmatch(r"steps=[1-9]\d*(,[1-9]\d*)*|cfg=\d+(\.\d+)?(,\d+(\.\d+)?)*", part)
-        assert good, f"--sweep {part} is not like steps=4,8 or cfg=1,2.5."
+@dataclass
+class FeatureNetwork:
+    """Whose features FD to coverage compare."""
+    encoder: str = "rad-dino"       # rad-dino, or vision (the checkpoint's own tower)
+    rad_dino: str = "pretrained/rad-dino"       # folder of RAD-DINO
+    route: str = "benchmark"        # to RAD-DINO: benchmark (squash to 299 px), straight (518 px)
+
+    def __post_init__(self):
+        known = ("rad-dino", "vision")
+        assert self.encoder in known, f"--encoder {self.encoder} is none of {', '.join(known)}."
 
 
-def combinations(sweep):
-    """["steps=4,8", "cfg=1,2"] -> [{"steps": 4, "cfg": 1.0}, …]; what is not swept keeps its setting."""
-    kinds = {"steps": int, "cfg": float}
-    axes = {key: [kinds[key](x) for x in values.split(",")] for key, values in (part.split("=") for part in sweep)}
-    return [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+@dataclass
+class ReportNetworks:
+    """Other people's networks that score reports."""
+    chexbert: str = "pretrained/chexbert"   # folder with chexbert.pth and vocab.txt
+    cut: bool = False               # CheXbert sees 512 characters only, as in the official code
+    python: str = ""                # interpreter that has RadGraph and BioViL-T; default: this one
+
+
+SWEPT = re.compile(r"steps=[1-9]\d*(,[1-9]\d*)*|cfg=\d+(\.\d+)?(,\d+(\.\d+)?)*")
+
+
+@dataclass
+class Sweep(Sampling):
+    """Sampling settings, and a grid over two of them: number of steps and guidance scale."""
+    sweep: list[str] = field(default_factory=list)      # steps=4,8 cfg=1,2: score each combination
+
+    def __post_init__(self):
+        super().__post_init__()
+        for axis in self.sweep:
+            assert SWEPT.fullmatch(axis), f"--sweep {axis} is not like steps=4,8 or cfg=1,2.5."
+        names = [axis.split("=")[0] for axis in self.sweep]
+        assert len(set(names)) == len(names), "--sweep: each setting once, as steps=4,8 cfg=1,2.5."
+
+    def points(self):
+        """The points of the grid: copies of these settings, of which only the swept ones differ.
+
+        `--sweep steps=4,8 cfg=1,2` has four points; a setting that is not swept keeps its value.
+        """
+        if not self.sweep:
+            return []
+        kinds = {"steps": int, "cfg": float}
+        grid = {}
+        for axis in self.sweep:
+            name, values = axis.split("=")
+            grid[name] = [kinds[name](value) for value in values.split(",")]
+        return [dataclasses.replace(self, **dict(zip(grid, values)))
+                for values in itertools.product(*grid.values())]
+
+
+def sampling_of(cfg):
+    """The sampling settings alone of a config that inherits them, as {name: value}."""
+    return {field.name: getattr(cfg, field.name) for field in dataclasses.fields(Sampling)}

@@ -1,121 +1,172 @@
-"""Long lists of items done in batches, over processes, and continued after an interruption: a line of JSON an item.
+"""Long lists of items, done in batches by several processes, and continued after an interruption.
 
-    rows = worklist.run(out / "reports.jsonl", blocks, do, process)       # do([id, …]) -> [{"id": …, …}, …]
+    rows = worklist.run(out / "reports.jsonl", blocks, work, process)
 
-Which items share a batch is fixed by `blocks`, not by the number of processes or by what is done already: so two processes,
-or a run that was cut short and started again, write what one process writes. Each process appends to a file of its own, a
-batch at a time; when all are through, the first joins them in the order of the list.
+`work` takes a block of ids and gives a row {"id": ..., ...} for each. The rows end up in one file
+of JSON lines, in the order of the list.
+
+The blocks say which items share a batch: not the number of processes, and not what is done already.
+A network's last digits depend on the batch that an item is in. With fixed blocks, two processes, or
+a run that was cut short and started again, write exactly what one uninterrupted process writes.
+
+Each process appends whole blocks to a file of its own, reports.part0.jsonl and so on. When all are
+through, the first process joins these files.
 """
 import functools
-import json
 from datetime import timedelta
 
 import torch.distributed as dist
 from tqdm import tqdm
 
-from common.processes import InputError
-from common.packed import write
+from common.cli import InputError, differences
+from common.files import json_lines, read_json, read_jsonl, write_bytes, write_json, write_jsonl
 
+
+# ---- processes that wait for each other ----
 
 @functools.cache
-def everyone():
-    """A group that waits a day for the slowest: NCCL's own gives up after ten minutes."""
+def patient_group():
+    """A group that waits a day for its slowest process: NCCL's own gives up after ten minutes."""
     return dist.new_group(backend="gloo", timeout=timedelta(days=1))
 
 
 def meet():
     """Wait until all processes are here."""
     if dist.is_initialized():
-        dist.barrier(everyone())
+        dist.barrier(patient_group())
 
 
-def gather(part):
-    """What each process has -> a list of all of them, on each."""
+def gather(value):
+    """One value of each process -> the list of all of them, on every process."""
     if not dist.is_initialized():
-        return [part]
-    parts = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, part, everyone())
-    return parts
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, patient_group())
+    return values
 
+
+# ---- blocks ----
 
 def chunks(items, size):
-    return [items[at:at + size] for at in range(0, len(items), size)]
+    """Consecutive pieces of at most `size` items."""
+    return [items[start:start + size] for start in range(0, len(items), size)]
 
 
 def grouped(items, key, size):
-    """Blocks of at most `size` items with the same key, in order of first appearance."""
+    """Blocks of at most `size` items with the same key, in the order in which the keys appear."""
     groups = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
     return [block for group in groups.values() for block in chunks(group, size)]
 
 
-def read_rows(path, ours=True):
-    """{id: row} of a file of JSON lines. ours: of `run`, where a kill may have torn the last line, which does not count, and a
-    row may stand twice."""
-    whole = path.read_bytes() if path.exists() or not ours else b""
-    whole = whole.rpartition(b"\n")[0] if ours else whole
-    try:        # no splitlines: a report may hold what else ends lines in Unicode
-        rows = [json.loads(line) for line in whole.decode().split("\n") if line.strip()]
-        found = {row["id"]: row for row in rows}
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is damaged: lines of JSON with an id each are wanted"
-                         + ("; delete it to start anew." if ours else ".")) from None
-    if len(found) < len(rows) and not ours:
-        raise InputError(f"{path} has {len(rows)} rows and {len(found)} different ids; every id may stand there once.")
-    return found
+# ---- the output directory ----
 
+def claim(directory, settings, overwrite, process):
+    """Make an output directory that belongs to these settings. InputError if it belongs to others.
 
-def write_rows(path, rows):
-    write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-
-
-def agree(directory, settings, overwrite, process):
-    """A directory belongs to one choice of settings: whoever comes back with others is told, unless --overwrite."""
+    Rows that were made with other settings must not be continued: half of the reports would come
+    from another model. `--overwrite` throws them away.
+    """
     path = directory / "settings.json"
-    settings = json.loads(json.dumps(settings))
-    before = json.loads(path.read_text()) if path.exists() else None
-    other = sorted(k for k in settings.keys() | (before or {}).keys() if before and settings.get(k) != before.get(k))
-    if other and not overwrite:
-        raise InputError(f"{directory} was begun with other settings ({', '.join(other)}); choose another --out, or --overwrite "
-                         "it.")
-    meet()
+    if path.exists() and not overwrite:
+        changed = differences(read_json(path), settings)
+        if changed:
+            raise InputError(
+                f"{directory} was begun with other settings ({', '.join(changed)}); choose "
+                "another --out, or --overwrite it.")
+    meet()                                      # nobody writes before all have looked
     if process.master:
         directory.mkdir(parents=True, exist_ok=True)
         if overwrite:
             for old in (*directory.glob("*.jsonl"), *directory.glob("*.safetensors")):
                 old.unlink()
-        write(path, json.dumps(settings, indent=1).encode())
+        write_json(path, settings)
     meet()
 
 
-def run(path, blocks, do, process, name="working"):
-    """Do all blocks of ids that are not done -> {id: row} in the order of the list."""
-    ids = [i for block in blocks for i in block]
-    parts = lambda: sorted(path.parent.glob(f"{path.stem}.part*.jsonl"))
-    done = {i: row for file in (path, *parts()) for i, row in read_rows(file).items()}
-    todo = [block for block in blocks if not all(i in done for i in block)]
-    meet()                                   # nobody writes before all have read
-    part = path.with_name(f"{path.stem}.part{process.rank}.jsonl")
-    if todo:
-        write_rows(part, read_rows(part).values())
-        with open(part, "a", encoding="utf-8") as file:
-            for block in tqdm(todo[process.rank::process.world], desc=name, unit="batch", disable=not process.master):
-                rows = do(block)
-                file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-                file.flush()
+# ---- the work ----
+
+def run(path, blocks, work, process, title="working"):
+    """Do all blocks that are not done yet -> {id: row} of all items, in the order of the list.
+
+    work: a function from the ids of a block to one row {"id": ...} for each, or to rows with an
+    "error" for items that failed. process: our `Process`.
+    """
+    if process.master:
+        for part in parts_of(path):
+            cut_torn_line(part)
+    meet()                                      # nobody reads before that
+    done = collect(path)
+    todo = [block for block in blocks if not all(name in done for name in block)]
+    meet()                                      # nobody writes before all have read
+
+    # every process takes its share of the blocks, and shows a bar if it is the first
+    share = todo[process.rank::process.world]
+    own = path.with_name(f"{path.stem}.part{process.rank}.jsonl")
+    quiet = not process.master or not share
+    for block in tqdm(share, desc=title, unit="batch", disable=quiet):
+        append(own, work(block))
     meet()
-    if process.master and (todo or parts()):        # parts alone: a kill came before they were joined
-        done = {i: row for file in (path, *parts()) for i, row in read_rows(file).items()}
-        write_rows(path, (done[i] for i in ids))
-        for file in parts():
-            file.unlink()
+
+    # the first process joins the parts; a kill may have come before it did so last time
+    ids = [name for block in blocks for name in block]
+    if process.master and parts_of(path):
+        done = collect(path)
+        write_jsonl(path, [done[name] for name in ids])
+        for part in parts_of(path):
+            part.unlink()
     meet()
-    rows = read_rows(path)
-    return {i: rows[i] for i in ids}
+    done = read_rows(path)
+    return {name: done[name] for name in ids}
+
+
+def parts_of(path):
+    """The files of single processes: of this run, and of one that was cut short."""
+    return sorted(path.parent.glob(f"{path.stem}.part*.jsonl"))
+
+
+def cut_torn_line(path):
+    """Take off a last line without an end: a kill came while it was being written."""
+    content = path.read_bytes()
+    whole, line_end, torn = content.rpartition(b"\n")
+    if torn:
+        write_bytes(path, whole + line_end)
+
+
+def append(path, rows):
+    """Add rows to the end of a file of JSON lines."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json_lines(rows))
+
+
+def collect(path):
+    """{id: row} of everything that is done, joined already or not."""
+    done = {}
+    for file in (path, *parts_of(path)):
+        done |= read_rows(file)
+    return done
+
+
+def read_rows(path):
+    """{id: row} of a file that `run` wrote; empty if there is none.
+
+    A block that was cut short is done again, so an item may stand there twice: the last row counts.
+    """
+    if not path.exists():
+        return {}
+    try:
+        return {row["id"]: row for row in read_jsonl(path)}
+    except (InputError, KeyError, TypeError):
+        raise InputError(f"{path} is damaged: every line should be JSON with an id; delete it to "
+                         "start anew.") from None
 
 
 def split(rows, key):
-    """{id: row} -> {id: row[key]} of what went well, {id: sentence} of what failed. A failure is never a result."""
-    good = {i: row[key] for i, row in rows.items() if "error" not in row}
-    return good, {i: row["error"] for i, row in rows.items() if "error" in row}
+    """{id: row} -> ({id: row[key]} of what went well, {id: sentence} of what failed).
+
+    A failure is never a result: an image that could not be read has no empty report.
+    """
+    results = {name: row[key] for name, row in rows.items() if "error" not in row}
+    failures = {name: row["error"] for name, row in rows.items() if "error" in row}
+    return results, failures

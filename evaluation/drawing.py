@@ -1,0 +1,136 @@
+"""Images of many reports, their features, and reports of these images: shared out, continued.
+
+This is the part of `python evaluate.py gen` that takes hours. Each of its three steps keeps what is
+done in files, and goes on from there after an interruption.
+"""
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+import sample
+from common import processes
+from common.cli import InputError
+from common.files import settings_hash
+from common.images import save_png
+from evaluation import features, worklist
+from evaluation.reading import write_reports
+from evaluation.settings import sampling_of
+from evaluation.text_metrics import unique_captions
+from weights.checkpoint import newest
+
+
+@dataclass
+class Prompt:
+    """A report to draw."""
+    number: int                     # it is drawn from the noise (seed, number)
+    text: str                       # the report
+    file: str                       # name of its image
+
+
+@dataclass
+class Study:
+    """What all sets of drawn images of one command have in common."""
+    process: processes.Process
+    model: object                   # a UniX: it draws, and reads what it has drawn
+    vae: object
+    tokenizer: object
+    size: int                       # pixels a side of the images
+    prompts: dict                   # {id: Prompt} of the whole split
+    encoder: object                 # features.Encoder of FD to coverage, or None
+    labeller: object                # of reports, for the cycle score, or None
+
+
+def prompts_of(images):
+    """Every wording of a report once, by the id of the first image that has it -> {id: Prompt}."""
+    rows = [{"id": name, "caption": row["report"]} for name, row in images.rows.items()]
+    prompts = {}
+    for number, n in enumerate(unique_captions(rows)):
+        name = rows[n]["id"]
+        prompts[name] = Prompt(number, rows[n]["caption"], features.file_name(name) + ".png")
+    files = {prompt.file for prompt in prompts.values()}
+    if len(files) < len(prompts):
+        raise InputError("two ids of the data set differ only in characters that no file name can "
+                         "hold; rename one.")
+    return prompts
+
+
+@dataclass
+class Drawn:
+    """One set of drawn images, and what came of them."""
+    out: Path                       # its directory: images/, *.jsonl, generated.safetensors
+    ids: list                       # of the reports that could be drawn
+    features: object                # features.Features of the images, or None without an encoder
+    reports: dict                   # {id: report read off the image}
+    failures: dict                  # {id: why it was not drawn, seen or read}
+
+
+def draw(cfg, out, ids, study):
+    """Draw reports, turn the images into features, and read them again -> Drawn.
+
+    Takes hours; each of the three steps continues where it was when it is interrupted.
+    """
+    captions = [(name, prompt.text) for name, prompt in study.prompts.items()]
+    worklist.claim(out, {
+        "checkpoint": str(newest(cfg.checkpoint)), "data": cfg.data, "split": cfg.split,
+        "captions": settings_hash(captions), "images": len(ids), "prompt": cfg.prompt,
+        "max_tokens": cfg.max_tokens, "dtype": cfg.dtype,
+        **sampling_of(cfg), "size": study.size,
+    }, cfg.overwrite, study.process)
+    folder = out / "images"
+    folder.mkdir(exist_ok=True)
+
+    # report -> image
+    def draw_block(block):
+        return draw_images(cfg, folder, block, study)
+    blocks = worklist.chunks(ids, cfg.batch)
+    rows = worklist.run(out / "images.jsonl", blocks, draw_block, study.process, "drawing")
+    files, failures = worklist.split(rows, "file")
+    if not files:
+        first = next(iter(failures.values()))
+        raise InputError(f"none of the {len(ids)} reports could be drawn; the first: {first}")
+    ids = list(files)
+    images = features.Folder(folder)
+
+    # image -> features
+    generated = None
+    if study.encoder:
+        generated = features.reused(out / "generated.safetensors", study.encoder, images,
+                                    study.process, cfg.batch, ids)
+        failures |= generated.failures
+
+    # image -> report
+    questions = dict.fromkeys(ids, cfg.prompt)
+    reports, failed = write_reports(out / "again.jsonl", images, questions, study.model,
+                                    study.tokenizer, cfg, study.process, "reading again")
+    return Drawn(out, ids, generated, reports, failures | failed)
+
+
+def draw_images(cfg, folder, ids, study):
+    """Draw an image of each report of a block -> rows {"id", "file"}, or {"id", "error"}."""
+    longest = study.model.cfg.max_text
+    rows = []
+    drawable = []
+    for name in ids:
+        prompt = study.prompts[name]
+        tokens = len(study.tokenizer.prompt(prompt.text))
+        if tokens > longest:
+            error = f"the report has {tokens} tokens, this checkpoint reads {longest}."
+            rows.append({"id": name, "error": error})
+        elif not prompt.text.strip():
+            rows.append({"id": name, "error": "the report is empty."})
+        else:
+            drawable.append(name)
+            rows.append({"id": name, "file": prompt.file})
+    if not drawable:
+        return rows
+
+    prompts = [study.prompts[name] for name in drawable]
+    pictures = sample.generate_images(
+        study.model, study.vae, study.tokenizer, [prompt.text for prompt in prompts],
+        sampling=cfg, numbers=[prompt.number for prompt in prompts], progress=False)[:, 0]
+    settings = {**sampling_of(cfg), "size": study.size}
+    for prompt, picture in zip(prompts, pictures):
+        save_png(Image.fromarray(picture), folder / prompt.file,
+                 reports=prompt.text, number=prompt.number, **settings)
+    return rows
