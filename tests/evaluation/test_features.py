@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 
 from evaluation import features
 import weights
-from evaluation import worklist
 from common.processes import InputError, Process
 from vision import ViT
 
@@ -123,42 +122,3 @@ def test_folders(films, tmp_path, phantom):
         (tmp_path / "bad").mkdir()
         (tmp_path / "bad" / "x.png").write_bytes(b"")
         features.extract(features.Encoder("x", None, lambda image: image, "mean"), features.open_images(tmp_path / "bad"), ONE)
-
-
-# ---- lists of work ----
-
-def test_blocks_share_a_key():
-    blocks = worklist.grouped(list("abAcBCd"), str.lower, 2)
-    assert blocks == [["a", "A"], ["b", "B"], ["c", "C"], ["d"]]
-    assert worklist.grouped(list("aaa"), str, 2) == [["a", "a"], ["a"]]
-
-
-def test_work_is_done_once_and_in_order(tmp_path):
-    done, blocks = [], [["c", "a"], ["b", "d"], ["e"]]
-
-    def do(block):
-        done.append(block)
-        return [{"id": i, "error": "bad"} if i == "b" else {"id": i, "report": i * 2} for i in reversed(block)]
-
-    # what a run of three processes left behind: a part of each, one with a torn line
-    (tmp_path / "x.part2.jsonl").write_text('{"id": "c", "report": "cc"}\n{"id": "a", "report": "aa"}\n')
-    (tmp_path / "x.part1.jsonl").write_text('{"id": "d", "report": "dd"}\n{"id": "b", "rep')
-    rows = worklist.run(tmp_path / "x.jsonl", blocks, do, ONE)
-    assert done == [["b", "d"], ["e"]] and list(rows) == list("cabde")
-    assert [p.name for p in tmp_path.iterdir()] == ["x.jsonl"]
-    assert worklist.split(rows, "report") == ({"c": "cc", "a": "aa", "d": "dd", "e": "ee"}, {"b": "bad"})
-    assert worklist.run(tmp_path / "x.jsonl", blocks, None, ONE) == rows
-    # killed when all was done but not yet joined
-    (tmp_path / "x.jsonl").rename(tmp_path / "x.part0.jsonl")
-    assert worklist.run(tmp_path / "x.jsonl", blocks, None, ONE) == rows and [p.name for p in tmp_path.iterdir()] == ["x.jsonl"]
-
-
-def test_rows_may_hold_any_text_and_end_anywhere(tmp_path):
-    """Line ends of Unicode within a report; a kill in the middle of a letter."""
-    path, rows = tmp_path / "x.jsonl", {"a": {"id": "a", "report": "\u2028 \x85 é"}, "b": {"id": "b", "report": "é"}}
-    worklist.write_rows(path, rows.values())
-    assert worklist.read_rows(path) == rows
-    path.write_bytes(path.read_bytes()[:-4])        # é is two bytes, and "} and the line end follow
-    assert list(worklist.read_rows(path)) == ["a"]
-    with pytest.raises(InputError, match="x.jsonl is damaged"):
-        worklist.read_rows(path, ours=False)

@@ -1,0 +1,183 @@
+"""evaluation/worklist.py: long work is done once, in fixed batches, by any number of processes."""
+import json
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sample
+from common.cli import InputError
+from common.processes import Process
+from evaluation import features, gen, und, worklist
+
+CPU = torch.device("cpu")
+ALONE = Process(0, 1, CPU)
+BLOCKS = [["c", "a"], ["b", "d"], ["e"]]
+
+
+def doubled(block):
+    """The work of these tests: a row a letter; b fails."""
+    return [{"id": name, "error": "bad"} if name == "b" else {"id": name, "report": name * 2}
+            for name in reversed(block)]
+
+
+def test_blocks_share_a_key():
+    blocks = worklist.grouped(list("abAcBCd"), str.lower, 2)
+    assert blocks == [["a", "A"], ["b", "B"], ["c", "C"], ["d"]]
+    assert worklist.grouped(list("aaa"), str, 2) == [["a", "a"], ["a"]]
+
+
+def test_results_stand_in_the_order_of_the_list_and_failures_apart(tmp_path):
+    rows = worklist.run(tmp_path / "x.jsonl", BLOCKS, doubled, ALONE)
+    assert list(rows) == list("cabde")
+    assert [json.loads(line) for line in open(tmp_path / "x.jsonl")] == list(rows.values())
+    results = {"c": "cc", "a": "aa", "d": "dd", "e": "ee"}
+    assert worklist.split(rows, "report") == (results, {"b": "bad"})
+
+
+def test_what_is_done_is_not_done_again(tmp_path):
+    """A run of three processes was killed: it left a part of each, one with a torn line."""
+    path = tmp_path / "x.jsonl"
+    (tmp_path / "x.part2.jsonl").write_text(
+        '{"id": "c", "report": "cc"}\n{"id": "a", "report": "aa"}\n')
+    (tmp_path / "x.part1.jsonl").write_bytes(
+        '{"id": "d", "report": "dd"}\n{"id": "b", "report": "é'.encode()[:-1])
+    blocks_done = []
+
+    def work(block):
+        blocks_done.append(block)
+        return doubled(block)
+
+    rows = worklist.run(path, BLOCKS, work, ALONE)
+    assert blocks_done == [["b", "d"], ["e"]], "a block is done whole or not at all"
+    assert list(rows) == list("cabde") and rows["d"]["report"] == "dd"
+    assert [file.name for file in tmp_path.iterdir()] == ["x.jsonl"]
+    assert worklist.run(path, BLOCKS, None, ALONE) == rows
+
+    # killed when everything was done but not yet joined
+    path.rename(tmp_path / "x.part0.jsonl")
+    assert worklist.run(path, BLOCKS, None, ALONE) == rows
+    assert [file.name for file in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_two_processes_write_what_one_writes(tmp_path, monkeypatch):
+    """Here they are two threads; `meet` is their barrier."""
+    alone = worklist.run(tmp_path / "alone.jsonl", BLOCKS, doubled, ALONE)
+    barrier = threading.Barrier(2, timeout=20)
+    monkeypatch.setattr(worklist, "meet", barrier.wait)
+    path = tmp_path / "x.jsonl"
+    rows, workers = {}, {}
+
+    def process(rank):
+        def work(block):
+            workers[block[0]] = rank
+            return doubled(block)
+        rows[rank] = worklist.run(path, BLOCKS, work, Process(rank, 2, CPU))
+
+    other = threading.Thread(target=process, args=(1,))
+    other.start()
+    process(0)
+    other.join()
+    assert rows[0] == rows[1] == alone and workers == {"c": 0, "b": 1, "e": 0}
+    assert path.read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+
+
+def test_a_report_may_hold_any_text(tmp_path):
+    """Also what Unicode calls an end of line."""
+    report = "\u2028 \x85 é\n"
+    worklist.append(tmp_path / "x.jsonl", [{"id": "a", "report": report}])
+    assert worklist.read_rows(tmp_path / "x.jsonl") == {"a": {"id": "a", "report": report}}
+
+
+@pytest.mark.parametrize("line", ["{", '{"report": "x"}', "[1]", "5"])
+def test_a_damaged_file_is_one_sentence(tmp_path, line):
+    (tmp_path / "x.jsonl").write_text(line + "\n")
+    with pytest.raises(InputError, match="x.jsonl is damaged: .* delete it to start anew"):
+        worklist.read_rows(tmp_path / "x.jsonl")
+
+
+def test_an_output_directory_belongs_to_one_choice_of_settings(tmp_path):
+    out = tmp_path / "out"
+    worklist.claim(out, {"steps": 2, "interval": (0.4, 1.0)}, False, ALONE)
+    (out / "images.jsonl").write_text("{}\n")
+    worklist.claim(out, {"steps": 2, "interval": (0.4, 1.0)}, False, ALONE)
+    with pytest.raises(InputError, match=r"begun with other settings \(steps\).* --overwrite"):
+        worklist.claim(out, {"steps": 3, "interval": (0.4, 1.0)}, False, ALONE)
+    assert (out / "images.jsonl").exists()
+    worklist.claim(out, {"steps": 3, "interval": (0.4, 1.0)}, True, ALONE)
+    assert not (out / "images.jsonl").exists(), "begun anew"
+
+
+# ---- the commands that use it ----
+
+COMMANDS = {"und": und.main, "gen": gen.main}
+SWEEP = ["--sweep", "steps=1,2", "cfg=1", "--sweep-num", "12"]
+OPTIONS = {"und": [], "gen": SWEEP}
+
+
+def content(out):
+    """All that a run leaves, apart from where it lies."""
+    scores = json.loads((out / "result.json").read_text())
+    scores["settings"].pop("out")
+    rows = {path.relative_to(out): path.read_text() for path in out.rglob("*.jsonl")}
+    images = {path.relative_to(out): np.array(Image.open(path)).tobytes()
+              for path in out.rglob("images/*.png")}
+    vectors = {}
+    for path in out.rglob("*.safetensors"):
+        loaded = features.load(path)
+        vectors[path.name] = (loaded.ids, loaded.x.tobytes(), loaded.encoder, loaded.failures)
+    return scores, rows, images, vectors
+
+
+@pytest.mark.parametrize("command, function, blocks", [
+    ("und", "generate_reports", 9), ("gen", "generate_images", 6)])
+def test_an_interrupted_command_goes_on_where_it_was(
+        words, und_run, gen_run, tmp_path, monkeypatch, command, function, blocks):
+    """The model fails at its fourth block; the second attempt does what is left."""
+    model, calls = getattr(sample, function), []
+
+    def failing_once(*args, **options):
+        calls.append(args)
+        if len(calls) == 4:
+            raise ZeroDivisionError
+        return model(*args, **options)
+
+    monkeypatch.setattr(sample, function, failing_once)
+    out = tmp_path / "cut"
+    with pytest.raises(ZeroDivisionError):
+        COMMANDS[command](words(command, out))
+    assert not (out / "result.json").exists()
+    assert COMMANDS[command](words(command, out)) == 0
+    assert len(calls) == blocks + 1, "every block once, and the fourth a second time"
+    assert content(out) == content({"und": und_run, "gen": gen_run}[command])
+    assert COMMANDS[command](words(command, out)) == 0
+    assert len(calls) == blocks + 1, "a finished run is only scored"
+
+
+@pytest.mark.parametrize("command, task, field, named", [
+    ("und", "und-64", "prompt", "questions"), ("gen", "gen-32", "report", "captions")])
+def test_a_run_is_not_continued_with_other_texts(
+        words, und_run, gen_run, altered, phantom, tmp_path, command, task, field, named):
+    """The data set was prepared anew, in the same place."""
+    out = shutil.copytree({"und": und_run, "gen": gen_run}[command], tmp_path / "out")
+
+    def change(n, row):
+        if n == 0:
+            row[field] += " Once more."
+    root = altered(task, change)
+    settings = (out / "settings.json").read_text()
+    (out / "settings.json").write_text(settings.replace(str(phantom), str(root)))
+    with pytest.raises(InputError, match=rf"begun with other settings \({named}\)"):
+        COMMANDS[command](words(command, out, data=root))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_two_real_processes_leave_what_one_leaves(words, fork, tmp_path, command):
+    for name, processes in (("one", 1), ("two", 2)):
+        line = words(command, tmp_path / name, *OPTIONS[command])
+        fork("evaluate.py", [command, *line], processes).finish()
+    assert content(tmp_path / "two") == content(tmp_path / "one")
