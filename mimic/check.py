@@ -1,213 +1,293 @@
-"""Packed data sets looked at again: hashes, pictures, splits, counts, a contact sheet. Prints ids, never a report."""
+"""Looking at a collection before hours of work, and at the packed data sets afterwards.
+
+    first_look      are the images and reports where we look for them?
+    report          what became of everything: counts, reasons, the exit code
+    check           --check: hashes, pictures, splits of a finished data set
+    show            --show: a contact sheet
+    refuse_leak     the guard against patients who train one task and test the other
+
+Prints ids and numbers, never a word of a report.
+"""
 import csv
-import hashlib
 import io
-import json
 from collections import Counter
 
 import numpy as np
 from tqdm import tqdm
 
-from common.processes import InputError
-from training.batches import Packed
-from common.images import captioned
-from common.packed import settings_hash, write
-from mimic import pixels as radiographs
+from common.cli import InputError
+from common.files import digest, read_json, replacing, settings_hash, write_bytes
+from common.images import Unusable, captioned
+from common.packed import Packed, read_shard
+from mimic import pixels
 
 SPLITS = ("train", "val", "test")
 
+# images in train, val and test of others, to hold ours against; None: not published
+PUBLISHED = {
+    "und": {
+        "frontal, rule-parsed findings (LLaVA-Rad table)": (162_969, 1_286, 2_461),
+        "UniX": (163_344, None, 2_365),
+    },
+    "gen": {
+        "UniX and CheXGenBench (not the official split)": (237_387, None, 4_352),
+    },
+}
 
-def well_formed(row):
-    return isinstance(row, dict) and all(isinstance(row.get(key), str) for key in ("id", "subject", "split", "report"))
+# how reasons begin that are the protocol's, and no fault of the data
+LEFT_OUT = ("not frontal", "no findings", "another image", "not in --test-ids", "patient of",
+            "understanding test", "beyond --limit")
+# how reasons begin that another download may mend
+DOWNLOAD = ("image: it is truncated", "image: it is empty", "image: unfinished", "image: missing")
+
+
+# ---- before: are the files there? ----
+
+def first_look(cfg, root, jobs, reports):
+    """InputError if more than half of 500 images, or of their reports, are missing."""
+    sample = jobs[::max(1, len(jobs) // 500)]
+    if cfg.max_bad >= 0.5:              # a partial copy on purpose
+        return
+    missing = []
+    for job in sample:
+        try:
+            pixels.locate(root / job.path)
+        except Unusable:
+            missing.append(root / job.path)
+    if len(missing) > len(sample) / 2:
+        raise InputError(
+            f"{len(missing)} of {len(sample)} images looked for are missing, as {missing[0]}"
+            "[.jpg]; is --images the folder above files/? (For a partial copy on purpose: "
+            "--max-bad 1.)")
+
+    items = [item for job in sample for task, item in job.items
+             if task in cfg.task and not item.text]
+    missing = [item.study for item in items if reports.read(item) is None]
+    if len(missing) > len(items) / 2:
+        raise InputError(f"{len(missing)} of {len(items)} reports looked for are missing in "
+                         f"{reports.path}, as {missing[0]}.txt.")
+
+
+# ---- after: what became of everything ----
+
+def report(cfg, out, sets, skipped, asked):
+    """Write ids and reasons to files, print counts -> the exit code.
+
+    skipped: [(id, path, reason)]. asked: how many images were to be packed. The exit code is 1 if
+    the data is to blame for more than the share --max-bad of them.
+    """
+    for data_set in sets:
+        ids = [(row["id"], row["split"]) for row in rows_of(data_set.directory)]
+        write_csv(out / f"{data_set.task}-ids.csv", [("id", "split"), *ids])
+    write_csv(out / "skipped.csv", [("id", "path", "reason"), *skipped])
+    for data_set in sets:
+        summary(data_set.directory, PUBLISHED[data_set.task] if cfg.dataset == "mimic" else {})
+
+    reasons = Counter(reason for _, _, reason in skipped)
+    if reasons:
+        print(f"\nnot packed ({out / 'skipped.csv'} has the ids):")
+    for reason, number in reasons.most_common():
+        print(f"  {number:9,}  {reason}")
+    if any(reason.startswith(DOWNLOAD) for reason in reasons):
+        print("  (damaged or missing images: download them again, then run again with --overwrite)")
+
+    bad = len({id for id, _, reason in skipped if not reason.startswith(LEFT_OUT)})
+    allowed = 0 if cfg.strict else cfg.max_bad
+    if bad > allowed * asked:
+        print(f"{bad} of {asked} images or reports are unusable, more than {allowed:.1%} "
+              "(--max-bad).")
+        return 1
+    return 0
 
 
 def rows_of(directory):
-    """The rows of a packed data set, one by one."""
+    """The rows of a data set, a shard at a time, so that they need not fit into memory."""
     for path in sorted(directory.glob("[0-9]*.jsonl")):
-        with open(path, encoding="utf-8") as file:
-            try:
-                for line in file:
-                    row = json.loads(line)
-                    if not well_formed(row):
-                        raise ValueError
-                    yield row
-            except (ValueError, RecursionError):
-                raise InputError(f"{path} is damaged; prepare the data set anew.") from None
+        damaged = InputError(f"{path} is damaged; prepare the data set anew.")
+        try:
+            rows, _ = read_shard(path)
+        except RecursionError:          # JSON that is nested too deeply
+            raise damaged from None
+        if not all(well_formed(row) for row in rows):
+            raise damaged
+        yield from rows
 
 
-def summary(directory, published=()):
-    """Counts per split, view, section and cleaning, lengths of the texts; the published numbers beside ours."""
-    info = json.loads((directory / "dataset.json").read_text())
-    tables, words = {name: Counter() for name in ("view", "source", "clean", "flags")}, []
+def well_formed(row):
+    texts = ("id", "subject", "split", "report")
+    return isinstance(row, dict) and all(isinstance(row.get(key), str) for key in texts)
+
+
+def write_csv(path, rows):
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    # paths may hold what no encoding has
+    write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
+
+
+def summary(directory, published):
+    """Print a data set's counts, with the published ones below, and the lengths of its texts."""
+    info = read_json(directory / "dataset.json")
+    counters = {name: Counter() for name in ("view", "source", "clean", "flags")}
+    words = []
     for row in rows_of(directory):
         words.append(len(row["report"].split()))
-        for name, counter in tables.items():
+        for name, counter in counters.items():
             value = row.get(name, "")
             counter.update(value if isinstance(value, list) else [str(value)])
-    line = lambda counts: "".join(f"{'-' if n is None else format(n, ','):>10}" for n in counts)
+
     print(f"\n{directory}: {sum(info['counts'].values()):,} images, settings {info['hash']}")
     print(f"  {'':48}" + "".join(f"{split:>10}" for split in SPLITS))
-    print(f"  {'found here':48}" + line([info["counts"].get(split, 0) for split in SPLITS]))
-    for name, counts in dict(published).items():
-        print(f"  {name:48}" + line(counts))
-    for name, counter in tables.items():
-        print(f"  {name}: " + ", ".join(f"{value or '-'} {number:,}" for value, number in counter.most_common(12)))
+    ours = [info["counts"].get(split, 0) for split in SPLITS]
+    for name, counts in {"found here": ours, **published}.items():
+        columns = ["-" if count is None else f"{count:,}" for count in counts]
+        print(f"  {name:48}" + "".join(f"{column:>10}" for column in columns))
+    for name, counter in counters.items():
+        values = [f"{value if value else '-'} {number:,}"
+                  for value, number in counter.most_common(12)]
+        print(f"  {name}: {', '.join(values)}")
     if words:
         marks = np.percentile(words, [1, 50, 90, 99, 100]).astype(int)
         print("  words a report: 1% {} / half {} / 90% {} / 99% {} / most {}".format(*marks))
 
 
-def sets_in(directory):
-    found = [directory] if (directory / "dataset.json").exists() else sorted(p.parent for p in directory.glob("*/dataset.json"))
-    if not found:
-        raise InputError(f"there is no finished data set in {directory} (no dataset.json); if the run was interrupted, start it "
-                         "again.")
-    return found
+# ---- --check ----
 
-
-KEYS = {"schema": int, "task": str, "size": int, "counts": dict, "settings": dict, "hash": str, "sha256": dict}
-
-
-def open_set(directory):
-    try:
-        info = json.loads((directory / "dataset.json").read_text())
-        if not isinstance(info, dict) or any(type(info.get(key)) is not kind for key, kind in KEYS.items()):
-            raise ValueError
-        packed = Packed(directory.parent, info["task"], info["size"])
-        if not all(map(well_formed, packed.rows)):
-            raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-        raise InputError(f"{directory}: its dataset.json or rows are damaged; prepare the data set anew.") from None
-    return info, packed
+KEYS = {"schema": int, "task": str, "size": int, "counts": dict, "settings": dict, "hash": str,
+        "sha256": dict}
 
 
 def check(directory):
-    """Verify one packed data set or all in a folder -> 0, or InputError with the first thing that is wrong."""
-    for one in sets_in(directory):
-        info, packed = open_set(one)
-        if info["hash"] != settings_hash(info["settings"]):
-            raise InputError(f"{one}/dataset.json: its settings do not have its hash; it was edited.")
-        files = {path.name for ending in ("bin", "idx.npy", "jsonl") for path in one.glob(f"[0-9]*.{ending}")}
-        if files != info["sha256"].keys():
-            raise InputError(f"{one}: its shards are not those that dataset.json names; prepare it anew.")
-        for name, expected in info["sha256"].items():
-            with open(one / name, "rb") as file:
-                digest = hashlib.sha256()
-                while piece := file.read(1 << 20):
-                    digest.update(piece)
-                if digest.hexdigest() != expected:
-                    raise InputError(f"{one / name} has changed since it was written (its SHA-256 differs).")
-        check_rows(one, info, packed)
-        for i in tqdm(range(len(packed)), desc=f"decoding {one.name}", unit="images"):
+    """Verify one packed data set, or all in a folder -> 0; InputError says what is wrong first."""
+    for folder in data_sets_in(directory):
+        info, packed = open_set(folder)
+        check_files(folder, info)
+        check_rows(folder, info, packed)
+        for i in tqdm(range(len(packed)), desc=f"decoding {folder.name}", unit="images"):
             packed.image(i)
-        summary(one)
+        summary(folder, {})
         print("  all hashes, offsets, pictures and splits are right")
     return 0
 
 
+def data_sets_in(directory):
+    """The folders of finished data sets: this one, or those in it."""
+    if (directory / "dataset.json").exists():
+        return [directory]
+    folders = sorted(path.parent for path in directory.glob("*/dataset.json"))
+    if not folders:
+        raise InputError(f"there is no finished data set in {directory} (no dataset.json); if the "
+                         "run was interrupted, start it again.")
+    return folders
+
+
+def open_set(directory):
+    """-> the content of dataset.json, and the data set; InputError if either has another form."""
+    try:
+        info = read_json(directory / "dataset.json")
+        if not isinstance(info, dict) or any(type(info.get(key)) is not kind
+                                             for key, kind in KEYS.items()):
+            raise ValueError("dataset.json")
+        packed = Packed(directory.parent, info["task"], info["size"])
+        if not all(well_formed(row) for row in packed.rows):
+            raise ValueError("rows")
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        raise InputError(f"{directory}: its dataset.json or rows are damaged; prepare the data set "
+                         "anew.") from None
+    return info, packed
+
+
+def check_files(directory, info):
+    """The settings have their hash, and the files are those of dataset.json, to the last byte."""
+    if info["hash"] != settings_hash(info["settings"]):
+        raise InputError(f"{directory}/dataset.json: its settings do not have its hash; it was "
+                         "edited.")
+    files = {path.name for ending in ("bin", "idx.npy", "jsonl")
+             for path in directory.glob(f"[0-9]*.{ending}")}
+    if files != info["sha256"].keys():
+        raise InputError(f"{directory}: its shards are not those that dataset.json names; prepare "
+                         "it anew.")
+    for name, expected in info["sha256"].items():
+        if digest(directory / name) != expected:
+            raise InputError(f"{directory / name} has changed since it was written (its SHA-256 "
+                             "differs).")
+
+
 def check_rows(directory, info, packed):
-    """Ids once, splits disjoint by patient, and no image of the understanding test among those to train drawing on."""
+    """Ids occur once, reports are not empty, no patient is in two splits, and no image of the
+    understanding test is among those to train drawing on."""
     ids = Counter(row["id"] for row in packed.rows)
-    if max(ids.values()) > 1:
-        raise InputError(f"{directory}: image {ids.most_common(1)[0][0]} occurs twice.")
+    most_common, number = ids.most_common(1)[0]
+    if number > 1:
+        raise InputError(f"{directory}: image {most_common} occurs twice.")
     if any(not row["report"].strip() for row in packed.rows):
         raise InputError(f"{directory}: an image has an empty report.")
+
     splits = {}
     for row in packed.rows:
         splits.setdefault(row["subject"], set()).add(row["split"])
-    shared = [subject for subject, found in splits.items() if len(found) > 1]
-    if shared and info["settings"].get("gen_split") == "chexgenbench" and info["task"] == "gen":
-        print(f"{directory}: {len(shared)} patients are in more than one split, as CheXGenBench has it")
-    elif shared:
-        raise InputError(f"{directory}: {len(shared)} patients are in more than one split, the first is {shared[0]}.")
+    shared = [subject for subject, names in splits.items() if len(names) > 1]
+    pooled = info["task"] == "gen" and info["settings"].get("gen_split") == "chexgenbench"
+    if shared and not pooled:
+        raise InputError(f"{directory}: {len(shared)} patients are in more than one split, the "
+                         f"first is {shared[0]}.")
+    if shared:
+        print(f"{directory}: {len(shared)} patients are in more than one split, as CheXGenBench "
+              "has it")
+
     if info["task"] == "gen":
-        beside = [row["id"] for und in directory.parent.glob("und-*") for row in rows_of(und) if row["split"] == "test"]
-        listed = directory.parent / "und-test-ids.txt"
-        test = {*beside, *(listed.read_text().split("\n") if listed.exists() else [])}
+        test = understanding_test(directory.parent)
         leaked = [row["id"] for row in packed.rows if row["split"] != "test" and row["id"] in test]
         if leaked:
-            raise InputError(f"{directory}: {len(leaked)} images of the understanding test are among those to train on, "
-                             f"the first is {leaked[0]}.")
+            raise InputError(f"{directory}: {len(leaked)} images of the understanding test are "
+                             f"among those to train on, the first is {leaked[0]}.")
+
+
+def understanding_test(root):
+    """Ids of the understanding test: those packed for it in `root`, and those that the run listed,
+    which include images without findings."""
+    ids = {row["id"] for folder in root.glob("und-*") for row in rows_of(folder)
+           if row["split"] == "test"}
+    listed = root / "und-test-ids.txt"
+    if listed.exists():
+        ids.update(listed.read_text().split("\n"))
+    return ids
 
 
 def refuse_leak(root, und_size, gen_size):
-    """Training both tasks together must not see, in one, the patients that the other holds out (CheXGenBench's split of
-    MIMIC-CXR pools and splits anew, so it does)."""
-    und, gen = Packed(root, "und", und_size), Packed(root, "gen", gen_size)
-    patients = lambda data, train: {row["subject"] for row in data.rows if (row["split"] == "train") == train}
-    both = patients(und, True) & patients(gen, False) | patients(gen, True) & patients(und, False)
-    if both:
-        raise InputError(f"{len(both)} patients whom one task trains on are held out by the other in {root}; joint training "
-                         "needs one split for both: prepare_mimic.py --gen-split official.")
+    """No patient whom one task trains on may be held out by the other.
 
+    Training both tasks together would else see, in one, who tests the other. CheXGenBench's split
+    has such patients: it pools MIMIC-CXR and deals it anew.
+    """
+    und = Packed(root, "und", und_size)
+    gen = Packed(root, "gen", gen_size)
+    leaked = patients(und, training=True) & patients(gen, training=False)
+    leaked |= patients(gen, training=True) & patients(und, training=False)
+    if leaked:
+        raise InputError(
+            f"{len(leaked)} patients whom one task trains on are held out by the other in {root}; "
+            "joint training needs one split for both: prepare_mimic.py --gen-split official.")
+
+
+def patients(packed, training):
+    """Those who are in the training split, or those who are in another."""
+    return {row["subject"] for row in packed.rows if (row["split"] == "train") == training}
+
+
+# ---- --show ----
 
 def show(directory, number):
-    """contact-sheet.png beside the shards: images spread over each set, with ids, not reports."""
-    for one in sets_in(directory):
-        info, packed = open_set(one)
-        places = np.linspace(0, len(packed) - 1, min(number, len(packed))).astype(int).tolist()
-        captions = [f"{packed.rows[i]['id']}\n{packed.rows[i]['split']} {packed.rows[i]['view']}" for i in places]
-        sheet = captioned([packed.image(i).numpy() for i in places], captions, scale=1)
-        buffer = io.BytesIO()
-        sheet.save(buffer, "PNG")
-        place = one / "contact-sheet.png"
-        place.touch(0o600), place.chmod(0o600)
-        place.write_bytes(buffer.getvalue())
-        print(f"{len(places)} of {len(packed)} images in {place}")
+    """contact-sheet.png beside the shards: images from all over each set, with ids, not reports."""
+    for folder in data_sets_in(directory):
+        _, packed = open_set(folder)
+        count = min(number, len(packed))
+        numbers = np.linspace(0, len(packed) - 1, count).astype(int).tolist()
+        rows = [packed.rows[i] for i in numbers]
+        captions = [f"{row['id']}\n{row['split']} {row['view']}" for row in rows]
+        sheet = captioned([packed.image(i).numpy() for i in numbers], captions, scale=1)
+        with replacing(folder / "contact-sheet.png") as temporary:
+            temporary.touch(0o600)              # for its owner alone, as the shards are
+            sheet.save(temporary, "PNG")
+        print(f"{count} of {len(packed)} images in {folder / 'contact-sheet.png'}")
     return 0
-
-
-def first_look(cfg, root, jobs, reports):
-    """Before hours of work: are the images and the reports where we look for them?"""
-    some = jobs[::max(1, len(jobs) // 500)]
-    missing = []
-    for path, _ in some:
-        try:
-            radiographs.locate(root / path)
-        except radiographs.Unusable:
-            missing.append(root / path)
-    if len(missing) > len(some) / 2 and cfg.max_bad < 0.5:
-        raise InputError(f"{len(missing)} of {len(some)} images looked for are missing, as {missing[0]}[.jpg]; is --images "
-                         "the folder above files/? (For a partial copy on purpose: --max-bad 1.)")
-    items = [item for _, items in some for task, item in items if task in cfg.task and not item.text]
-    lost = [item.study for item in items if reports.read(item) is None]
-    if len(lost) > len(items) / 2 and cfg.max_bad < 0.5:
-        raise InputError(f"{len(lost)} of {len(items)} reports looked for are missing in {reports.path}, as {lost[0]}.txt.")
-
-
-# images in train, val and test of others, to hold ours against (None: not published)
-PUBLISHED = {"und": {"frontal, rule-parsed findings (LLaVA-Rad table)": (162_969, 1_286, 2_461), "UniX": (163_344, None, 2_365)},
-             "gen": {"UniX and CheXGenBench (not the official split)": (237_387, None, 4_352)}}
-# reasons that are the protocol's, not the data's fault
-LEFT_OUT = ("not frontal", "no findings", "another image", "not in --test-ids", "patient of", "understanding test",
-            "beyond --limit")
-DOWNLOAD = ("truncated", "empty file", "not an image", "unfinished", "missing")
-
-
-def report(cfg, out, sets, skipped, asked):
-    """ids and reasons to files, counts to the screen; the exit code."""
-    for one in sets:
-        rows = rows_of(one.directory)
-        write(out / f"{one.task}-ids.csv", csv_bytes([("id", "split"), *((row["id"], row["split"]) for row in rows)]))
-    write(out / "skipped.csv", csv_bytes([("id", "path", "reason"), *skipped]))
-    for one in sets:
-        summary(one.directory, PUBLISHED[one.task] if cfg.dataset == "mimic" else {})
-    reasons = Counter(reason for _, _, reason in skipped)
-    if reasons:
-        print(f"\nnot packed ({out / 'skipped.csv'} has the ids):")
-        for reason, number in reasons.most_common():
-            print(f"  {number:9,}  {reason}")
-    if any(reason.startswith(DOWNLOAD) for reason in reasons):
-        print("  (damaged or missing images: download them again, then run again with --overwrite)")
-    bad = len({name for name, _, reason in skipped if not reason.startswith(LEFT_OUT)})
-    allowed = 0 if cfg.strict else cfg.max_bad
-    if bad > allowed * asked:
-        print(f"{bad} of {asked} images or reports are unusable, more than {allowed:.1%} (--max-bad).")
-        return 1
-    return 0
-
-
-def csv_bytes(rows):
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode("utf-8", "backslashreplace")

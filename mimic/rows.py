@@ -1,75 +1,156 @@
-"""The rows of a study: the question that is asked, the report, cleaned, and the labels beside it."""
-from mimic.cleaning import rules as cleaning
-from mimic import sections
-from mimic import sources
+"""The row of an image: the question, the report that answers it, labels, and where all came from.
 
-# The wording of the question, ours; an image always gets the same one. {parts} is what the report has.
-PROMPTS = ["Describe this chest X-ray. Give the {parts}.", "Look at this chest radiograph and write the {parts}.",
-           "You are a radiologist. Read this X-ray and state the {parts}.", "Report this chest X-ray with its {parts}.",
-           "What does this radiograph show? Answer with the {parts}.", "Please read the image and write down the {parts}.",
-           "As an expert in chest imaging, give the {parts} for this film.",
-           "Study this frontal chest X-ray, then list the {parts}.",
-           "Write a radiology report for this image, made up of the {parts}.",
-           "Interpret the chest X-ray in detail: {parts}."]
+    row = row_of(cfg, "und", item, content, answer)     # a dict; UnusableReport without findings
+
+A row of und (reading) has a question, FINDINGS, and IMPRESSION where the report has one; a row of
+gen (drawing) has the findings alone. `clean` and `flags` say how the text was cleaned. The test of
+und also keeps the text as it was before, as `raw`: scores on cleaned and on raw references are two
+different things.
+"""
+from typing import NamedTuple
+
+from mimic import sections, sources
+from mimic.cleaning import rules
+from mimic.cleaning.sentences import has_words
+
+# Our wording of the question; {parts} is what the report has. An image always gets the same one.
+# The paper draws from twenty sentences of its own, two endings of ten.
+PROMPTS = [
+    "Describe this chest X-ray. Give the {parts}.",
+    "Look at this chest radiograph and write the {parts}.",
+    "You are a radiologist. Read this X-ray and state the {parts}.",
+    "Report this chest X-ray with its {parts}.",
+    "What does this radiograph show? Answer with the {parts}.",
+    "Please read the image and write down the {parts}.",
+    "As an expert in chest imaging, give the {parts} for this film.",
+    "Study this frontal chest X-ray, then list the {parts}.",
+    "Write a radiology report for this image, made up of the {parts}.",
+    "Interpret the chest X-ray in detail: {parts}.",
+]
 
 
-def question(item, impression):
-    number = int(sources.fraction(item.id) * len(PROMPTS))
-    return PROMPTS[number].format(parts="FINDINGS and IMPRESSION" if impression else "FINDINGS")
+class UnusableReport(Exception):
+    """A report without what a row needs. The message is the reason, which is counted."""
 
 
-def raw_text(cfg, item, content):
-    """What the item's report says -> (findings, impression, source, what was odd), or why it cannot be used."""
-    if item.text:
-        (findings, impression, source), odd = item.text, ""
-    elif content is None:
-        return "report missing"
-    else:
-        (findings, impression, other, source), odd = sections.study_text(content, item.study)
-        if not findings and not impression and not other and not cleaning.has_words(sections.decode(content)[0]):
-            return "report empty"
-        if cfg.fallback_paragraph and not findings:
-            findings = other
-    if not findings or not cleaning.has_words(findings):
-        return "no findings" + (": hand-fixed study" if source.startswith("fixed") else "")
-    return findings, impression, source, odd
+class Raw(NamedTuple):
+    """What a report says, not yet cleaned."""
+    findings: str
+    impression: str | None
+    source: str                     # the sections or annotations that it came from
+    oddity: str                     # what was odd about the file's bytes, or ""
+
+
+class Clean(NamedTuple):
+    """The same, cleaned."""
+    findings: str | None            # None: cleaning left nothing
+    impression: str | None
+    method: str                     # rules, llm or none
+    flags: list                     # rules that dropped a clause, guards that refused an answer
 
 
 def row_of(cfg, task, item, content, answer):
-    """One row of the data set, or the reason why there is none. `answer` is what a language model made of the study."""
+    """One row of the data set `task` (und or gen), or UnusableReport with the reason.
+
+    content: the bytes of the report file, None where it is missing or not needed. answer: what a
+    language model made of the study's text (mimic/cleaning/llm.py), None without --clean llm.
+    """
     raw = raw_text(cfg, item, content)
-    if isinstance(raw, str):
-        return raw
-    findings, impression, source, odd = raw
-    clean, flags = cfg.clean, []
-    if answer:
-        clean, flags = answer["method"], answer["flags"]
-    if clean == "llm":
-        findings, impression = answer["text"]
-    elif clean == "rules":
-        pair = findings, impression or ""
-        (findings, dropped), (impression, more) = (cleaning.clean(one, cfg.drop_lateral, beside)
-                                                   for one, beside in (pair, pair[::-1]))
-        flags = flags + sorted({*dropped, *more})
-    if not findings:
-        return "no findings after cleaning"
-    both = f"FINDINGS: {findings}" + (f"\nIMPRESSION: {impression}" if impression else "")
-    odd = "broken characters" if "\ufffd" in both else odd
-    row = dict(id=item.id, subject=item.subject, study=item.study, split=item.split, view=item.view,
-               prompt=question(item, impression) if task == "und" else "", report=both if task == "und" else findings,
-               labels=item.labels or {}, source=source, clean=clean, flags=flags + [odd] * bool(odd), image=item.image)
-    if task == "und" and item.split == "test":          # scores on cleaned and on raw references are different things
-        row["raw"] = f"FINDINGS: {raw[0]}" + (f"\nIMPRESSION: {raw[1]}" if raw[1] else "")
+    clean = cleaned(cfg, raw, answer)
+    if not clean.findings:
+        raise UnusableReport("no findings after cleaning")
+
+    report = with_headings(clean.findings, clean.impression)
+    flags = list(clean.flags)
+    if "\ufffd" in report:
+        flags.append("broken characters")
+    elif raw.oddity:
+        flags.append(raw.oddity)
+
+    row = {
+        "id": item.id,
+        "subject": item.subject,
+        "study": item.study,
+        "split": item.split,
+        "view": item.view,
+        "prompt": question(item, clean.impression) if task == "und" else "",
+        "report": report if task == "und" else clean.findings,
+        "labels": item.labels if item.labels else {},
+        "source": raw.source,
+        "clean": clean.method,
+        "flags": flags,
+        "image": item.image,
+    }
+    if task == "und" and item.split == "test":
+        row["raw"] = with_headings(raw.findings, raw.impression)
     return row
 
 
-def studies(cfg, jobs, reports):
-    """(key, findings, impression) of every distinct text, for the language model."""
-    seen = set()
-    for _, items in jobs:
-        for task, item in items:
-            if task in cfg.task and item.text_key not in seen:
-                seen.add(item.text_key)
-                raw = raw_text(cfg, item, None if item.text else reports.read(item))
-                if not isinstance(raw, str):
-                    yield item.text_key, raw[0], raw[1]
+def raw_text(cfg, item, content):
+    """What an item's report says -> Raw, or UnusableReport. All of the paper's samples have
+    findings, so ours must."""
+    if item.text:                   # the input had findings and impression apart
+        findings, impression, source = item.text
+        oddity = ""
+    elif content is None:
+        raise UnusableReport("report missing")
+    else:
+        text, oddity = sections.study_text(content, item.study)
+        findings, impression, source = text.findings, text.impression, text.source
+        nothing = not findings and not impression and not text.other
+        if nothing and not has_words(sections.decode(content)[0]):
+            raise UnusableReport("report empty")
+        if cfg.fallback_paragraph and not findings:
+            findings = text.other
+
+    if findings and has_words(findings):
+        return Raw(findings, impression, source, oddity)
+    if source.startswith("fixed"):
+        raise UnusableReport("no findings: hand-fixed study")
+    raise UnusableReport("no findings")
+
+
+def cleaned(cfg, raw, answer):
+    """The text without what an image cannot show (--clean) -> Clean."""
+    if answer and answer["method"] == "llm":
+        findings, impression = answer["text"]
+        return Clean(findings, impression, "llm", answer["flags"])
+    if cfg.clean == "none":
+        return Clean(raw.findings, raw.impression, "none", [])
+
+    # by rules, also where an answer of the language model was refused
+    impression = raw.impression if raw.impression else ""
+    findings, dropped = rules.clean(raw.findings, cfg.drop_lateral, beside=impression)
+    impression, dropped_too = rules.clean(impression, cfg.drop_lateral, beside=raw.findings)
+    flags = list(answer["flags"]) if answer else []
+    return Clean(findings, impression, "rules", flags + sorted({*dropped, *dropped_too}))
+
+
+def with_headings(findings, impression):
+    report = f"FINDINGS: {findings}"
+    if impression:
+        report += f"\nIMPRESSION: {impression}"
+    return report
+
+
+def question(item, impression):
+    """The question that the report answers: it asks for an impression only where there is one."""
+    number = int(sources.fraction(item.id) * len(PROMPTS))
+    parts = "FINDINGS and IMPRESSION" if impression else "FINDINGS"
+    return PROMPTS[number].format(parts=parts)
+
+
+def texts_to_clean(cfg, jobs, reports):
+    """(key, findings, impression) of every distinct text, for the language model to clean."""
+    keys = set()
+    for job in jobs:
+        for task, item in job.items:
+            if task not in cfg.task or item.text_key in keys:
+                continue
+            keys.add(item.text_key)
+            content = None if item.text else reports.read(item)
+            try:
+                raw = raw_text(cfg, item, content)
+            except UnusableReport:            # counted when its image's turn comes
+                continue
+            yield item.text_key, raw.findings, raw.impression

@@ -1,8 +1,15 @@
-"""Many processes, one order: jobs -> shards of several packed data sets at once, in a way that can be interrupted.
+"""The images of a collection -> shards of several packed data sets at once, by many processes.
 
-Shard k of every set holds what is usable of the jobs k * shard and following, so shards differ a little in length.
-`00000.done.json` (counts, hashes, what was skipped) comes last and makes a shard finished: a run that starts again skips
-it. A shard depends on its jobs alone, so an interrupted run ends with the same bytes as one that was not.
+    sets = sets_to_make(cfg, out, jobs)                     # und-384, gen-256, gen-512
+    begin(sets, overwrite)                                  # refuses what was begun otherwise
+    pack_all(cfg, root, sets, jobs, reports, answers)
+    skipped = finish(sets, jobs, cfg.shard)
+
+Every image is read once for all sets. Shard k of each set holds what can be used of jobs k * shard
+and following, so shards differ a little in length. `00000.done.json` (counts, hashes, what was
+skipped, stamps of the inputs) is written last and makes a shard finished. A run that starts again
+goes on behind the finished shards. A shard depends on its jobs alone, so an interrupted run ends
+with the same bytes as one that was not.
 """
 import fcntl
 import hashlib
@@ -13,213 +20,73 @@ import threading
 import time
 import warnings
 import zlib
-from collections import Counter, deque
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from common.packed import Shard, write
-from common.processes import InputError
-from mimic import pixels as radiographs
+from common.cli import InputError, differences
+from common.files import read_json, write_json
+from common.images import Unusable
+from common.packed import Shard, describe
+from common.processes import ahead
+from mimic import pixels
 from mimic.cleaning import llm
-from mimic.rows import PROMPTS, row_of
+from mimic.rows import PROMPTS, UnusableReport, row_of
 
-
-DONE = {"counts", "sha256", "skipped", "inputs"}
+# the settings that decide what is in a data set, and those that do so with --clean llm
+DECISIVE = (
+    "dataset", "gen_split", "fallback_paragraph", "clean", "drop_lateral", "fit", "und_pad",
+    "gen_pad", "equalize", "format", "quality", "min_side", "max_aspect", "shard",
+)
+DECISIVE_WITH_LLM = ("llm_model", "llm_extra", "llm_judge")
 
 
 @dataclass
-class Set:
+class DataSet:
     """One packed data set in the making; `info` is the content of its dataset.json."""
-    task: str
-    size: int
+    task: str                   # und or gen
+    size: int                   # pixels a side
     directory: Path
     info: dict
 
 
-def refuse_git(out):
-    """Credentialed data is committed by accident sooner or later: no output inside a git work tree."""
-    place = out.expanduser().resolve()
-    for folder in (place, *place.parents):
-        if (folder / ".git").exists():
-            raise InputError(f"{out} lies in the git work tree {folder}, where credentialed data could be committed by accident: "
-                             f"choose --out elsewhere (training finds it through a link: ln -s /big/disk/mimic {out}).")
+def sets_to_make(cfg, out, jobs):
+    """The data sets that the settings ask for, one a task and size."""
+    sets = []
+    for task, sizes in (("und", cfg.und_sizes), ("gen", cfg.gen_sizes)):
+        if task not in cfg.task:
+            continue
+        settings = identity(cfg, task, sizes, jobs)
+        for size in sizes:
+            info = describe(task, size, settings)
+            sets.append(DataSet(task, size, out / f"{task}-{size}", info))
+    return sets
 
 
-@contextmanager
-def alone_and_private(out):
-    """One run at a time writes to `out`, and all that it makes is for its owner alone (0600, folders 0700)."""
-    before = os.umask(0o077)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with open(out / ".lock", "w") as lock:
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)        # not flock: worker processes would inherit it
-            except BlockingIOError:
-                raise InputError(f"another run is writing to {out}; wait for it or choose another --out.") from None
-            yield
-    finally:
-        os.umask(before)
+def identity(cfg, task, sizes, jobs):
+    """What decides about the content of a data set: settings, and a hash of what it was asked for.
 
+    The code is no part of it: an edited comment must not make another data set of it.
+    """
+    names = DECISIVE + DECISIVE_WITH_LLM if cfg.clean == "llm" else DECISIVE
+    settings = {name: value for name, value in asdict(cfg).items() if name in names}
+    settings["sizes"] = sizes
 
-def begin(one, overwrite):
-    """Make the directory of a set, or continue in one of the same settings; leftovers of a killed run go."""
-    one.directory.mkdir(parents=True, exist_ok=True)
-    one.directory.chmod(0o700)
-    known, content = one.directory / "settings.json", json.dumps(one.info, indent=1).encode()
-    begun = known.exists() or (one.directory / "dataset.json").exists()
-    if begun and not (known.exists() and known.read_bytes() == content):
-        if not overwrite:
-            raise InputError(f"{one.directory} was begun with other settings or inputs: choose another --out, "
-                             "or --overwrite it.")
-        # a kill in between must leave nothing that looks finished
-        for old in [*one.directory.glob("dataset.json"), *one.directory.glob("*.done.json"), *one.directory.glob("[0-9]*")]:
-            old.unlink(missing_ok=True)
-    for old in one.directory.glob(".tmp-*"):
-        old.unlink(missing_ok=True)
-    write(known, content)
-
-
-def finished(one, k):
-    """What `00000.done.json` says of a shard, or None where it is not finished, damaged, or without its files."""
-    try:
-        done = json.loads((one.directory / f"{k:05d}.done.json").read_bytes())
-        whole = all((one.directory / name).exists() for name in done["sha256"]) and done.keys() == DONE
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return done if whole else None
-
-
-def inputs_unchanged(sets, jobs, size, stamp, overwrite):
-    """Finished shards were made of images and reports that are still the same; otherwise say so, or forget those shards."""
-    for k, first in enumerate(tqdm(range(0, len(jobs), size), desc="looking at the inputs of finished shards", unit="shards")):
-        found, part = {n: finished(one, k) for n, one in enumerate(sets)}, jobs[first:first + size]
-        marks = {task: [stamp(job, task) for job in part] for task in {sets[n].task for n, done in found.items() if done}}
-        for n, done in found.items():
-            pairs = zip(part, done["inputs"], marks[sets[n].task]) if done else []
-            other = [path for (path, _), old, new in pairs if old != new]
-            if other and not overwrite:
-                raise InputError(f"{sets[n].directory} was packed from other files: {len(other)} images or reports of shard {k} "
-                                 f"have changed, come or gone since, the first at {other[0]}; --overwrite makes "
-                                 "such shards anew.")
-            if other:
-                (sets[n].directory / "dataset.json").unlink(missing_ok=True)
-                for old in sorted(sets[n].directory.glob(f"{k:05d}.*"), key=lambda path: not path.name.endswith("done.json")):
-                    old.unlink()
-
-
-def finish(one, number_of_shards):
-    """Write dataset.json -> [(id, path, reason)] of what was skipped."""
-    done = [finished(one, k) for k in range(number_of_shards)]
-    counts = sum((Counter(shard["counts"]) for shard in done), Counter())
-    hashes = {name: digest for shard in done for name, digest in shard["sha256"].items()}
-    write(one.directory / "dataset.json", json.dumps({**one.info, "counts": counts, "sha256": hashes}, indent=1).encode())
-    return [tuple(skip) for shard in done for skip in shard["skipped"]]
-
-
-def start(parent, initializer, arguments):
-    """In each worker. A killed parent would leave its workers waiting for ever, so they watch it."""
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-    threading.Thread(target=watch, daemon=True).start()
-    initializer(*arguments)
-
-
-def in_order(pool, function, jobs, ahead):
-    """pool.map that holds no more than `ahead` results, however slow the disk is."""
-    waiting = deque()
-    for job in jobs:
-        waiting.append(pool.submit(function, job))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def pack_all(sets, jobs, size, stamp, workers, function, initializer, arguments, prepared):
-    """jobs: [(path, [(task, item)])]. `function` gets what `prepared(jobs, numbers of the sets)` yields, one a job, and
-    returns ({task: row, or a reason to skip}, {number of the set: encoded image})."""
-    workers = workers or len(os.sched_getaffinity(0))
-    pool = ProcessPoolExecutor(workers, initializer=start, initargs=(os.getpid(), initializer, arguments))
-    try:
-        with tqdm(total=len(jobs), unit="images", smoothing=0.05) as bar:
-            for k, first in enumerate(range(0, len(jobs), size)):
-                part, done = jobs[first:first + size], f"{k:05d}.done.json"
-                numbers = [n for n, one in enumerate(sets) if not finished(one, k)]
-                if not numbers:
-                    bar.initial += len(part)            # the rate is that of the images of this run
-                    bar.update(len(part))
-                    continue
-                inputs = {task: [stamp(job, task) for job in part] for task in {sets[n].task for n in numbers}}
-                shards, skipped = {n: Shard(sets[n].directory, k) for n in numbers}, {}
-                results = in_order(pool, function, prepared(part, numbers), 8 * workers)
-                for (path, items), (rows, pictures) in zip(part, results):
-                    for n, picture in pictures.items():
-                        shards[n].add(picture, rows[sets[n].task])
-                    for task, item in items:
-                        if isinstance(rows.get(task), str):
-                            skipped.setdefault(task, []).append((item.id, path, rows[task]))
-                    bar.update()
-                for n, shard in shards.items():
-                    counts, hashes = Counter(row["split"] for row in shard.rows), shard.close()
-                    about = {"counts": counts, "sha256": hashes, "skipped": skipped.get(sets[n].task, []),
-                             "inputs": inputs[sets[n].task]}
-                    write(sets[n].directory / done, json.dumps(about).encode())
-    except BrokenProcessPool:
-        raise InputError("a worker was killed, most likely for want of memory; run again with fewer --workers.") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def start_worker(cfg, root, sets):
-    global CFG, ROOT, SETS
-    warnings.simplefilter("ignore")         # decoders quote single files; the verdict on each is in skipped.csv
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    CFG, ROOT, SETS = cfg, root, sets
-
-
-def pack_image(job):
-    """(path, [(task, item, report, answer)], numbers of the sets) -> {task: row or reason}, {number of the set: bytes}."""
-    path, texts, numbers = job
-    rows = {task: row_of(CFG, task, item, content, answer) for task, item, content, answer in texts}
-    wanted = [n for n in numbers if isinstance(rows.get(SETS[n].task), dict)]
-    if not wanted:
-        return rows, {}
-    largest = max(SETS[n].size for n in wanted)
-    picture, reason = radiographs.read(ROOT / path, largest, CFG.min_side, CFG.max_aspect, CFG.equalize)
-    if reason:
-        return {task: reason if isinstance(row, dict) else row for task, row in rows.items()}, {}
-    pads, pictures = {"und": CFG.und_pad, "gen": CFG.gen_pad}, {}
-    for n in wanted:
-        small = radiographs.fit(picture, SETS[n].size, CFG.fit, pads[SETS[n].task])
-        pictures[n] = radiographs.encode(small, CFG.format, CFG.quality)
-    return rows, pictures
-
-
-def prepared(jobs, sets, numbers, reports, answers):
-    """What a worker gets to know about each job: its report, and what a language model made of it."""
-    tasks = {sets[n].task for n in numbers}
-    for path, items in jobs:
-        yield path, [(task, item, None if item.text else reports.read(item), answers.get(item.text_key))
-                     for task, item in items if task in tasks], numbers
-
-
-def settings_of(cfg, task, jobs):
-    """What decides about the content of a set, and a hash of which images it was asked for."""
-    used = ("dataset gen_split fallback_paragraph clean drop_lateral fit und_pad gen_pad equalize format quality min_side "
-            "max_aspect shard").split() + ["llm_model", "llm_extra", "llm_judge"] * (cfg.clean == "llm")
-    settings = {name: value for name, value in asdict(cfg).items() if name in used}
-    asked = hashlib.sha256()
-    for n, (path, items) in enumerate(jobs):
-        for i in (item for its, item in items if its == task):
-            asked.update(repr((n, path, i.id, i.subject, i.study, i.split, i.view, i.text, i.labels)).encode("utf-8", "replace"))
-    settings |= {"sizes": cfg.und_sizes if task == "und" else cfg.gen_sizes, "asked": asked.hexdigest()[:16]}
+    # which images, in which order, with which texts, splits and labels
+    items = hashlib.sha256()
+    for number, job in enumerate(jobs):
+        for other, item in job.items:
+            if other == task:
+                about = (number, job.path, item.id, item.subject, item.study, item.split, item.view,
+                         item.text, item.labels)
+                items.update(repr(about).encode("utf-8", "replace"))
+    settings["items"] = items.hexdigest()[:16]
     if task == "und":
         settings["questions"] = hashlib.sha256(repr(PROMPTS).encode()).hexdigest()[:16]
     if cfg.clean == "llm":
@@ -227,9 +94,265 @@ def settings_of(cfg, task, jobs):
     return settings
 
 
+# ---- care for credentialed data ----
+
+def refuse_git(directory):
+    """No output inside a git work tree: what lies there is committed by accident, one day."""
+    resolved = directory.expanduser().resolve()         # a link that leads elsewhere is fine
+    for folder in (resolved, *resolved.parents):
+        if (folder / ".git").exists():
+            raise InputError(
+                f"{directory} lies in the git work tree {folder}, where credentialed data could be "
+                "committed by accident: choose --out elsewhere (training finds it through a link: "
+                f"ln -s /big/disk/mimic {directory}).")
+
+
+@contextmanager
+def alone_and_private(out):
+    """One run at a time writes to `out`, and its files are for their owner alone (0600, 0700)."""
+    before = os.umask(0o077)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with open(out / ".lock", "w") as lock:
+            try:        # lockf and not flock, which worker processes would inherit
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"another run is writing to {out}; wait for it or choose another "
+                                 "--out.") from None
+            yield
+    finally:
+        os.umask(before)
+
+
+# ---- beginning, or going on ----
+
+def begin(sets, overwrite):
+    """Make the directories of data sets, or go on in those that were begun with the same settings.
+
+    InputError for other settings; with `overwrite`, what they made is removed.
+    """
+    for data_set in sets:
+        directory = data_set.directory
+        refuse_git(directory)                           # it may be a link
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(0o700)
+        changes = changed_settings(data_set)
+        if changes and not overwrite:
+            raise InputError(f"{directory} was begun with other settings or inputs "
+                             f"({', '.join(changes)}): choose another --out, or --overwrite it.")
+        if changes:
+            # in this order, so that a kill leaves nothing that looks finished
+            for pattern in ("dataset.json", "*.done.json", "[0-9]*"):
+                remove(directory, pattern)
+        remove(directory, ".tmp-*")                     # of a run that was killed
+        write_json(directory / "settings.json", data_set.info)
+
+
+def changed_settings(data_set):
+    """How the settings of a directory that was begun differ from ours: ["quality=80", ...]."""
+    known = data_set.directory / "settings.json"
+    if not known.exists():
+        begun = (data_set.directory / "dataset.json").exists()
+        return ["settings.json is missing"] if begun else []
+    try:
+        info = read_json(known)
+        theirs = {"schema": info["schema"], **info["settings"]}
+    except (InputError, KeyError, TypeError):
+        return ["settings.json is damaged"]
+    ours = {"schema": data_set.info["schema"], **data_set.info["settings"]}
+    return [f"{key}={value}" for key, (value, _) in differences(theirs, ours).items()]
+
+
+def refuse_changed_inputs(cfg, root, sets, jobs, reports):
+    """Finished shards must come from the images and reports that are there now.
+
+    InputError where files have changed, come or gone; with --overwrite such shards are removed, to
+    be made anew.
+    """
+    shards = list(enumerate(shards_of(jobs, cfg.shard)))
+    for number, shard_jobs in tqdm(shards, desc="looking at the inputs of finished shards",
+                                   unit="shards"):
+        stamps = {}                     # of a task, the same for all its sizes
+        for data_set in sets:
+            done = finished(data_set, number)
+            if not done:
+                continue
+            task = data_set.task
+            if task not in stamps:
+                stamps[task] = [stamp(root, reports, job, task) for job in shard_jobs]
+            changed = [job.path for job, old, new in zip(shard_jobs, done["inputs"], stamps[task])
+                       if old != new]
+            if changed and not cfg.overwrite:
+                raise InputError(
+                    f"{data_set.directory} was packed from other files: {len(changed)} images or "
+                    f"reports of shard {number} have changed, come or gone since, the first at "
+                    f"{changed[0]}; --overwrite makes such shards anew.")
+            if changed:
+                for pattern in ("dataset.json", f"{number:05d}.done.json", f"{number:05d}.*"):
+                    remove(data_set.directory, pattern)
+
+
 def stamp(root, reports, job, task):
-    """What a rerun compares: the image's size and time (or why it is not there), and the same of the report files it needs."""
-    path, items = job
-    wanted = [item for its, item in items if its == task]
-    texts = [reports.stamp(item) for item in wanted if not item.text]
-    return f"{zlib.crc32(repr((radiographs.stamp(root / path), texts)).encode()):08x}" if wanted else ""
+    """What a rerun compares, 8 hex digits: size and time of the image, and the same of the reports.
+
+    "" if the job does not serve the task. It reads no file: 243,000 of them would take an hour.
+    """
+    items = [item for other, item in job.items if other == task]
+    if not items:
+        return ""
+    texts = [reports.stamp(item) for item in items if not item.text]
+    about = repr((pixels.stamp(root / job.path), texts))
+    return f"{zlib.crc32(about.encode()):08x}"
+
+
+def shards_of(jobs, size):
+    """The jobs of each shard."""
+    return (jobs[first:first + size] for first in range(0, len(jobs), size))
+
+
+def remove(directory, pattern):
+    for path in directory.glob(pattern):
+        path.unlink(missing_ok=True)
+
+
+def finished(data_set, number):
+    """What `00000.done.json` says of a shard; None if it is missing, damaged or lacks a file."""
+    try:
+        done = json.loads((data_set.directory / f"{number:05d}.done.json").read_bytes())
+        files = [data_set.directory / name for name in done["sha256"]]
+        complete = done.keys() == {"counts", "sha256", "skipped", "inputs"}
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return done if complete and all(path.exists() for path in files) else None
+
+
+def finish(sets, jobs, size):
+    """Write dataset.json of each set -> [(id, path, reason)] of what was skipped."""
+    skipped = []
+    for data_set in sets:
+        counts = Counter()
+        hashes = {}
+        for number, _ in enumerate(shards_of(jobs, size)):
+            done = finished(data_set, number)
+            counts.update(done["counts"])
+            hashes.update(done["sha256"])
+            skipped += [tuple(skip) for skip in done["skipped"]]
+        info = {**data_set.info, "counts": counts, "sha256": hashes}
+        write_json(data_set.directory / "dataset.json", info)
+    return skipped
+
+
+# ---- packing ----
+
+def pack_all(cfg, root, sets, jobs, reports, answers):
+    """Pack every shard that is not finished.
+
+    reports: mimic.sources.Reports, or None if the items have their texts. answers: {text key: what
+    a language model made of the text}.
+    """
+    workers = cfg.workers if cfg.workers else len(os.sched_getaffinity(0))
+    pool = ProcessPoolExecutor(workers, initializer=start_worker, initargs=(os.getpid(),))
+    try:
+        with tqdm(total=len(jobs), unit="images", smoothing=0.05) as bar:
+            for number, shard_jobs in enumerate(shards_of(jobs, cfg.shard)):
+                unfinished = [data_set for data_set in sets if not finished(data_set, number)]
+                if unfinished:
+                    tasks = {data_set.task for data_set in unfinished}
+                    stamps = {task: [stamp(root, reports, job, task) for job in shard_jobs]
+                              for task in tasks}
+                    targets = [(data_set.task, data_set.size) for data_set in unfinished]
+                    work = partial(pack_image, cfg, root, targets)
+                    texts = with_texts(shard_jobs, tasks, reports, answers)
+                    # a slow disk must not let finished pictures pile up in the memory
+                    results = ahead(pool, work, texts, depth=8 * workers)
+                    pack_shard(unfinished, number, shard_jobs, stamps, results, bar)
+                else:
+                    bar.initial += len(shard_jobs)      # the rate is that of this run's images
+                    bar.update(len(shard_jobs))
+    except BrokenProcessPool:
+        raise InputError("a worker was killed, most likely for want of memory; run again with "
+                         "fewer --workers.") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def pack_shard(sets, number, jobs, stamps, results, bar):
+    """Write shard `number` of every set in `sets` from the results of its jobs."""
+    shards = [Shard(data_set.directory, number) for data_set in sets]
+    skipped = {data_set.task: [] for data_set in sets}
+    for job, (rows, reasons, pictures) in zip(jobs, results):
+        for data_set, shard, picture in zip(sets, shards, pictures):
+            if picture is not None:
+                shard.add(picture, rows[data_set.task])
+        for task, item in job.items:
+            if task in reasons:
+                skipped[task].append((item.id, job.path, reasons[task]))
+        bar.update()
+
+    for data_set, shard in zip(sets, shards):
+        counts = Counter(row["split"] for row in shard.rows)
+        write_json(data_set.directory / f"{number:05d}.done.json", {
+            "counts": counts,
+            "sha256": shard.close(),
+            "skipped": skipped[data_set.task],
+            "inputs": stamps[data_set.task],
+        })
+
+
+def with_texts(jobs, tasks, reports, answers):
+    """(path, [(task, item, report, answer)]) of each job: what a worker gets to know about it."""
+    for job in jobs:
+        texts = []
+        for task, item in job.items:
+            if task in tasks:
+                content = None if item.text else reports.read(item)
+                texts.append((task, item, content, answers.get(item.text_key)))
+        yield job.path, texts
+
+
+# ---- in the worker processes ----
+
+def start_worker(parent):
+    """A killed parent would leave its workers waiting for ever, so they watch it."""
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+    # decoders warn about single files and quote them; the verdict on each is in skipped.csv
+    warnings.simplefilter("ignore")
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+
+
+def pack_image(cfg, root, targets, job):
+    """One image for all data sets -> ({task: row}, {task: reason}, [bytes or None of each target]).
+
+    targets: [(task, size)]. job: (path, [(task, item, report, answer)]).
+    """
+    path, texts = job
+    rows = {}
+    reasons = {}
+    for task, item, content, answer in texts:
+        try:
+            rows[task] = row_of(cfg, task, item, content, answer)
+        except UnusableReport as reason:
+            reasons[task] = str(reason)
+    nothing = [None] * len(targets)
+    if not rows:
+        return rows, reasons, nothing
+
+    largest = max(size for task, size in targets if task in rows)
+    try:
+        image = pixels.read(root / path, largest, cfg.min_side, cfg.max_aspect, cfg.equalize)
+    except Unusable as reason:
+        return {}, reasons | dict.fromkeys(rows, f"image: {reason}"), nothing
+    pads = {"und": cfg.und_pad, "gen": cfg.gen_pad}
+    pictures = []
+    for task, size in targets:
+        picture = None
+        if task in rows:
+            square = pixels.fit(image, size, cfg.fit, pads[task])
+            picture = pixels.encode(square, cfg.format, cfg.quality)
+        pictures.append(picture)
+    return rows, reasons, pictures

@@ -1,10 +1,14 @@
-"""Where images and reports lie: MIMIC-CXR, Open-I, a table of your own -> lists of `Item` (mimic/annotations.py reads those of others).
+"""Where images and reports lie, in four kinds of collection -> a list of `Item`, one an image.
 
-Tables are read as streams, every id stays a string, and every row that is not used goes to `left_out` with a reason.
-docs/data.md says which files there are and where they come from.
+    mimic     MIMIC-CXR-JPG and the reports of MIMIC-CXR
+    open_i    Open-I (Indiana University), as XML files or as Kaggle's tables
+    table     a CSV or JSONL file of your own
+
+To add a source, write a function like these, (cfg, left_out) -> (image root, items), and name it in
+SOURCES. Every row that does not become an item goes to `left_out` with a reason. docs/data.md says
+which files there are and where they come from.
 """
 import hashlib
-import json
 import os
 import re
 import sys
@@ -14,238 +18,354 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from common.processes import InputError
+from common.cli import InputError
+from common.files import read_jsonl
 from mimic.annotations import chexpert_labels
-from mimic.tables import find, header_of, lines_of, read_table, whole_characters
+from mimic.tables import find, read_header, read_table, whole_characters
 
-FRONTAL = ("PA", "AP")          # exactly these two, the convention of the field; in the order of --one-per-study
+FRONTAL = ("PA", "AP")          # exactly these two views: the convention of the field
 DICOM_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{8}){4}")
 
 
 @dataclass(slots=True)
 class Item:
     """One image with its report, for one task."""
-    id: str
-    subject: str
-    study: str
-    split: str                      # train, val or test
-    view: str
-    image: str                      # path below the image root, or absolute
-    text: tuple | None = None       # (findings, impression, source) when the input has them apart; else the report file
-    labels: dict | None = None
+    id: str                     # of the image
+    subject: str                # the patient
+    study: str                  # one examination: some images, one report
+    split: str                  # train, val or test
+    view: str                   # PA, AP, frontal, or "" where it is not known
+    image: str                  # path below the image root without its ending, or with it
+    text: tuple | None = None   # (findings, impression, source), if not from a report file
+    labels: dict | None = None  # of the study, {finding: value}
 
     @property
     def text_key(self):
-        """Items with the same key have the same text: all images of a study, per origin of the text."""
-        return f"{self.study}/{hashlib.sha256(repr(self.text).encode()).hexdigest()[:8] if self.text else 'report'}"
+        """Items with the same key have the same text: the images of a study, unless their texts
+        come from different annotations."""
+        if not self.text:
+            return f"{self.study}/report"
+        digest = hashlib.sha256(repr(self.text).encode()).hexdigest()
+        return f"{self.study}/{digest[:8]}"
 
 
 class LeftOut(list):
-    """(id, path, reason) of everything that is not packed, and of nothing else: never a word of a report."""
+    """(id, path, reason) of everything that is not packed. Never a word of a report."""
 
     def add(self, id, path, reason):
-        self.append((id, path, sys.intern(reason)))
+        self.append((id, path, sys.intern(reason)))     # few reasons, 130,000 lateral images
 
 
-def fraction(key):
-    """A number in [0, 1) that depends on `key` alone: splits that stay as they are when rows come and go."""
-    return int(hashlib.sha256(key.encode()).hexdigest()[:12], 16) / 16**12
-
-
-def hashed_split(key):
-    """70 / 10 / 20 for data without an official split.
-
-    >>> hashed_split("CXR1")
-    'train'
-    """
-    return "train" if (x := fraction(key)) < 0.7 else "val" if x < 0.8 else "test"
+def read_source(cfg, left_out):
+    """The collection that --dataset names -> (image root, items)."""
+    if not cfg.images and cfg.dataset != "table":
+        raise InputError("--images names the folder of the images; --help and docs/data.md say "
+                         "what belongs there.")
+    return SOURCES[cfg.dataset](cfg, left_out)
 
 
 # ---- MIMIC-CXR ----
 
+def mimic(cfg, left_out):
+    """The frontal images of MIMIC-CXR-JPG, by its official split.
+
+    The metadata knows the views, a second table the split, a third one the labels.
+    """
+    folder = cfg.tables if cfg.tables else cfg.images
+    metadata = find(folder, "mimic-cxr-2.0.0-metadata.csv",
+                    "--images wants the root of MIMIC-CXR-JPG.")
+    split_table = find(metadata.parent, "mimic-cxr-2.0.0-split.csv",
+                       "it belongs to MIMIC-CXR-JPG, beside the metadata.")
+    items = frontal_images(metadata, left_out)
+    read_official_split(split_table, items)
+    without = [dicom for dicom, item in items.items() if not item.split]
+    if without:
+        raise InputError(f"{len(without)} of {len(items)} frontal images of {metadata} are not in "
+                         f"{split_table}, the first is {without[0]}; are the tables of one "
+                         "release?")
+    if cfg.labels:
+        path = find(metadata.parent, "mimic-cxr-2.0.0-chexpert.csv",
+                    "it belongs to MIMIC-CXR-JPG; --no-labels does without.")
+        labels = chexpert_labels(path)
+        for item in items.values():
+            item.labels = labels.get(item.study)        # 8 studies have none
+
+    # --images may name the top of the tree that wget left; the tables lie beside files/
+    root = Path(cfg.images).expanduser()
+    if not any(root.glob("files/p1[0-9]")):
+        root = metadata.parent
+    return root, list(items.values())
+
+
+def frontal_images(metadata, left_out):
+    """The metadata -> {dicom id: Item without split} of the PA and AP images."""
+    items = {}
+    columns = ("dicom_id", "subject_id", "study_id", "ViewPosition")
+    for dicom, subject, study, view in read_table(metadata, columns):
+        eight_digits = all(re.fullmatch(r"\d{8}", number) for number in (subject, study))
+        if not eight_digits or not DICOM_ID.fullmatch(dicom):
+            raise InputError(
+                f"{metadata} has ids of another form (subject '{subject}', study '{study}'): "
+                "wanted 8 digits each; was it written anew by a program that turned ids into "
+                "numbers?")
+        path = f"files/p{subject[:2]}/p{subject}/s{study}/{dicom}"
+        if view not in FRONTAL:
+            view = view if view else "no view position"
+            left_out.add(dicom, path, f"not frontal: {view}")
+        elif dicom in items:
+            left_out.add(dicom, path, "duplicate row")
+        else:
+            items[dicom] = Item(dicom, subject, "s" + study, "", sys.intern(view), path)
+    return items
+
+
+def read_official_split(path, items):
+    """Give every item the split that the table says. It calls the validation set "validate"."""
+    names = {"train": "train", "validate": "val", "test": "test"}
+    for dicom, split in read_table(path, ("dicom_id", "split")):
+        if split not in names:
+            raise InputError(f"{path} has the split '{split}'; wanted train, validate, test.")
+        if dicom in items:
+            items[dicom].split = names[split]
+
+
 class Reports:
-    """The report files of MIMIC-CXR: the zip itself, or a folder that holds p10/p1.../s5....txt itself or some levels below."""
+    """The report files of MIMIC-CXR: mimic-cxr-reports.zip itself, or its unpacked folder.
+
+    A report is p10/p10000032/s50414267.txt, some levels below: the zip has files/ above it. The
+    texts lie beside the studies, and not in the JPG release.
+    """
 
     def __init__(self, path):
-        self.path, self.zip = Path(path).expanduser(), None
+        self.path = Path(path).expanduser()
+        self.zip = None
         if self.path.is_file():
-            try:
-                self.zip = zipfile.ZipFile(self.path)
-            except zipfile.BadZipFile:
-                raise InputError(f"{self.path} is not a whole zip file; download mimic-cxr-reports.zip again.") from None
-            names = (re.match(r"(.*?)p1\d/p\d{8}/s\d{8}\.txt$", name) for name in self.zip.namelist())
-            first = next(filter(None, names), None)
-            if not first:
-                raise InputError(f"{self.path} holds no report like files/p10/p10000032/s50414267.txt.")
-            self.prefix = first[1]
+            self.open_zip()
         else:
-            levels = (sorted(self.path.glob("*/" * depth)) if depth else [self.path] for depth in range(6))
-            folders = (folder for level in levels for folder in level)
-            self.prefix = next((folder for folder in folders if any(folder.glob("p1[0-9]/p*/s*.txt"))), None)
-            if not self.prefix:
-                raise InputError(f"no reports in {self.path}: wanted mimic-cxr-reports.zip, or a folder with "
-                                 "files/p10/p1.../s5....txt in it (the JPG release has none).")
+            self.open_folder()
+
+    def open_zip(self):
+        try:
+            self.zip = zipfile.ZipFile(self.path)
+        except zipfile.BadZipFile:
+            raise InputError(f"{self.path} is not a whole zip file; download mimic-cxr-reports.zip "
+                             "again.") from None
+        for name in self.zip.namelist():
+            match = re.match(r"(.*?)p1\d/p\d{8}/s\d{8}\.txt$", name)
+            if match:
+                self.prefix = match[1]
+                return
+        raise InputError(f"{self.path} holds no report like files/p10/p10000032/s50414267.txt.")
+
+    def open_folder(self):
+        folders = [self.path]
+        for depth in range(1, 6):
+            folders += sorted(self.path.glob("*/" * depth))
+        for folder in folders:
+            if any(folder.glob("p1[0-9]/p*/s*.txt")):
+                self.prefix = folder
+                return
+        raise InputError(f"no reports in {self.path}: wanted mimic-cxr-reports.zip, or a folder "
+                         "with files/p10/p1.../s5....txt in it (the JPG release has none).")
+
+    def name(self, item):
+        return f"p{item.subject[:2]}/p{item.subject}/{item.study}.txt"
 
     def read(self, item):
-        """The bytes of a study's report, or None where it is missing or damaged."""
-        name = f"p{item.subject[:2]}/p{item.subject}/{item.study}.txt"
+        """The bytes of an item's report, or None where it is missing or cannot be unpacked."""
         try:
-            return self.zip.read(self.prefix + name) if self.zip else (self.prefix / name).read_bytes()
-        except (KeyError, FileNotFoundError, NotADirectoryError, IsADirectoryError, zipfile.BadZipFile, zlib.error, EOFError,
-                RuntimeError):          # encrypted, or packed in a way that zipfile does not know
+            if self.zip:
+                return self.zip.read(self.prefix + self.name(item))
+            return (self.prefix / self.name(item)).read_bytes()
+        except (KeyError, FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        except (zipfile.BadZipFile, zlib.error, EOFError):
+            return None
+        except RuntimeError:            # encrypted, or packed in a way that zipfile does not know
             return None
 
     def stamp(self, item):
-        """What changes when the report changes, without reading it: its checksum in the zip, or size and time of the file."""
-        name = f"p{item.subject[:2]}/p{item.subject}/{item.study}.txt"
+        """What changes when a report changes, found without reading it; None where it is missing.
+
+        In the zip that is the checksum, in a folder the size and time of the file.
+        """
         if self.zip:
-            found = self.zip.NameToInfo.get(self.prefix + name)
-            return found and (found.CRC, found.file_size)
+            entry = self.zip.NameToInfo.get(self.prefix + self.name(item))
+            return (entry.CRC, entry.file_size) if entry else None
         try:
-            about = (self.prefix / name).stat()
+            about = (self.prefix / self.name(item)).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
         return about.st_size, about.st_mtime_ns
 
 
-def mimic(cfg, left_out):
-    """The frontal images of MIMIC-CXR-JPG with the official split -> (image root, items)."""
-    metadata = find(cfg.tables or cfg.images, "mimic-cxr-2.0.0-metadata.csv", "--images wants the root of MIMIC-CXR-JPG.")
-    split_file = find(metadata.parent, "mimic-cxr-2.0.0-split.csv", "it belongs to MIMIC-CXR-JPG, beside the metadata.")
-    items = {}
-    for dicom, subject, study, view in read_table(metadata, ("dicom_id", "subject_id", "study_id", "ViewPosition")):
-        if not re.fullmatch(r"\d{8}", subject) or not re.fullmatch(r"\d{8}", study) or not DICOM_ID.fullmatch(dicom):
-            raise InputError(f"{metadata} has ids of another form (subject '{subject}', study '{study}'): wanted 8 digits each; "
-                             "was it written anew by a program that turned ids into numbers?")
-        path = f"files/p{subject[:2]}/p{subject}/s{study}/{dicom}"
-        if view not in FRONTAL:
-            left_out.add(dicom, path, f"not frontal: {view or 'no view position'}")
-        elif dicom in items:
-            left_out.add(dicom, path, "duplicate row")
-        else:
-            items[dicom] = Item(dicom, subject, "s" + study, "", sys.intern(view), path)
-    names = {"train": "train", "validate": "val", "test": "test"}
-    for dicom, split in read_table(split_file, ("dicom_id", "split")):
-        if split not in names:
-            raise InputError(f"{split_file} has the split '{split}'; wanted train, validate, test.")
-        if dicom in items:
-            items[dicom].split = names[split]
-    lost = [dicom for dicom, item in items.items() if not item.split]
-    if lost:
-        raise InputError(f"{len(lost)} of {len(items)} frontal images of {metadata} are not in {split_file}, the first is "
-                         f"{lost[0]}; are the tables of one release?")
-    if cfg.labels:
-        path = find(metadata.parent, "mimic-cxr-2.0.0-chexpert.csv", "it belongs to MIMIC-CXR-JPG; --no-labels does without.")
-        labels = chexpert_labels(path)
-        for item in items.values():
-            item.labels = labels.get(item.study)
-    root = Path(cfg.images).expanduser()
-    return root if any(root.glob("files/p1[0-9]")) else metadata.parent, list(items.values())
-
-
-def one_per_study(items, left_out):
-    """The first PA image of a study, else its first AP."""
-    best = {}
-    for item in items:
-        if item.study not in best or (best[item.study].view, item.view) == ("AP", "PA"):
-            best[item.study] = item
-    for item in items:
-        if best[item.study] is not item:
-            left_out.add(item.id, item.image, "another image of the study is kept")
-    return [item for item in items if best[item.study] is item]
-
-
-# ---- data for everyone ----
+# ---- Open-I ----
 
 def open_i(cfg, left_out):
-    """Open-I / IU X-Ray: the Kaggle tables, which know the frontal images, or the XML files (first image that ends in -1001)."""
-    root, reports = Path(cfg.images).expanduser(), Path(cfg.reports or cfg.images).expanduser()
-    kaggle, items = sorted(reports.glob("**/indiana_reports.csv")), []
-    if kaggle:
-        texts = {uid: (findings, impression, [m for m in mesh.split(";") if m])
-                 for uid, findings, impression, mesh in read_table(kaggle[0], ("uid", "findings", "impression", "MeSH"))}
-        projections = find(kaggle[0].parent, "indiana_projections.csv", "it comes with indiana_reports.csv.")
-        images = list(read_table(projections, ("uid", "filename", "projection")))
-    else:
-        texts, images = {}, []
-        for path in sorted(reports.glob("**/*.xml"), key=lambda p: (len(p.stem), p.stem)):
-            try:
-                tree = ElementTree.parse(path).getroot()
-            except (ElementTree.ParseError, ValueError, LookupError):
-                left_out.add(path.stem, str(path), "damaged XML")
-                continue
-            parts = {part.get("Label"): part.text or "" for part in tree.iter("AbstractText")}
-            labels = [major.text for major in tree.iter("major") if major.text]
-            texts[path.stem] = parts.get("FINDINGS", ""), parts.get("IMPRESSION", ""), labels
-            names = [image.get("id") for image in tree.iter("parentImage") if image.get("id")]
-            frontal = next((name for name in names if name.endswith("-1001")), None)
-            images += [(path.stem, name + ".png", "Frontal" if name == frontal else "Lateral") for name in names]
-            if not names:
-                left_out.add(path.stem, str(path), "report without image")
-    if not images:
-        raise InputError(f"neither indiana_reports.csv nor ecgen-radiology/*.xml in {reports}; --reports wants their folder.")
-    folders = [folder for folder in (root, root / "images_normalized", root / "images" / "images_normalized", root / "NLMCXR_png")
-               if any(folder.glob("*.png"))] or [root]
-    blank = lambda text: re.sub(r"\bX{4,}\b", "___", text).strip() or None      # Open-I's de-identified spans
-    for uid, name, projection in images:
-        findings, impression, labels = texts.get(uid, ("", "", []))
-        if projection != "Frontal":
-            left_out.add(f"CXR{uid}", name, f"not frontal: {projection}")
-        else:
-            items.append(Item(Path(name).stem, f"CXR{uid}", f"CXR{uid}", hashed_split(f"CXR{uid}"), "frontal", name,
-                              (blank(findings), blank(impression), "openi"), {label: 1.0 for label in labels}))
-    return folders[0], items
+    """Open-I: Kaggle's tables where they are, which know the frontal images; else the XML files.
 
-
-def parts_of(report):
-    """A report of any origin -> (findings, impression, source); without headings all of it is findings.
-
-    >>> parts_of("FINDINGS: Clear lungs.\\nIMPRESSION: Normal.")
-    ('Clear lungs.', 'Normal.', 'table:sections')
-    >>> parts_of("Clear lungs.")
-    ('Clear lungs.', None, 'table:whole report')
+    There is no official split.
     """
-    pieces = re.split(r"(?im)^[ \t]*(findings|impression)[ \t]*:", report)
-    found = {name.lower(): text.strip() for name, text in zip(pieces[1::2], pieces[2::2])}
-    if not found:
-        return report.strip() or None, None, "table:whole report"
-    return found.get("findings") or None, found.get("impression") or None, "table:sections"
+    root = Path(cfg.images).expanduser()
+    folder = Path(cfg.reports).expanduser() if cfg.reports else root
+    tables = sorted(folder.glob("**/indiana_reports.csv"))
+    if tables:
+        texts, images = kaggle_tables(tables[0])
+    else:
+        texts, images = xml_files(folder, left_out)
+    if not images:
+        raise InputError(f"neither indiana_reports.csv nor ecgen-radiology/*.xml in {folder}; "
+                         "--reports wants their folder.")
 
+    items = []
+    for uid, name, projection in images:
+        study = f"CXR{uid}"
+        if projection != "Frontal":
+            left_out.add(study, name, f"not frontal: {projection}")
+            continue
+        findings, impression, labels = texts.get(uid, ("", "", []))
+        text = marked_blanks(findings), marked_blanks(impression), "openi"
+        items.append(Item(Path(name).stem, study, study, hashed_split(study), "frontal", name, text,
+                          {label: 1.0 for label in labels}))
+
+    # Kaggle's archive has the images one or two folders down
+    below = ("", "images_normalized", "images/images_normalized", "NLMCXR_png")
+    with_images = [root / name for name in below if any((root / name).glob("*.png"))]
+    return (with_images[0] if with_images else root), items
+
+
+def kaggle_tables(path):
+    """-> {uid: (findings, impression, labels)}, [(uid, file name, Frontal or Lateral)]."""
+    texts = {}
+    columns = ("uid", "findings", "impression", "MeSH")
+    for uid, findings, impression, mesh in read_table(path, columns):
+        texts[uid] = findings, impression, [label for label in mesh.split(";") if label]
+    projections = find(path.parent, "indiana_projections.csv", "it comes with indiana_reports.csv.")
+    return texts, list(read_table(projections, ("uid", "filename", "projection")))
+
+
+def xml_files(folder, left_out):
+    """The same from Open-I's XML, which does not say what is frontal: the image that ends in -1001
+    is taken for it."""
+    texts = {}
+    images = []
+    for path in sorted(folder.glob("**/*.xml"), key=lambda path: (len(path.stem), path.stem)):
+        uid = path.stem
+        try:
+            tree = ElementTree.parse(path).getroot()
+        except (ElementTree.ParseError, ValueError, LookupError):
+            left_out.add(uid, str(path), "damaged XML")
+            continue
+        sections = {section.get("Label"): section.text for section in tree.iter("AbstractText")}
+        labels = [major.text for major in tree.iter("major") if major.text]
+        texts[uid] = sections.get("FINDINGS"), sections.get("IMPRESSION"), labels
+
+        names = [image.get("id") for image in tree.iter("parentImage") if image.get("id")]
+        frontal = [name for name in names if name.endswith("-1001")]
+        for name in names:
+            projection = "Frontal" if name in frontal[:1] else "Lateral"
+            images.append((uid, name + ".png", projection))
+        if not names:
+            left_out.add(uid, str(path), "report without image")
+    return texts, images
+
+
+def marked_blanks(text):
+    """Open-I's XXXX, where a word was taken out, as MIMIC's ___. None where there is no text."""
+    text = re.sub(r"\bX{4,}\b", "___", text).strip() if text else ""
+    return text if text else None
+
+
+# ---- a table of your own ----
 
 def table(cfg, left_out):
-    """Your own CSV or JSONL: `image, report[, split, id, subject, study, view]`; any other column is a label."""
+    """Your own CSV or JSONL: `image, report[, split, id, subject, study, view]`.
+
+    Any other column is a label. Without `id` the image's name is it, without `subject` every image
+    is a patient of its own.
+    """
     path = Path(cfg.reports).expanduser()
     if not path.is_file():
-        raise InputError(f"--dataset table wants --reports FILE.csv or .jsonl with columns image, report; {path} is no file.")
-    known, items = ("image", "report", "split", "id", "subject", "study", "view"), []
+        raise InputError("--dataset table wants --reports FILE.csv or .jsonl with columns image, "
+                         f"report; {path} is no file.")
+    spellings = {"validate": "val", "valid": "val", "validation": "val"}
+    columns = ("image", "report", "split", "id", "subject", "study", "view")
+    items = []
     for number, row in enumerate(own_rows(path), 1):
         row = {key: value for key, value in row.items() if value not in (None, "")}
         split = str(row.get("split", ""))
-        split = {"validate": "val", "valid": "val", "validation": "val"}.get(split, split)
+        split = spellings.get(split, split)
         if "image" not in row or split not in ("", "train", "val", "test"):
-            raise InputError(f"{path}, entry {number}: wanted an image, and train, val or test where there is a split.")
-        image = os.path.normpath(str(row["image"]))            # "./a.png" and "a.png" are one file
+            raise InputError(f"{path}, entry {number}: wanted an image, and train, val or test "
+                             "where there is a split.")
         name = str(row.get("id", row["image"]))
         subject = str(row.get("subject", name))
-        study, view = (str(row.get(key, default)) for key, default in (("study", name), ("view", "")))
-        items.append(Item(name, subject, study, split or hashed_split(subject), view, image,
-                          parts_of(str(row.get("report", ""))), {k: v for k, v in row.items() if k not in known}))
-    return Path(cfg.images or path.parent).expanduser(), items
+        items.append(Item(
+            id=name,
+            subject=subject,
+            study=str(row.get("study", name)),
+            split=split if split else hashed_split(subject),
+            view=str(row.get("view", "")),
+            image=os.path.normpath(str(row["image"])),      # "./a.png" and "a.png" are one file
+            text=divided(str(row.get("report", ""))),
+            labels={key: value for key, value in row.items() if key not in columns}))
+    return Path(cfg.images if cfg.images else path.parent).expanduser(), items
 
 
 def own_rows(path):
     """The rows of a CSV or JSONL file as dictionaries."""
-    if path.suffix in (".jsonl", ".json"):
-        for number, line in enumerate(lines_of(path), 1):
-            try:
-                row = whole_characters(json.loads(line))
-            except (ValueError, RecursionError):
-                row = None
-            if not isinstance(row, dict) or not {"image", "report"} <= row.keys():
-                raise InputError(f"{path}, line {number}: wanted one JSON object a line with image and report.")
-            yield row
-    else:
-        header = header_of(path)
-        rest = [column for column in header if column not in ("image", "report")]
-        for values in read_table(path, ("image", "report", *rest)):
-            yield dict(zip(("image", "report", *rest), values))
+    if path.suffix not in (".jsonl", ".json"):
+        others = [column for column in read_header(path) if column not in ("image", "report")]
+        columns = ("image", "report", *others)
+        for values in read_table(path, columns):
+            yield dict(zip(columns, values))
+        return
+    try:
+        rows = [whole_characters(row) for row in read_jsonl(path)]
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply to be JSON lines.") from None
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not {"image", "report"} <= row.keys():
+            raise InputError(f"{path}, entry {number}: wanted one JSON object a line with image "
+                             "and report.")
+        yield row
+
+
+def divided(report):
+    """A report of any origin -> (findings, impression, source); without headings all is findings.
+
+    >>> divided("FINDINGS: Clear lungs.\\nIMPRESSION: Normal.")
+    ('Clear lungs.', 'Normal.', 'table:sections')
+    >>> divided("Clear lungs.")
+    ('Clear lungs.', None, 'table:whole report')
+    """
+    before, *pieces = re.split(r"(?im)^[ \t]*(findings|impression)[ \t]*:", report)
+    if not pieces:
+        text = before.strip()
+        return (text if text else None), None, "table:whole report"
+    sections = {}
+    for heading, text in zip(pieces[::2], pieces[1::2]):
+        sections[heading.lower()] = text.strip() if text.strip() else None
+    return sections.get("findings"), sections.get("impression"), "table:sections"
+
+
+# ---- splits for data that has none ----
+
+def fraction(key):
+    """A number in [0, 1) that depends on the text `key` alone."""
+    return int(hashlib.sha256(key.encode()).hexdigest()[:12], 16) / 16**12
+
+
+def hashed_split(key):
+    """train, val or test for 70, 10 and 20 % of all keys. It stays when others come or go.
+
+    >>> hashed_split("CXR1")
+    'train'
+    """
+    place = fraction(key)
+    if place < 0.7:
+        return "train"
+    return "val" if place < 0.8 else "test"
+
+
+SOURCES = {"mimic": mimic, "openi": open_i, "table": table}
