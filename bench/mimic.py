@@ -1,11 +1,10 @@
-"""What prepare_mimic.py costs, on generated data (docs/data.md quotes it):
+"""What prepare_mimic.py costs, on generated data (docs/data.md quotes it).
 
-    python -m bench.mimic images 120       # full-size JPEGs -> 256, 384, 512 in one pass: images/s per core, memory
-    python -m bench.mimic tables 1000000   # rows of metadata read and filtered: seconds, memory
+    python -m bench.mimic images 120        # full-size JPEGs -> 256, 384, 512: images a second
+    python -m bench.mimic tables 1000000    # rows of metadata read and filtered: seconds, memory
 """
 import multiprocessing
 import resource
-import shutil
 import sys
 import tempfile
 import time
@@ -18,64 +17,98 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import mimic_tree
 import prepare_mimic
-from mimic import splits as protocols
-from mimic import sources
+from common.cli import InputError, cli
+from mimic import sources, splits
+from mimic.annotations import FINDINGS
 
 
 def megabytes(who):
+    """The most memory that this process, or one of its children, has had."""
     return resource.getrusage(who).ru_maxrss / 1024
 
 
-def images(number):
-    """Every JPEG of a tree becomes the same large film: smooth shapes and grain, about 1.5 MB like MIMIC's."""
-    folder = Path(tempfile.mkdtemp())
+# ---- images ----
+
+def images(folder, number):
+    """`number` images of MIMIC's size, packed by one worker."""
     tree = mimic_tree.make(folder, number, quirks=())
-    dice = np.random.default_rng(0)
-    film = np.asarray(Image.fromarray(dice.integers(0, 255, (60, 50), np.uint8)).resize((2544, 3056), Image.Resampling.BICUBIC), np.float32)
-    large = mimic_tree.jpeg(np.clip(film + dice.normal(0, 2, film.shape), 0, 255).astype(np.uint8))
+    film = large_film()
     for path in tree.jpg.glob("files/*/*/*/*.jpg"):
-        path.write_bytes(large)
-    cores, processor = 1, time.process_time()
+        path.write_bytes(film)
+
     start = time.perf_counter()
-    prepare_mimic.main(["--images", str(tree.jpg), "--reports", str(tree.zip), "--out", str(folder / "out"), "--workers", str(cores)])
-    seconds, processor = time.perf_counter() - start, time.process_time() - processor
-    workers = resource.getrusage(resource.RUSAGE_CHILDREN)
-    busy = workers.ru_utime + workers.ru_stime
-    print(f"\n{number} images of {len(large) / 2**20:.2f} MB: {number / seconds:.1f} a second with {cores} worker, "
-          f"{number / busy:.1f} per second of processor time in the worker")
-    print(f"most memory: main process {megabytes(resource.RUSAGE_SELF):.0f} MB, worker {megabytes(resource.RUSAGE_CHILDREN):.0f} MB")
-    shutil.rmtree(folder)
+    prepare_mimic.main(["--images", str(tree.jpg), "--reports", str(tree.zip), "--out",
+                        str(folder / "out"), "--workers", "1"])
+    seconds = time.perf_counter() - start
+    worker = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = worker.ru_utime + worker.ru_stime
+    print(f"\n{number} images of {len(film) / 2**20:.2f} MB: {number / seconds:.1f} a second with "
+          f"one worker, {number / busy:.1f} per second of its processor time")
+    print(f"most memory: main process {megabytes(resource.RUSAGE_SELF):.0f} MB, "
+          f"worker {megabytes(resource.RUSAGE_CHILDREN):.0f} MB")
 
 
-def generate(folder, rows):
-    names = [(mimic_tree.dicom_id(str(n)), f"1{n // 6:07d}", f"5{n // 2:07d}") for n in range(rows)]
-    views, write = ("AP", "PA", "LATERAL"), mimic_tree.write_table
-    rest = ("21800506", "213014.531", "CHEST (PA AND LAT)", "postero-anterior", "Erect")
-    write(folder / "mimic-cxr-2.0.0-metadata.csv", mimic_tree.META,
-          ((*name, "CHEST (PA AND LAT)", views[n % 3], 3056, 2544, *rest) for n, name in enumerate(names)), True)
-    write(folder / "mimic-cxr-2.0.0-split.csv", ("dicom_id", "study_id", "subject_id", "split"),
-          ((d, st, su, "test" if n % 50 == 0 else "train") for n, (d, su, st) in enumerate(names)), True)
-    write(folder / "mimic-cxr-2.0.0-chexpert.csv", ("subject_id", "study_id", *mimic_tree.LABELS),
-          ((f"1{n // 3:07d}", f"5{n:07d}", *["1.0", "", "0.0", "-1.0"][n % 4:], *[""] * (10 + n % 4)) for n in range(rows // 2)), True)
-    with zipfile.ZipFile(folder / "reports.zip", "w") as file:
-        for n in range(rows // 2):
-            file.writestr(f"files/p1{n // 300_000}/p1{n // 3:07d}/s5{n:07d}.txt", b"")
+def large_film():
+    """A JPEG of 2544 x 3056, smooth shapes and grain: about 1.5 MB, like MIMIC's."""
+    rng = np.random.default_rng(0)
+    shapes = Image.fromarray(rng.integers(0, 255, (60, 50), np.uint8))
+    smooth = np.asarray(shapes.resize((2544, 3056), Image.Resampling.BICUBIC), np.float32)
+    grain = rng.normal(0, 2, smooth.shape)
+    return mimic_tree.jpeg(np.clip(smooth + grain, 0, 255).astype(np.uint8))
 
 
-def tables(rows):
-    folder = Path(tempfile.mkdtemp())
-    maker = multiprocessing.Process(target=generate, args=(folder, rows))       # its memory is not ours
+# ---- tables ----
+
+def tables(folder, rows):
+    """The tables of so many images read and filtered, and the index of their reports."""
+    # made in another process, so that its memory is not counted as ours
+    maker = multiprocessing.Process(target=write_tables, args=(folder, rows))
     maker.start()
     maker.join()
+
     start = time.perf_counter()
     cfg = prepare_mimic.Settings(images=str(folder), reports=str(folder / "reports.zip"))
-    _, chosen, _ = protocols.listing(cfg, sources.LeftOut())
-    print(f"{rows:,} rows of metadata and split, {rows // 2:,} of labels: {time.perf_counter() - start:.1f} s, "
-          f"{megabytes(resource.RUSAGE_SELF):.0f} MB at most; {len(chosen['und']):,} frontal images")
+    left_out = sources.LeftOut()
+    _, items = sources.read_source(cfg, left_out)
+    chosen, _ = splits.assign(cfg, items, left_out)
+    seconds = time.perf_counter() - start
+    print(f"{rows:,} rows of metadata and split, {rows // 2:,} of labels: {seconds:.1f} s, "
+          f"{megabytes(resource.RUSAGE_SELF):.0f} MB; {len(chosen['und']):,} frontal images")
     reports = sources.Reports(cfg.reports)
-    print(f"with the index of {len(reports.zip.namelist()):,} reports: {megabytes(resource.RUSAGE_SELF):.0f} MB")
-    shutil.rmtree(folder)
+    print(f"with the index of {len(reports.zip.namelist()):,} reports: "
+          f"{megabytes(resource.RUSAGE_SELF):.0f} MB")
+
+
+def write_tables(folder, rows):
+    """Tables and empty reports: two images a study, three studies a patient."""
+    ids = [(mimic_tree.dicom_id(str(n)), f"1{n // 6:07d}", f"5{n // 2:07d}") for n in range(rows)]
+    views = ("AP", "PA", "LATERAL")
+    rest = ("21800506", "213014.531", "CHEST (PA AND LAT)", "postero-anterior", "Erect")
+    metadata = ((*names, "CHEST (PA AND LAT)", views[n % 3], 3056, 2544, *rest)
+                for n, names in enumerate(ids))
+    split = ((dicom, study, subject, "test" if n % 50 == 0 else "train")
+             for n, (dicom, subject, study) in enumerate(ids))
+    values = ["1.0", "", "0.0", "-1.0"]
+    labels = ((f"1{n // 3:07d}", f"5{n:07d}", *values[n % 4:], *[""] * (10 + n % 4))
+              for n in range(rows // 2))
+    for name, header, content in (
+            ("metadata", mimic_tree.METADATA, metadata), ("split", mimic_tree.SPLIT, split),
+            ("chexpert", ("subject_id", "study_id", *FINDINGS), labels)):
+        path = folder / f"mimic-cxr-2.0.0-{name}.csv"
+        mimic_tree.write_table(path, header, content, zipped=True)
+    with zipfile.ZipFile(folder / "reports.zip", "w") as archive:
+        for n in range(rows // 2):
+            archive.writestr(f"files/p1{n // 300_000}/p1{n // 3:07d}/s5{n:07d}.txt", b"")
+
+
+def main(argv):
+    commands = {"images": images, "tables": tables}
+    if len(argv) != 2 or argv[0] not in commands or not argv[1].isdigit():
+        raise InputError("wanted images or tables, and a number, as in: "
+                         "python -m bench.mimic images 120")
+    with tempfile.TemporaryDirectory() as folder:
+        commands[argv[0]](Path(folder), int(argv[1]))
 
 
 if __name__ == "__main__":
-    {"images": images, "tables": tables}[sys.argv[1]](int(sys.argv[2]))
+    cli(main)
