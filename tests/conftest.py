@@ -40,6 +40,17 @@ def phantom(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def packed_mimic(tmp_path_factory):
+    """A made-up MIMIC-CXR of 80 studies, packed in shards of 32 images (tests/mimic_tree.py).
+
+    .out, .und and .gen are what was packed, .rows the rows of und by id, .skipped {id: reason},
+    .printed what the run said.
+    """
+    import mimic_tree
+    return mimic_tree.make_packed(tmp_path_factory.mktemp("mimic"))
+
+
+@pytest.fixture(scope="session")
 def vae_run(tmp_path_factory):
     """A run directory like that of phantom/train_vae.py."""
     from weights import checkpoint

@@ -1,0 +1,108 @@
+"""The row of an image: question, report, labels; which reports are of no use."""
+from collections import Counter
+
+import pytest
+
+from mimic import rows
+from mimic.rows import UnusableReport, row_of, texts_to_clean
+from mimic.sources import Item
+from mimic.splits import Job
+from prepare_mimic import Settings
+
+TEXT = ("Small left effusion, unchanged since ___.", "Left effusion.", "table:sections")
+
+
+def item(number=1, split="train", text=TEXT):
+    return Item(f"a{number}", "p1", "s1", split, "PA", f"{number}.png", text, {"Edema": 0.0})
+
+
+def test_reading_has_a_question_and_both_sections():
+    row = row_of(Settings(), "und", item(), None, None)
+    assert row["report"] == "FINDINGS: Small left effusion.\nIMPRESSION: Left effusion."
+    assert "FINDINGS and IMPRESSION" in row["prompt"]
+    assert (row["clean"], row["source"], row["labels"]) == ("rules", TEXT[2], {"Edema": 0.0})
+
+
+def test_drawing_has_the_findings_alone():
+    row = row_of(Settings(), "gen", item(), None, None)
+    assert (row["report"], row["prompt"]) == ("Small left effusion.", "")
+
+
+def test_without_impression_the_question_does_not_ask_for_one():
+    row = row_of(Settings(), "und", item(text=("Clear lungs.", None, "x")), None, None)
+    assert row["report"] == "FINDINGS: Clear lungs." and "IMPRESSION" not in row["prompt"]
+
+
+def test_an_image_always_gets_the_same_of_ten_questions():
+    def asked(n):
+        return row_of(Settings(), "und", item(n), None, None)["prompt"]
+    questions = Counter(asked(n) for n in range(500))
+    assert asked(7) == asked(7) and len(questions) == len(rows.PROMPTS) == 10
+    assert min(questions.values()) > 25
+
+
+def test_the_test_of_reading_keeps_its_text_as_it_was():
+    raw = "FINDINGS: Small left effusion, unchanged since ___.\nIMPRESSION: Left effusion."
+    assert row_of(Settings(), "und", item(split="test"), None, None)["raw"] == raw
+    assert "raw" not in row_of(Settings(), "und", item(), None, None)
+    assert "raw" not in row_of(Settings(), "gen", item(split="test"), None, None)
+
+
+def test_uncleaned():
+    row = row_of(Settings(clean="none"), "gen", item(), None, None)
+    assert row["report"] == TEXT[0] and row["clean"] == "none"
+
+
+def test_what_a_language_model_made_of_it():
+    cfg = Settings(clean="llm")
+    answer = {"method": "llm", "text": ("Effusion.", None), "flags": ["retried"]}
+    row = row_of(cfg, "und", item(), None, answer)
+    assert (row["report"], row["flags"]) == ("FINDINGS: Effusion.", ["retried"])
+    refused = {"method": "rules", "text": None, "flags": ["llm refused: length"]}
+    row = row_of(cfg, "gen", item(), None, refused)
+    assert (row["report"], row["clean"]) == ("Small left effusion.", "rules")
+    assert row["flags"][0] == "llm refused: length"
+
+
+def test_half_a_character_is_flagged():
+    row = row_of(Settings(), "und", item(text=("Left \ufffd effusion.", None, "x")), None, None)
+    assert row["flags"] == ["broken characters"]
+
+
+@pytest.mark.parametrize("text, content, reason", [
+    (None, None, "report missing"), (None, b" ___\n ______\n", "report empty"),
+    (None, b"x\n IMPRESSION: Clear.\n", "no findings"),
+    (None, b"x\n INDICATION: Cough.\n \n Clear.\n", "no findings"),
+    ((None, "Clear.", "x"), None, "no findings"), (("___", "Clear.", "x"), None, "no findings"),
+    (("Compared with ___, no change.", None, "x"), None, "no findings after cleaning"),
+])
+def test_reports_of_no_use(text, content, reason):
+    with pytest.raises(UnusableReport) as error:
+        row_of(Settings(), "und", item(text=text), content, None)
+    assert str(error.value) == reason
+
+
+def test_fallback_paragraph():
+    """Without FINDINGS the last paragraph is used, or a hand-fixed text, but no impression."""
+    cfg = Settings(fallback_paragraph=True)
+    content = b"x\n INDICATION: Cough.\n \n Clear.\n"
+    row = row_of(cfg, "und", item(text=None), content, None)
+    assert (row["report"], row["source"]) == ("FINDINGS: Clear.", "last_paragraph")
+    with pytest.raises(UnusableReport, match="no findings"):
+        row_of(cfg, "und", item(text=None), b"x\n IMPRESSION: Clear.\n", None)
+
+
+def test_a_hand_fixed_study_has_no_findings():
+    fixed = item(text=None)
+    fixed.study = "s58235663"
+    with pytest.raises(UnusableReport, match="no findings: hand-fixed study"):
+        row_of(Settings(), "und", fixed, b"x\n FINDINGS: Clear.\n", None)
+
+
+def test_a_language_model_gets_every_text_once():
+    """The images of a study share their text; a text of no use is not sent."""
+    jobs = [Job("1.png", [("und", item(1)), ("gen", item(1))]), Job("2.png", [("und", item(2))]),
+            Job("3.png", [("und", item(3, text=(None, "Clear.", "x")))]),
+            Job("4.png", [("gen", item(4, text=("Edema.", None, "x")))])]
+    texts = list(texts_to_clean(Settings(task=["und"]), jobs, None))
+    assert texts == [(item().text_key, TEXT[0], TEXT[1])]

@@ -1,0 +1,220 @@
+"""Packing by many processes: the same bytes whatever happens, and no other data set by mistake."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections import Counter
+
+import pytest
+
+from common.cli import InputError
+from common.packed import Packed
+from helpers import ROOT
+from mimic import shards
+from mimic_tree import hashes, make, prepare
+
+
+def times(folder):
+    """When the shards were written."""
+    return {path: path.stat().st_mtime_ns for path in folder.glob("*/[0-9]*")}
+
+
+# ---- the same bytes ----
+
+def test_the_number_of_workers_does_not_matter(packed_mimic, tmp_path):
+    prepare(packed_mimic, tmp_path, "--shard", 32, "--workers", 1)
+    assert hashes(tmp_path) == hashes(packed_mimic.out)
+
+
+@pytest.mark.parametrize("images", [0, 20, 60])
+def test_interrupted_anywhere_ends_with_the_same_bytes(packed_mimic, tmp_path, monkeypatch, images):
+    """A full disk after so many images, then run again: finished shards are not touched."""
+    count = Counter()
+    add = shards.Shard.add
+
+    def failing(self, image, row):
+        count["pictures"] += 1
+        if count["pictures"] > 3 * images:
+            raise OSError(28, "No space left on device")
+        add(self, image, row)
+    monkeypatch.setattr(shards.Shard, "add", failing)
+    with pytest.raises(OSError):
+        prepare(packed_mimic, tmp_path, "--shard", 32)
+    monkeypatch.undo()
+    assert not list(tmp_path.glob("*/dataset.json"))
+    finished = times(tmp_path)
+
+    prepare(packed_mimic, tmp_path, "--shard", 32)
+    assert times(tmp_path).items() >= finished.items()
+    assert hashes(tmp_path) == hashes(packed_mimic.out)
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+@pytest.mark.slow
+def test_killed_and_run_again(packed_mimic, tmp_path):
+    line = [sys.executable, ROOT / "prepare_mimic.py", "--images", packed_mimic.jpg, "--reports",
+            packed_mimic.zip, "--out", tmp_path / "out", "--und-sizes", 48, "--gen-sizes", 32, 48,
+            "--max-bad", 1, "--shard", 32, "--workers", 2]
+    process = subprocess.Popen([str(word) for word in line], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, cwd=tmp_path)
+    deadline = time.time() + 60
+    while not list(tmp_path.glob("out/*/.tmp-*.bin")) and time.time() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert prepare(packed_mimic, tmp_path / "out", "--shard", 32) == 0
+    assert hashes(tmp_path / "out") == hashes(packed_mimic.out)
+
+
+def test_one_task_after_the_other_gives_the_same_as_both(packed_mimic, tmp_path):
+    """And what is packed already is found done."""
+    options = ("--limit", 40, "--shard", 16)
+    prepare(packed_mimic, tmp_path / "both", *options)
+    before = times(tmp_path / "both")
+    for task in ("gen", "und"):
+        prepare(packed_mimic, tmp_path / "both", *options, "--task", task)
+        prepare(packed_mimic, tmp_path / "apart", *options, "--task", task)
+    assert times(tmp_path / "both") == before
+    for name in ("both", "apart"):                      # the list of what was skipped is for all
+        prepare(packed_mimic, tmp_path / name, *options)
+    assert hashes(tmp_path / "both") == hashes(tmp_path / "apart")
+
+
+@pytest.mark.parametrize("damage", [
+    lambda folder: (folder / "00001.done.json").write_text("{"),
+    lambda folder: (folder / "00001.done.json").write_text("[]"),
+    lambda folder: (folder / "00001.done.json").unlink(),
+    lambda folder: (folder / "00001.bin").unlink(),
+], ids=["torn", "of another form", "missing", "without images"])
+def test_a_damaged_shard_is_made_anew(packed_mimic, tmp_path, damage):
+    prepare(packed_mimic, tmp_path, "--limit", 20, "--shard", 8)
+    before = hashes(tmp_path)
+    damage(tmp_path / "gen-32")
+    prepare(packed_mimic, tmp_path, "--limit", 20, "--shard", 8)
+    assert hashes(tmp_path) == before
+
+
+# ---- the same data set ----
+
+@pytest.mark.parametrize("options, change", [
+    (["--limit", 9], "items="), (["--quality", 80], "quality=95"), (["--clean", "none"], "rules"),
+    (["--und-sizes", 40], "sizes="), (["--shard", 5], "shard="), (["--no-labels"], "items="),
+])
+def test_other_settings_or_inputs_are_refused(packed_mimic, tmp_path, options, change):
+    prepare(packed_mimic, tmp_path, "--limit", 8)
+    before = hashes(tmp_path)
+    with pytest.raises(InputError, match=f"begun with other settings or inputs .*{change}"):
+        prepare(packed_mimic, tmp_path, "--limit", 8, *options)
+    assert hashes(tmp_path) == before
+    prepare(packed_mimic, tmp_path, "--limit", 8, *options, "--overwrite")
+    assert len(Packed(tmp_path, "und", 48)) == (9 if "--limit" in options else 8)
+
+
+def test_other_questions_are_another_data_set_to_read_but_not_to_draw(
+        packed_mimic, tmp_path, monkeypatch):
+    prepare(packed_mimic, tmp_path, "--limit", 8)
+    monkeypatch.setattr(shards, "PROMPTS", ["What is here? {parts}."])
+    with pytest.raises(InputError, match="und-48 was begun with other settings.*questions="):
+        prepare(packed_mimic, tmp_path, "--limit", 8)
+    prepare(packed_mimic, tmp_path, "--limit", 8, "--task", "gen")
+
+
+def test_what_decides_about_a_data_set(packed_mimic):
+    """Settings, and hashes of what was asked for. The code does not: an edited comment must not
+    make a data set of three hours another."""
+    settings = packed_mimic.und.info["settings"]
+    assert settings.keys() == {*shards.DECISIVE, "sizes", "items", "questions"}
+    assert not {"workers", "strict", "max_bad", "limit", "overwrite"} & settings.keys()
+
+
+def test_settings_that_are_damaged(packed_mimic, tmp_path):
+    prepare(packed_mimic, tmp_path, "--limit", 8, "--task", "gen")
+    (tmp_path / "gen-32" / "settings.json").write_text('{"schema": 1}')
+    with pytest.raises(InputError, match="settings.json is damaged"):
+        prepare(packed_mimic, tmp_path, "--limit", 8, "--task", "gen")
+
+
+# ---- the same inputs ----
+
+@pytest.mark.parametrize("kind", ["zip", "folder"])
+def test_a_changed_report_is_noticed(tmp_path, kind):
+    """With --overwrite its shard, and no other, is made anew."""
+    tree = make(tmp_path / "tree", 20, quirks=())
+    _, subject, study = tree.metadata[0][:3]
+    name = f"files/p{subject[:2]}/p{subject}/s{study}.txt"
+    if kind == "folder":
+        tree.zip = tree.reports
+    prepare(tree, tmp_path / "out", "--shard", 8)
+    if kind == "folder":
+        path = tree.reports / name
+        path.write_text(path.read_text().replace("effusion", "pneumonia"))
+    else:
+        with zipfile.ZipFile(tree.zip) as archive:
+            contents = {entry: archive.read(entry) for entry in archive.namelist()}
+        contents[name] = contents[name].replace(b"effusion", b"nodule--")
+        with zipfile.ZipFile(tree.zip, "w") as archive:
+            for entry, content in contents.items():
+                archive.writestr(entry, content)
+
+    with pytest.raises(InputError, match="shard 0 have changed") as error:
+        prepare(tree, tmp_path / "out", "--shard", 8)
+    assert "pneumonia" not in str(error.value)
+    before = times(tmp_path / "out")
+    prepare(tree, tmp_path / "out", "--shard", 8, "--overwrite")
+    made = {path.name for path, when in times(tmp_path / "out").items() if before[path] != when}
+    assert {name[:5] for name in made} == {"00000"}
+    assert "effusion" not in Packed(tmp_path / "out", "und", 48).rows[0]["report"]
+    prepare(tree, tmp_path / "fresh", "--shard", 8)
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "fresh")
+
+
+def test_an_image_that_came_back_is_noticed(tmp_path):
+    tree = make(tmp_path / "tree", 12, quirks=())
+    study, ids = tree.at[3]
+    path = next(tree.jpg.glob(f"files/*/*/{study}/{ids[0]}.jpg"))
+    path.rename(tmp_path / "away")
+    prepare(tree, tmp_path / "out")
+    (tmp_path / "away").rename(path)
+    with pytest.raises(InputError, match="1 images or reports of shard 0 have changed"):
+        prepare(tree, tmp_path / "out")
+    prepare(tree, tmp_path / "out", "--overwrite")
+    assert len(Packed(tmp_path / "out", "und", 48)) == 12
+
+
+# ---- alone and private ----
+
+def test_two_runs_into_one_directory(packed_mimic, tmp_path):
+    program = ("import fcntl, sys, time; file = open(sys.argv[1], 'w'); "
+               "fcntl.lockf(file, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)")
+    holder = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / ".lock")],
+                              stdout=subprocess.PIPE)
+    holder.stdout.readline()
+    with pytest.raises(InputError, match="another run is writing"):
+        prepare(packed_mimic, tmp_path)
+    holder.kill()
+    holder.wait()
+    assert prepare(packed_mimic, tmp_path, "--limit", 5) == 0
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_no_output_in_a_git_work_tree(packed_mimic, tmp_path, kind):
+    """.git is a file in a second work tree. A link may lead out of one, but not in."""
+    repository = tmp_path / "repository"
+    (repository / "deep").mkdir(parents=True)
+    if kind == "folder":
+        (repository / ".git").mkdir()
+    else:
+        (repository / ".git").write_text("gitdir: elsewhere")
+    with pytest.raises(InputError, match="git work tree"):
+        prepare(packed_mimic, repository / "deep" / "out")
+    assert not (repository / "deep" / "out").exists()
+    (repository / "link").symlink_to(tmp_path)
+    shards.refuse_git(repository / "link" / "elsewhere")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "und-48").symlink_to(repository)
+    with pytest.raises(InputError, match="git work tree"):
+        prepare(packed_mimic, tmp_path / "out", "--limit", 5)

@@ -1,0 +1,176 @@
+"""Where images and reports lie: every layout that people have, and tables that are wrong."""
+import csv
+import gzip
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from common.cli import InputError
+from mimic import sources
+from mimic.sources import LeftOut, Reports
+from mimic_tree import make, write_lines, write_table
+from prepare_mimic import Settings
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("tree"), 12, quirks=())
+
+
+def items_of(dataset, **settings):
+    settings = {name: str(value) for name, value in settings.items()}
+    return sources.read_source(Settings(dataset=dataset, **settings), LeftOut())
+
+
+# ---- MIMIC-CXR ----
+
+@pytest.mark.parametrize("zipped, wget", [(True, True), (False, False)])
+def test_images_in_every_layout(tree, tmp_path, zipped, wget):
+    """Tables gzipped or not, below the folders that wget leaves or not."""
+    other = make(tmp_path, 12, quirks=(), zipped=zipped, wget=wget)
+    root, items = items_of("mimic", images=other.top)
+    assert root == other.jpg and items == items_of("mimic", images=tree.top)[1]
+    assert len(items) == 12 and {item.view for item in items} == {"PA", "AP"}
+
+
+@pytest.mark.parametrize("layout", ["zip", "folder", "files", "mimic-cxr-reports"])
+def test_reports_in_every_layout(tree, tmp_path, layout):
+    path = {"zip": tree.zip, "folder": tree.reports, "files": tree.reports / "files"}.get(layout)
+    if path is None:
+        path = shutil.copytree(tree.reports, tmp_path / layout).parent
+    _, items = items_of("mimic", images=tree.top)
+    assert all(b"FINDINGS" in Reports(path).read(item) for item in items)
+    other = SimpleNamespace(subject="10000000", study="s1")
+    assert Reports(path).read(other) is None and Reports(path).stamp(other) is None
+
+
+def test_places_without_reports(tree, tmp_path):
+    with pytest.raises(InputError, match="JPG release has none"):
+        Reports(tree.jpg)
+    (tmp_path / "cut.zip").write_bytes(tree.zip.read_bytes()[:-500])
+    with pytest.raises(InputError, match="not a whole zip"):
+        Reports(tmp_path / "cut.zip")
+
+
+def retyped(line):
+    """Ids as a program writes them that takes them for numbers."""
+    values = line.split(",")
+    return ",".join([values[0], values[1] + ".0", values[2] + ".0", *values[3:]])
+
+
+@pytest.mark.parametrize("name, change, message", [
+    ("split", lambda line: line.replace(",split", ",labels"), "no column 'split'"),
+    ("metadata", lambda line: line.replace("ViewPosition", "View"), "no column 'ViewPosition'"),
+    ("metadata", lambda line: line + "," if "CHEST" in line else line, "line 2: 13 values in 12"),
+    ("metadata", lambda line: retyped(line) if "CHEST" in line else line, "8 digits"),
+    ("split", lambda line: line[1:] if "train" in line else line, "not in .*-split.csv"),
+    ("split", lambda line: line.replace("train", "training"), "wanted train, validate, test"),
+    ("metadata", None, "damaged"),
+])
+def test_wrong_tables_are_named(tree, tmp_path, name, change, message):
+    """change: of every line; None cuts the file short."""
+    for path in tree.jpg.glob("*.csv.gz"):
+        shutil.copy(path, tmp_path)
+    path = tmp_path / f"mimic-cxr-2.0.0-{name}.csv.gz"
+    if change is None:
+        path.write_bytes(path.read_bytes()[:-50])
+    else:
+        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+        path.write_bytes(gzip.compress("\n".join(change(line) for line in lines).encode()))
+    with pytest.raises(InputError, match=message) as error:
+        items_of("mimic", images=tree.top, tables=tmp_path)
+    assert path.name in str(error.value)
+
+
+# ---- Open-I ----
+
+def test_open_i_from_xml_and_from_kaggles_tables(tmp_path):
+    """The tables say which image is frontal; of the XML's the one that ends in -1001 is."""
+    xml, kaggle = tmp_path / "ecgen-radiology", tmp_path / "kaggle"
+    images = kaggle / "images" / "images_normalized"
+    images.mkdir(parents=True)
+    xml.mkdir()
+    reports, projections = [], []
+    for n in range(1, 31):
+        names = [f"CXR{n}_IM-{n:04d}-1001", f"CXR{n}_IM-{n:04d}-2001"]
+        findings = "" if n == 30 else f"Small XXXX effusion. Clear left lung {n}."
+        parents = "".join(f'<parentImage id="{name}"/>' for name in names)
+        xml.joinpath(f"{n}.xml").write_text(
+            f"<eCitation><MeSH><major>normal</major></MeSH>"
+            f'<AbstractText Label="FINDINGS">{findings}</AbstractText>'
+            f'<AbstractText Label="IMPRESSION">Fine.</AbstractText>{parents}</eCitation>')
+        reports.append((n, "normal", findings, "Fine."))
+        projections += [(n, f"{names[0]}.png", "Frontal"), (n, f"{names[1]}.png", "Lateral")]
+    (images / "CXR1_IM-0001-1001.png").write_bytes(b"")
+    write_table(kaggle / "indiana_reports.csv", ("uid", "MeSH", "findings", "impression"), reports)
+    write_table(kaggle / "indiana_projections.csv", ("uid", "filename", "projection"), projections)
+
+    _, from_xml = items_of("openi", images=images, reports=xml)
+    root, from_tables = items_of("openi", images=kaggle)
+    assert root == images and from_xml == from_tables and len(from_xml) == 30
+    assert from_xml[0].text == ("Small ___ effusion. Clear left lung 1.", "Fine.", "openi")
+    assert from_xml[-1].text == (None, "Fine.", "openi") and from_xml[0].labels == {"normal": 1.0}
+    assert {item.split for item in from_xml} == {"train", "val", "test"}
+
+
+def test_open_i_files_that_are_damaged(tmp_path):
+    (tmp_path / "1.xml").write_text("<eCitation><")
+    (tmp_path / "2.xml").write_text("<eCitation/>")
+    left_out = LeftOut()
+    with pytest.raises(InputError, match="neither indiana_reports.csv nor"):
+        sources.read_source(Settings(dataset="openi", images=str(tmp_path)), left_out)
+    assert [reason for _, _, reason in left_out] == ["damaged XML", "report without image"]
+
+
+# ---- a table of one's own ----
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_table_of_ones_own(tmp_path, kind):
+    rows = [{"image": "./1.png", "report": "FINDINGS: Effusion.\nIMPRESSION: Fine.", "grade": "2",
+             "split": "validate", "subject": "p1", "study": "s1", "id": "a", "view": "PA"},
+            {"image": "2.png", "report": "Clear lungs.", "grade": ""}]
+    path = tmp_path / f"mine.{kind}"
+    if kind == "csv":
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        write_lines(path, rows)
+    root, (first, second) = items_of("table", reports=path)
+    assert root == tmp_path and first == sources.Item(
+        "a", "p1", "s1", "val", "PA", "1.png", ("Effusion.", "Fine.", "table:sections"),
+        {"grade": "2"})
+    assert (second.id, second.subject, second.labels) == ("2.png", "2.png", {})
+    assert second.text == ("Clear lungs.", None, "table:whole report")
+
+
+def test_half_a_character_is_replaced(tmp_path):
+    """JSON can spell one, and no file can hold it; a pair of halves is a whole."""
+    content = ['{"image": "0.png", "report": "Left \\ud800 effusion.", "id": "a\\udc00"}',
+               '{"image": "1.png", "report": "Heart \\ud83d\\ude00 normal."}']
+    (tmp_path / "mine.jsonl").write_text("\n".join(content))
+    _, (first, second) = items_of("table", reports=tmp_path / "mine.jsonl")
+    assert (first.id, first.text[0]) == ("a\ufffd", "Left \ufffd effusion.")
+    assert second.text[0] == "Heart \U0001f600 normal."
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("mine.csv", "image,report\n0.png,Sj\u00f6gren\n".encode("latin-1"), "UTF-8"),
+    ("mine.csv", "im\u00e4ge,report\n".encode("latin-1"), "UTF-8"),
+    ("mine.jsonl", '{"image":"0.png","report":"Sj\u00f6gren"}\n'.encode("latin-1"), "UTF-8"),
+    ("mine.jsonl", b'{"image": "1.png", "report": "gren"}\n{"image": "gren', "line 2"),
+    ("mine.jsonl", b'{"image": "0.png", "report": "x"}\n[]\n', "entry 2"),
+    ("mine.jsonl", b"[" * 100_000, "nested too deeply"),
+    ("mine.csv", b"\x1f\x8b\x08", "UTF-8"), ("mine.csv.gz", b"image,report", "damaged"),
+    ("mine.csv", b"image,report,split\n0.png,Clear lungs.,vali\n", "entry 1"),
+    ("mine.csv", b"image,report\n0.png\n", "1 values in 2"),
+    ("mine.csv", b"", "no column 'image'"),
+])
+def test_tables_that_cannot_be_read_end_in_one_sentence(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
+        items_of("table", reports=tmp_path / name)
+    assert "gren" not in str(error.value)
