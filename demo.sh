@@ -21,7 +21,7 @@ took "stage 1"
 wait $vae || { tail -n 5 out/phantom/vae.txt; exit 1; }
 trap - EXIT
 took "autoencoder"
-$python -m phantom.train_vae --encode
+$python -m training.latents --preset phantom
 
 $python train_gen.py --preset phantom
 took "stage 2"

@@ -1,8 +1,6 @@
 """Train a small autoencoder of vae.py from nothing, for pictures that kl-f16 was not made for: the phantom.
 
     python -m phantom.train_vae                      # datasets/phantom/gen-* -> out/phantom/vae, with reconstructions.png
-    python -m phantom.train_vae --encode             # then: posteriors of all images beside their shards, for train_gen.py
-    python -m phantom.train_vae --encode --vae pretrained/kl-f16d16.ckpt --data datasets/mimic --sizes 256 512    # the real one
 
 UniX takes kl-f16 as it is; this is no part of the paper. What differs from how kl-f16 was trained:
 - no LPIPS, no discriminator: error of the pixels and of their differences to the neighbours (a thin line is little else);
@@ -18,15 +16,14 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from weights import checkpoint
 from common import processes as common
 from training import batches as data
 from training import optim
-from training.log import Log
-from training.run import Stop, check_ranks_agree
+from training.latents import as_seen, posteriors
+from training import run as runs
 import weights
 from common.processes import InputError, print0
 from vae import VAE, VAEConfig
@@ -39,9 +36,6 @@ class TrainConfig:
     data: str = "datasets/phantom"          # root of the packed data sets gen-<size>
     sizes: list[int] = field(default_factory=list)     # image sizes; the batch of a smaller one has as many more images
     preset: str = "phantom"                 # a row of PRESETS
-    encode: bool = False                    # no training: write the posteriors of all images beside their shards
-    vae: str = ""                           # the autoencoder of --encode: a run or a weights file, if it is not --out
-    half: bool = False                      # store the posteriors in half precision: half the disk space, errors of 1e-3
     overwrite: bool = False                 # start anew where --out holds a run
     save_every: int = 500                   # steps from checkpoint to checkpoint
     log_every: int = 20                     # steps from log line to log line
@@ -108,12 +102,6 @@ class VAEStep(nn.Module):
         return loss, torch.stack([error.abs().mean(), kl]).detach()
 
 
-def load(pictures, numbers, device):
-    """Images of a data set as the network sees them: (B, 3, H, W) in [-1, 1]."""
-    grey = torch.stack([pictures.image(i) for i in numbers]).to(device)
-    return (grey.float() / 127.5 - 1)[:, None].repeat(1, 3, 1, 1)
-
-
 def batch(sets, cfg, step, process):
     """Images and noise of one step for this process: size and samples depend on (seed, step, index) alone."""
     largest, shares = max(cfg.sizes), [1.0 if size == max(cfg.sizes) else 1 / 5 for size in cfg.sizes]
@@ -124,14 +112,7 @@ def batch(sets, cfg, step, process):
         rng = common.generator(cfg.seed, step, index)
         numbers.append(torch.randint(len(pictures), (), generator=rng).item())
         noise.append(torch.randn(cfg.z_channels, side, side, generator=rng))
-    return load(pictures, numbers, process.device), torch.stack(noise).to(process.device)
-
-
-@torch.no_grad()
-def posteriors(vae, pictures, numbers, device, name=None):
-    """Mean and log-variance of many images, (2, N, z, h, w), on the CPU; with a progress bar if it has a name."""
-    chunks = tqdm(range(0, len(numbers), 16), desc=name, disable=name is None)
-    return torch.cat([torch.stack(vae.moments(load(pictures, numbers[i:i + 16], device))).cpu() for i in chunks], dim=1)
+    return as_seen(pictures, numbers, process.device), torch.stack(noise).to(process.device)
 
 
 def measure(vae, sets, device, at_most=1000):
@@ -146,35 +127,17 @@ def reconstructions(vae, sets, path, device, columns=6):
     columns = min(columns, *map(len, sets))
     rows, width = [], columns * max(pictures.size for pictures in sets)
     for pictures in sets:
-        images = load(pictures, range(columns), device)
+        images = as_seen(pictures, range(columns), device)
         for part in (images, vae.decode(vae.encode(images))):
             row = torch.cat(list(((part.mean(1) + 1) * 127.5).round().clamp(0, 255).byte()), dim=1)
             rows.append(F.pad(row, (0, width - row.shape[1])).cpu())
     Image.fromarray(torch.cat(rows).repeat_interleave(3, 0).repeat_interleave(3, 1).numpy()).save(path)
 
 
-def encode(cfg, device):
-    """Store the posterior of every image of every shard: train_gen.py then need not run the encoder at every step."""
-    path = Path(cfg.vae or cfg.out)
-    vae = weights.find_vae(path).to(device)
-    for size in cfg.sizes:
-        pictures = data.Packed(cfg.data, "gen", size)
-        for shard, name in enumerate(pictures.shards):
-            numbers = [i for i, place in enumerate(pictures.places) if place[0] == shard]
-            both = posteriors(vae, pictures, numbers, device, f"{pictures.directory.name} {name.stem}")
-            mean, logvar = both.half() if cfg.half else both
-            temporary = name.with_suffix(".tmp")
-            about = {"vae": weights.vae_hash(vae), "data": pictures.info["hash"]}
-            save_file({"mean": mean.contiguous(), "logvar": logvar.contiguous()}, temporary, about)
-            temporary.rename(name.with_suffix(".latents.safetensors"))
-
-
 def main(argv):
     cfg = common.override(TrainConfig(), argv, __doc__, PRESETS)
     process = common.setup(cfg.device, cfg.threads)
-    check_ranks_agree(cfg)
-    if cfg.encode:
-        return encode(cfg, process.device) if process.master else None
+    runs.agree(process, cfg)
     if cfg.batch_size % process.world:
         raise InputError(f"--batch-size {cfg.batch_size} does not divide into {process.world} processes.")
     sets = [data.Packed(cfg.data, "gen", size, "train") for size in cfg.sizes]
@@ -193,7 +156,7 @@ def main(argv):
     net = nn.parallel.DistributedDataParallel(net) if process.world > 1 else net
     if process.master:
         checkpoint.tidy(cfg.out, anew=resumed is None)
-        log = Log(Path(cfg.out) / "log.jsonl", start)
+        log = runs.Log(Path(cfg.out) / "log.jsonl", start)
     print0(f"{sum(p.numel() for p in vae.parameters()):,} parameters, {len(sets[0])} images")
 
     def save(step):
@@ -209,7 +172,7 @@ def main(argv):
         ema.swap()
 
     bar = tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, desc="VAE", unit="step", disable=not process.master)
-    seen, began, stop = 0, time.time(), Stop()
+    seen, began, stop = 0, time.time(), runs.Stop()
     for step in bar:
         lr = optim.lr_at(step, cfg.lr, cfg.warmup, cfg.steps, "cosine")
         images, noise = batch(sets, cfg, step, process)
@@ -226,11 +189,10 @@ def main(argv):
             bar.set_postfix(loss=f"{loss.item():.4f}", img_s=f"{speed:.0f}")
             log.write(step=step + 1, size=images.shape[-1], loss=loss.item(), l1=l1, kl=kl, lr=lr, norm=norm.item(),
                       img_s=speed)
-        stopping = stop.agree(process.device)
-        saving = stopping or (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps
+        saving = stop.agree(process.device) or (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps
         if process.master and saving:
             save(step + 1)
-        if stopping:
+        if stop.now:
             break
     stop.release()
 

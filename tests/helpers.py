@@ -1,9 +1,12 @@
 """What tests share and is no fixture: where reference data lie (absent -> skip), tiny networks, a measure of closeness."""
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -103,3 +106,32 @@ def write_chexbert(folder, bert, heads, **changes):
     torch.save(content, folder / "chexbert.pth")
     (folder / "vocab.txt").write_text("\n".join(CHEXBERT_WORDS) + "\n")
     return folder
+
+
+# ---- a packed data set of noise, in shards of five images ----
+
+NOISE_SIZE = 16
+
+
+def noise_picture(i):
+    """Picture i, (16, 16) uint8."""
+    shape = (NOISE_SIZE, NOISE_SIZE)
+    return np.random.default_rng(i).integers(0, 256, shape, dtype=np.uint8)
+
+
+def noise_row(i, split="train"):
+    """Row i, whose report has i + 1 letters; the id has an accent, the labels are a list."""
+    report = "abcdefghijklmnopqrstuvwxyz"[:i + 1]
+    return dict(id=f"é-{i}", split=split, prompt="ask", report=report, labels=[["x", i]])
+
+
+def pack_noise(root, task="und", train=13, val=3):
+    """Pictures 0 to train - 1 to train on, the next to validate -> root."""
+    from common.packed import Writer
+    directory = root / f"{task}-{NOISE_SIZE}"
+    with Writer(directory, task, NOISE_SIZE, {"seed": 0}, shard_size=5) as writer:
+        for i in range(train + val):
+            png = io.BytesIO()
+            Image.fromarray(noise_picture(i)).save(png, "PNG")
+            writer.add(png.getvalue(), noise_row(i, "train" if i < train else "val"))
+    return root

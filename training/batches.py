@@ -1,7 +1,11 @@
-"""Packed data sets -> batches. Training reads nothing else.
+"""Which image a step sees, and everything random about it: packed data sets become batches.
 
-Everything random about a training sample comes from a generator seeded by (seed, step, index in the global batch), so
-a resumed run, more processes or more accumulation see the same samples with the same noise.
+    samples = Samples(Packed(root, "und", 384, "train"), tokenizer, max_text, seed, batch_size)
+    for batch in loader(samples, process, micro_batch, start, steps, workers): ...
+
+Everything random about a training sample comes from a generator seeded by (seed, step, index in the
+global batch), and from nothing else. So a resumed run equals an uninterrupted one, and one process,
+several or more accumulation see the same samples with the same noise.
 """
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -16,75 +20,109 @@ from tokenizer import pad
 
 @dataclass
 class Batch:
-    """What one micro-step sees; `index` are the samples' numbers in the data set. Unused fields are None."""
-    index: torch.Tensor                     # (B,) for tests and for naming an offending sample
+    """What one micro-step sees: B images, T tokens, latents (z, h, w). None is not of the task."""
+    index: torch.Tensor                     # (B,) numbers in the data set, to name an image
     images: torch.Tensor                    # (B, 1, S, S) uint8
     ids: torch.Tensor                       # (B, T), padded on the right to a multiple of 16
-    valid: torch.Tensor                     # (B, T) bool
-    labels: torch.Tensor | None = None      # und: (B, T) the next token where it is part of the report, else -100
-    normal: torch.Tensor | None = None      # gen: (B,) standard normal draw of the time
-    noise: torch.Tensor | None = None       # gen: (B, z, h, w)
-    posterior: torch.Tensor | None = None   # gen: (B, z, h, w) noise of the posterior sample
-    dropped: torch.Tensor | None = None     # gen: (B,) bool, text dropped
-    moments: torch.Tensor | None = None     # gen: (B, 2, z, h, w) mean and log-variance, when they are stored
+    valid: torch.Tensor                     # (B, T) bool, which of them are no padding
+    # to read
+    labels: torch.Tensor | None = None      # (B, T) the next token if it is the report's, else -100
+    # to draw
+    normal: torch.Tensor | None = None      # (B,) standard normal draws, which become times
+    noise: torch.Tensor | None = None       # (B, z, h, w) the noise to start from
+    posterior: torch.Tensor | None = None   # (B, z, h, w) noise that samples the VAE's posterior
+    dropped: torch.Tensor | None = None     # (B,) bool, whose text is dropped
+    moments: torch.Tensor | None = None     # (B, 2, z, h, w) posterior, stored: mean, log-variance
 
     @property
     def tokens(self):
-        """Tokens that carry loss, a number on the batch's device."""
+        """How many tokens carry loss, as a tensor on the batch's device."""
         return (self.labels != -100).sum()
 
-    def map(self, f):
-        kept = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{k: v if v is None else f(v) for k, v in kept.items()})
+    def map(self, function):
+        """A batch with every tensor changed by a function."""
+        changed = {}
+        for field in fields(self):
+            tensor = getattr(self, field.name)
+            changed[field.name] = None if tensor is None else function(tensor)
+        return Batch(**changed)
 
     def to(self, device):
-        return self.map(lambda x: x.to(device, non_blocking=True))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self):
         return self.map(torch.Tensor.pin_memory)
 
 
 class Samples:
-    """Sample (step, index): which image, and everything random about it. step < 0 is the fixed validation set."""
+    """samples[step, index]: one sample of the batch of a step; a step below 0 is validation.
+
+    data: Packed. tokenizer: Tokenizer. max_text: the most tokens of a text block.
+    latent: (z, h, w) of the latents to draw; None: the samples are to be read.
+    text_dropout: share of samples to draw whose text is dropped, never in validation.
+    """
 
     def __init__(self, data, tokenizer, max_text, seed, batch_size, latent=None, text_dropout=0.0):
-        self.data, self.tokenizer, self.max_text, self.seed, self.batch_size = data, tokenizer, max_text, seed, batch_size
-        self.latent, self.text_dropout = latent, text_dropout     # latent: (z, h, w) for the generation task
-        self.order = -1, None                                     # an epoch and its permutation
-        self.texts = {part: self.encoded(part) for part in (("report",) if latent else ("prompt", "report"))}
+        self.data = data
+        self.tokenizer = tokenizer
+        self.max_text = max_text
+        self.seed = seed
+        self.batch_size = batch_size
+        self.latent = latent
+        self.text_dropout = text_dropout
+        self.order = -1, None               # an epoch and its permutation
+        self.texts = {"report": self.encode("report")}
+        if latent is None:
+            self.texts["prompt"] = self.encode("prompt")
 
-    def number(self, step, index):
-        """Each epoch is one permutation of the data set, drawn from (seed, epoch)."""
-        epoch, place = divmod(step * self.batch_size + index, len(self.data))
-        known = self.order                                        # one look: several threads read
-        if known[0] != epoch:
-            known = self.order = epoch, torch.randperm(len(self.data), generator=generator(self.seed, epoch))
-        return int(known[1][place])
+    def encode(self, column):
+        """The text blocks of all rows' "prompt" or "report".
 
-    def encoded(self, part):
-        """The text blocks of all rows' "prompt" or "report"; one that is too long stops the run at once, it is never cut."""
-        blocks = self.tokenizer.answers([row[part] for row in self.data.rows])
+        One that is too long stops the run at once: texts are never cut.
+        """
+        blocks = self.tokenizer.answers([row[column] for row in self.data.rows])
         for row, ids in zip(self.data.rows, blocks):
             if len(ids) > self.max_text:
-                raise InputError(f"the {part} of image {row['id']} has {len(ids)} tokens, more than max_text {self.max_text}.")
+                raise InputError(f"the {column} of image {row['id']} has {len(ids)} tokens, more "
+                                 f"than max_text {self.max_text}.")
         return blocks
 
-    def longest(self, *parts):
-        """Tokens of the longest text: its "prompt", its "report", or both."""
-        return max(sum(map(len, blocks)) for blocks in zip(*(self.texts[part] for part in parts)))
+    def longest(self, *columns):
+        """Tokens of the longest text: of the "prompt", of the "report", or of both together."""
+        texts = zip(*(self.texts[column] for column in columns))
+        return max(sum(map(len, blocks)) for blocks in texts)
+
+    def number(self, step, index):
+        """The number of its image. An epoch is one permutation, drawn from (seed, epoch)."""
+        epoch, position = divmod(step * self.batch_size + index, len(self.data))
+        order = self.order                  # read once: several threads may change it
+        if order[0] != epoch:
+            rng = generator(self.seed, epoch)
+            order = epoch, torch.randperm(len(self.data), generator=rng)
+            self.order = order
+        return int(order[1][position])
 
     def __getitem__(self, key):
+        """(step, index) -> a dictionary with the fields of a Batch, ids and labels as lists."""
         step, index = key
-        n = index if step < 0 else self.number(step, index)
-        row, rng = self.data.rows[n], generator(self.seed, step, index)
+        validation = step < 0
+        n = index if validation else self.number(step, index)
         sample = {"index": n, "images": self.data.image(n)[None]}
-        answer = self.texts["report"][n].tolist()
+        report = self.texts["report"][n].tolist()
+
+        # to read: [BOS prompt EOS BOS report EOS], where the report's BOS predicts its first token
         if self.latent is None:
             prompt = self.texts["prompt"][n].tolist()
-            sample["ids"] = prompt + answer
-            sample["labels"] = [-100] * len(prompt) + answer[1:] + [-100]       # BOS predicts the first report token
+            sample["ids"] = prompt + report
+            sample["labels"] = [-100] * len(prompt) + report[1:] + [-100]
             return sample
-        sample["ids"], sample["dropped"] = answer, torch.rand((), generator=rng) < self.text_dropout and step >= 0
+
+        # to draw: the order of the draws is part of what makes a run the same
+        rng = generator(self.seed, step, index)
+        sample["ids"] = report
+        sample["dropped"] = torch.rand((), generator=rng) < self.text_dropout
+        if validation:
+            sample["dropped"] = False
         sample["normal"] = torch.randn((), generator=rng)
         sample["noise"], sample["posterior"] = torch.randn(2, *self.latent, generator=rng)
         if self.data.latents is not None:
@@ -92,32 +130,45 @@ class Samples:
         return sample
 
     def ids(self, batch):
-        """Names of a batch's samples."""
-        return [self.data.rows[i]["id"] for i in batch.index.tolist()]
+        """The names of a batch's images."""
+        return [self.data.rows[n]["id"] for n in batch.index.tolist()]
 
     @staticmethod
     def collate(samples):
-        ids, valid = pad([s["ids"] for s in samples], multiple=16)
-        batch = {k: torch.stack([torch.as_tensor(s[k]) for s in samples]) for k in samples[0] if k not in ("ids", "labels")}
-        if "labels" in samples[0]:
-            batch["labels"] = pad([s["labels"] for s in samples], multiple=16, fill=-100)[0]
-        return Batch(ids=ids, valid=valid, **batch)
+        """Samples -> Batch. Texts are padded to a multiple of 16, so that there are few shapes."""
+        columns = {}
+        for name in samples[0]:
+            values = [sample[name] for sample in samples]
+            if name == "ids":
+                columns["ids"], columns["valid"] = pad(values, multiple=16)
+            elif name == "labels":
+                columns["labels"], _ = pad(values, multiple=16, fill=-100)
+            else:
+                columns[name] = torch.stack([torch.as_tensor(value) for value in values])
+        return Batch(**columns)
 
 
 def micro_batches(batch_size, process, micro_batch, start, stop):
-    """The keys (step, index) of this process's micro-batches, in order, for steps start..stop-1."""
-    share, rest = divmod(batch_size, process.world * micro_batch)
-    if rest:
-        raise InputError(f"--batch-size {batch_size} does not divide into {process.world} processes with "
-                         f"micro-batches of {micro_batch}; choose a multiple of {process.world * micro_batch}.")
-    first = lambda m: (m * process.world + process.rank) * micro_batch
-    return ([(step, first(m) + i) for i in range(micro_batch)] for step in range(start, stop) for m in range(share))
+    """This process's micro-batches as lists of (step, index), in order, for steps start..stop-1."""
+    together = process.world * micro_batch          # samples of all processes in one micro-step
+    if batch_size % together:
+        raise InputError(f"--batch-size {batch_size} does not divide into {process.world} "
+                         f"processes with micro-batches of {micro_batch}; choose a multiple of "
+                         f"{together}.")
+
+    def keys():
+        for step in range(start, stop):
+            for n in range(batch_size // together):
+                first = n * together + process.rank * micro_batch
+                yield [(step, first + i) for i in range(micro_batch)]
+    return keys()
 
 
 def loader(samples, process, micro_batch, start, steps, workers=0):
-    """Micro-batches of this process, in order: `batch_size / (world * micro_batch)` a step, steps start..steps-1.
+    """This process's micro-batches as Batch, in order, from step `start` up to `steps`.
 
-    `workers` threads read ahead (decoding an image needs no Python); -1 is four with a GPU, else none.
+    workers: threads that read ahead (decoding an image does not hold Python's lock); 0 reads when
+    asked, -1 takes four with a GPU, else none.
     """
     cuda = process.device.type == "cuda"
     if workers < 0:
@@ -134,5 +185,4 @@ def loader(samples, process, micro_batch, start, steps, workers=0):
             return
         with ThreadPoolExecutor(workers) as pool:
             yield from ahead(pool, batch, keys, 2 * workers)
-
     return read()

@@ -1,4 +1,8 @@
-"""How weights move: learning rate, AdamW (the paper's) and Muon (the laptop's), the average of the weights, resuming."""
+"""How weights move: the learning rate, AdamW and Muon, the average of the weights.
+
+The paper trains with AdamW at a constant learning rate (Table 1). Muon and the cosine are for the
+laptop runs, which start from nothing and have minutes.
+"""
 import json
 import math
 from contextlib import contextmanager
@@ -9,24 +13,29 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from common.processes import InputError, print0
+from common.cli import InputError
+from common.processes import print0
 
 
 def lr_at(step, lr, warmup, steps, decay="constant"):
-    """Learning rate of a step counted from 0: linear warm-up, then constant (Table 1), or a cosine down to 0."""
+    """Learning rate of a step, counted from 0: linear warm-up, then constant, or a cosine to 0.
+
+    It depends on the step alone, so resuming needs no state of a scheduler.
+    """
     if step < warmup:
         return lr * (step + 1) / warmup
     if decay == "constant":
         return lr
-    return lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    progress = (step - warmup) / max(1, steps - warmup)
+    return lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised (Jordan et al. 2024, kellerjordan.github.io/posts/muon). For the laptop runs.
+    """Momentum, orthogonalised (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
-    Every direction of a weight matrix learns at the same pace, so a small model trained from nothing needs about a
-    third of AdamW's steps on the phantom (docs/results.md). Unlike torch.optim.Muon it takes convolutions: a kernel
-    (out, in, 3, 3) counts as an out x 9 in matrix.
+    Every direction of a weight matrix learns at the same pace, so a small model that starts from
+    nothing needs about a third of AdamW's steps on the phantom (docs/results.md). torch.optim.Muon
+    refuses convolutions; here a kernel (out, in, 3, 3) counts as a matrix of out x 9 in.
     """
 
     def __init__(self, params, lr, momentum=0.95):
@@ -36,48 +45,78 @@ class Muon(torch.optim.Optimizer):
     def step(self):
         for group in self.param_groups:
             for p in group["params"]:
-                average = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                average.lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonal(p.grad.lerp(average, group["momentum"]).flatten(1))      # Nesterov's look ahead
-                # 0.2 sqrt(longer side): the size of Adam's usual update, so one learning rate fits both (2502.16982)
-                p.add_(update.view_as(p), alpha=-group["lr"] * 0.2 * max(update.shape) ** 0.5)
+                self.step_one(p, group["lr"], group["momentum"])
+
+    def step_one(self, p, lr, momentum):
+        average = self.state[p].setdefault("momentum", torch.zeros_like(p))
+        average.lerp_(p.grad, 1 - momentum)
+        ahead = p.grad.lerp(average, momentum)              # Nesterov's look ahead
+        update = orthogonal(ahead.flatten(1))
+        # 0.2 sqrt(longer side) is the size of Adam's usual update, so that one learning rate fits
+        # both (Liu et al. 2025, arXiv 2502.16982, section 2.2)
+        p.add_(update.view_as(p), alpha=-lr * 0.2 * max(update.shape) ** 0.5)
 
 
-def orthogonal(m):
-    """U V^T of m = U S V^T, nearly: five Newton-Schulz steps bring all singular values to between 0.7 and 1.2."""
-    x = m.bfloat16().mT if m.shape[0] > m.shape[1] else m.bfloat16()
+def orthogonal(matrix):
+    """U V^T of matrix = U S V^T, nearly, in bf16.
+
+    Five Newton-Schulz steps bring every singular value to between 0.7 and 1.2. The coefficients are
+    Jordan's: they do not converge to 1, but they raise small singular values fastest.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.bfloat16()
+    if tall:                            # x x^T is then the smaller product
+        x = x.mT
     x = x / (x.norm() + 1e-7)
     for _ in range(5):
         a = x @ x.mT
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return (x.mT if m.shape[0] > m.shape[1] else x).to(m.dtype)
+    if tall:
+        x = x.mT
+    return x.to(matrix.dtype)
 
 
-def optimizers(module, cfg, vectors=(), shard=False):
-    """[AdamW] over what is not frozen; with cfg.optimizer "muon", [AdamW, Muon]: Muon for the matrices.
+def optimizers(module, cfg, adamw_only=(), shard=False):
+    """Optimizers of all parameters that are not frozen: [AdamW], or [AdamW, Muon].
 
-    vectors: parts of names of matrices that stay with AdamW, as embeddings do: their rows are no directions to mix.
-    shard: AdamW's state is spread over the processes.
+    cfg: optimizer ("adamw", or "muon" for the matrices), lr, weight_decay.
+    adamw_only: parts of names of matrices that stay with AdamW all the same, as embeddings do:
+    their rows are not directions to mix.
+    shard: AdamW's averages are spread over the processes (ZeRO 1).
     """
-    trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
-    count = lambda ps: sum(p.numel() for p in ps)
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     frozen = [p for p in module.parameters() if not p.requires_grad]
-    assert count(trained.values()) + count(frozen) == count(module.parameters())
-    print0(f"trained {count(trained.values()):,} parameters in {len(trained)} tensors, frozen {count(frozen):,}")
+    n_trained, n_frozen = count(trained.values()), count(frozen)
+    assert n_trained + n_frozen == count(module.parameters())
+    print0(f"trained {n_trained:,} parameters in {len(trained)} tensors, frozen {n_frozen:,}")
+
     if cfg.optimizer not in ("adamw", "muon"):
         raise InputError(f"--optimizer {cfg.optimizer} is none of adamw, muon.")
-    muon = [n for n, p in trained.items() if cfg.optimizer == "muon" and p.ndim > 1 and not any(v in n for v in vectors)]
-    make = torch.optim.AdamW
+    with_muon = []
+    if cfg.optimizer == "muon":
+        for name, p in trained.items():
+            if p.ndim > 1 and not any(word in name for word in adamw_only):
+                with_muon.append(name)
+
+    AdamW = torch.optim.AdamW
     if shard and dist.is_initialized():
         from torch.distributed.optim import ZeroRedundancyOptimizer      # two seconds to import
-        make = partial(ZeroRedundancyOptimizer, optimizer_class=make)
-    adamw = make([p for n, p in trained.items() if n not in muon], lr=cfg.lr, betas=(0.9, 0.95), eps=1e-15,
-                 weight_decay=cfg.weight_decay, fused=True)
-    return [adamw] + ([Muon([trained[n] for n in muon], cfg.lr)] if muon else [])
+        AdamW = partial(ZeroRedundancyOptimizer, optimizer_class=AdamW)
+    rest = [p for name, p in trained.items() if name not in with_muon]
+    adamw = AdamW(
+        rest, lr=cfg.lr, betas=(0.9, 0.95), eps=1e-15, weight_decay=cfg.weight_decay, fused=True)
+    if not with_muon:
+        return [adamw]
+    return [adamw, Muon([trained[name] for name in with_muon], cfg.lr)]
+
+
+def count(parameters):
+    """How many numbers they hold."""
+    return sum(p.numel() for p in parameters)
 
 
 def step_all(optimizers, lr):
-    """One step of every optimizer at this learning rate; gradients are gone afterwards."""
+    """One step of every optimizer at this learning rate; the gradients are gone afterwards."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -94,19 +133,24 @@ def forget(optimizers):
 class EMA:
     """Exponential moving average, in fp32, of the trained parameters of a module, by name.
 
-    The decay ramps up as (1 + n) / (10 + n), so that the first steps do not remember the initial weights.
+    The decay ramps up as (1 + n) / (10 + n), so that the first steps do not remember the initial
+    weights.
     """
 
     def __init__(self, module, decay):
-        self.decay, self.steps = decay, 0
-        self.live = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        self.shadow = {n: p.detach().float().clone() for n, p in self.live.items()}
+        self.decay = decay
+        self.steps = 0
+        self.live = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.shadow = {name: p.detach().float().clone() for name, p in self.live.items()}
 
     @torch.no_grad()
     def update(self):
+        """Move the average towards the live weights; call it after every optimizer step."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(list(self.shadow.values()), [p.float() for p in self.live.values()], 1 - decay)
+        averages = list(self.shadow.values())
+        weights = [p.float() for p in self.live.values()]
+        torch._foreach_lerp_(averages, weights, 1 - decay)      # all of them at once: fewer kernels
 
     @contextmanager
     def swapped(self):
@@ -119,9 +163,9 @@ class EMA:
     def swap(self):
         """Exchange average and live weights; call it again to change back."""
         for name, p in self.live.items():
-            kept = p.detach().clone()
+            weights = p.detach().clone()
             p.copy_(self.shadow[name])
-            self.shadow[name].copy_(kept)
+            self.shadow[name].copy_(weights)
 
 
 def state(optimizers, ema, skips=0):

@@ -10,7 +10,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import weights
-from helpers import close
 
 
 def run(tmp_path, *words):
@@ -47,20 +46,10 @@ def test_resumed_run_equals_uninterrupted(packed):
     assert steps == [1, 2, 3, 4] and (packed / "a" / "reconstructions.png").exists()
 
 
-def test_latents_are_normalised_and_stored_latents_are_the_encoders(packed):
+def test_latents_are_normalised(packed):
     from training import batches as data
     run(packed, "--out", str(packed / "a"))
     vae = weights.find_vae(packed / "a")
-    run(packed, "--out", str(packed / "a"), "--encode")
-    for size in (32, 16):
-        images = data.Packed(packed, "gen", size, "val")    # images 4 and 9: one in each shard
-        assert images.open_latents(weights.vae_hash(vae))
-        for i in range(2):
-            with torch.no_grad():
-                want = vae.moments((images.image(i).float() / 127.5 - 1).expand(1, 3, -1, -1))
-            for got, part in zip(images.moments(i), want):
-                close(got, part[0], 2e-3)                   # stored in half precision
-
     sets, draws = [data.Packed(packed, "gen", size, "train") for size in (32, 16)], []
     for pictures in sets:
         for i in range(len(pictures)):

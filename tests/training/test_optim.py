@@ -1,4 +1,4 @@
-"""training/optim.py: the learning rate, both optimizers, the average, and going on as if nothing had happened."""
+"""training/optim.py: the learning rate, who trains which parameter, Muon's update, the average."""
 import math
 from types import SimpleNamespace
 
@@ -6,97 +6,118 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from common.cli import InputError
 from training import optim
-from common.processes import InputError
 
 
-def settings(optimizer="adamw", lr=0.01, weight_decay=0.0, shard=False):
-    return SimpleNamespace(optimizer=optimizer, lr=lr, weight_decay=weight_decay)
+def settings(optimizer="adamw", weight_decay=0.0):
+    return SimpleNamespace(optimizer=optimizer, lr=0.01, weight_decay=weight_decay)
 
 
 def network():
+    """A convolution and two matrices; parameters are called 0, 2 and 3."""
     torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4, 3), torch.nn.Linear(3, 3))
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(2, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4, 3), torch.nn.Linear(3, 3))
 
 
-def test_learning_rate():
+def backward(module):
+    module(torch.ones(2, 2, 3, 3)).square().sum().backward()
+
+
+def test_the_learning_rate_warms_up_and_stays_or_follows_a_cosine():
     assert [optim.lr_at(s, 1.0, 4, 100) for s in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1, 1, 1]
     assert optim.lr_at(0, 2e-4, 0, 10) == 2e-4
-    cosine = [optim.lr_at(s, 1.0, 10, 110, "cosine") for s in (9, 10, 35, 60, 109, 110)]
-    assert cosine == pytest.approx([1, 1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 + math.cos(math.pi * 0.99)) / 2, 0], abs=1e-9)
+    cosine = [optim.lr_at(s, 1.0, 10, 110, "cosine") for s in (9, 10, 35, 60, 110)]
+    assert cosine == pytest.approx([1, 1, (1 + math.sqrt(0.5)) / 2, 0.5, 0], abs=1e-9)
 
 
-def test_adamw_is_the_papers():
+def test_adamw_is_the_papers_and_leaves_out_what_is_frozen():
     module = network()
     module[0].requires_grad_(False)
-    adamw, = optim.optimizers(module, settings(weight_decay=0.1, shard=False))
+    adamw, = optim.optimizers(module, settings(weight_decay=0.1))
     group = adamw.param_groups[0]
-    assert group["betas"] == (0.9, 0.95) and group["eps"] == 1e-15 and group["weight_decay"] == 0.1
-    assert {id(p) for p in group["params"]} == {id(p) for layer in module[2:] for p in layer.parameters()}
+    assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.9, 0.95), 1e-15, 0.1)
+    assert {id(p) for p in group["params"]} == {id(p) for p in module[2:].parameters()}
+
+
+def test_another_optimizer_is_refused():
     with pytest.raises(InputError, match="adamw, muon"):
-        optim.optimizers(module, settings("sgd"))
+        optim.optimizers(network(), settings("sgd"))
 
 
 def test_muon_takes_the_matrices_and_every_parameter_is_taken_once():
     module = network()
     module[3].requires_grad_(False)
-    adamw, muon = optim.optimizers(module, settings("muon"), vectors=("2.weight",))
-    taken = [p for o in (adamw, muon) for g in o.param_groups for p in g["params"]]
-    assert [p is module[0].weight for p in muon.param_groups[0]["params"]] == [True]        # 2.weight stays with AdamW
-    assert len(taken) == 4 and {id(p) for p in taken} == {id(p) for p in module.parameters() if p.requires_grad}
+    adamw, muon = optim.optimizers(module, settings("muon"), adamw_only=("2.weight",))
+    by_muon = muon.param_groups[0]["params"]
+    assert [id(p) for p in by_muon] == [id(module[0].weight)]
+    taken = by_muon + adamw.param_groups[0]["params"]
+    trained = {id(p) for p in module.parameters() if p.requires_grad}
+    assert len(taken) == len(trained) and {id(p) for p in taken} == trained
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (6, 20), (20, 6)])
-def test_orthogonal(shape):
-    """All singular values near 1, and the directions are those of U V^T."""
-    m = torch.randn(*shape, generator=torch.Generator().manual_seed(0)) * 1e-3
-    got, (u, s, vt) = optim.orthogonal(m), torch.linalg.svd(m, full_matrices=False)
-    strong = torch.linalg.svdvals(got)[: int((s > 0.1 * s[0]).sum())]
-    assert got.shape == m.shape and strong.min() > 0.6 and strong.max() < 1.3
-    assert (torch.cosine_similarity(got.flatten(), (u @ vt).flatten(), dim=0)) > 0.95
+def test_an_orthogonal_update_has_singular_values_near_1(shape):
+    """And the directions of U V^T."""
+    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0)) * 1e-3
+    update = optim.orthogonal(matrix)
+    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    strong = torch.linalg.svdvals(update)[:int((s > 0.1 * s[0]).sum())]
+    assert update.shape == matrix.shape and strong.min() > 0.6 and strong.max() < 1.3
+    assert torch.cosine_similarity(update.flatten(), (u @ vt).flatten(), dim=0) > 0.95
 
 
-def test_the_rate_of_a_step_reaches_every_optimizer():
+def test_the_rate_of_a_step_reaches_every_optimizer_and_gradients_go():
     module = network()
-    both = optim.optimizers(module, settings("muon"))
+    optimizers = optim.optimizers(module, settings("muon"))
     before = [p.detach().clone() for p in module.parameters()]
-    module(torch.ones(2, 2, 3, 3)).square().sum().backward()
-    optim.step_all(both, 0.0)
-    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters()))
+
+    backward(module)
+    optim.step_all(optimizers, 0.0)
+    assert all(torch.equal(old, p) for old, p in zip(before, module.parameters()))
     assert all(p.grad is None for p in module.parameters())
-    module(torch.ones(2, 2, 3, 3)).square().sum().backward()
-    optim.step_all(both, 0.5)
-    assert not any(torch.equal(a, b) for a, b in zip(before, module.parameters()))
+
+    backward(module)
+    optim.step_all(optimizers, 0.5)
+    assert not any(torch.equal(old, p) for old, p in zip(before, module.parameters()))
 
 
-def test_average_in_closed_form():
+def test_the_average_in_closed_form():
+    """The decay ramps up to what was asked for."""
     module = torch.nn.Linear(2, 1, bias=False)
-    values = [torch.randn(1, 2, generator=torch.Generator().manual_seed(i)) for i in range(40)]
+    values = torch.randn(40, 1, 2, generator=torch.Generator().manual_seed(0))
     module.weight.data.copy_(values[0])
-    ema, want = optim.EMA(module, 0.7), values[0]
+    ema = optim.EMA(module, 0.7)
+    expected = values[0]
     for n, value in enumerate(values[1:], 1):
         module.weight.data.copy_(value)
         ema.update()
         decay = min(0.7, (1 + n) / (10 + n))
-        want = decay * want + (1 - decay) * value
-    assert torch.allclose(ema.shadow["weight"], want, atol=1e-6)
+        expected = decay * expected + (1 - decay) * value
+    assert torch.allclose(ema.shadow["weight"], expected, atol=1e-6)
 
 
-def test_average_of_trained_parameters_and_swap():
+def test_the_average_holds_what_is_trained_in_fp32():
     module = network().bfloat16()
     module[0].requires_grad_(False)
     ema = optim.EMA(module, 0.9)
     assert ema.shadow.keys() == {"2.weight", "2.bias", "3.weight", "3.bias"}
-    assert all(x.dtype == torch.float32 for x in ema.shadow.values())
+    assert all(tensor.dtype == torch.float32 for tensor in ema.shadow.values())
+
+
+def test_the_average_is_live_within_a_context_and_the_weights_come_back():
     module = network()
     ema = optim.EMA(module, 0.9)
     module[2].weight.data.add_(1)
     ema.update()
-    live, average = module[2].weight.detach().clone(), ema.shadow["2.weight"].clone()
-    ema.swap()
-    assert torch.equal(module[2].weight, average) and torch.equal(ema.shadow["2.weight"], live)
-    ema.swap()
-    assert torch.equal(module[2].weight, live) and torch.equal(ema.shadow["2.weight"], average)
+    weights = module[2].weight.detach().clone()
+    average = ema.shadow["2.weight"].clone()
+    with ema.swapped():
+        assert torch.equal(module[2].weight, average)
+        assert torch.equal(ema.shadow["2.weight"], weights)
+    assert torch.equal(module[2].weight, weights)
+    assert torch.equal(ema.shadow["2.weight"], average)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
