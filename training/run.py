@@ -69,6 +69,8 @@ class RunConfig:
         at_least_zero = ("sample_every", "warmup", "lr", "weight_decay", "ema", "threads")
         for names, least in ((at_least_one, 1), (at_least_zero, 0)):
             for name in names:
+                if name not in vars(self):      # the autoencoder's training has no micro-batches
+                    continue
                 value = vars(self)[name]
                 assert value >= least, f"{option(name)} {value} must be {least} or more."
         assert self.ema <= 1, f"--ema {self.ema}: the decay of an average is at most 1."
