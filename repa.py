@@ -1,11 +1,13 @@
-"""REPA: align the generation branch's hidden states with a frozen image encoder (paper stage 2, Yu et al. 2410.06940).
+"""REPA: align the generation branch's hidden states with a frozen image encoder (stage 2).
 
-The latents' hidden states after the 8th layer go through a small MLP and should point where the encoder's patch
-features of the clean image point: loss = -mean cosine. The encoder is any `vision.ViT`: RAD-DINO for real training,
-the frozen vision tower of stage 1 for the phantom.
+From Yu et al., arXiv 2410.06940. The latents' hidden states after the 8th layer go through a
+small MLP and should point where the encoder's patch features of the clean image point: loss =
+-mean cosine. The encoder is any `vision.ViT`: RAD-DINO for real training, the frozen vision tower
+of stage 1 for the phantom. The MLP is only needed in training and is left behind afterwards.
 
-Departs from the release: the tap is the 8th layer, as in the paper (its code reads the 9th); the *target* is resampled,
-in two dimensions (its code stretches the flattened projections in one); and no second division by the batch.
+Departs from the release in three points. The tap is the 8th layer, as in the paper; its code
+reads the 9th. The *target* is resampled, and in two dimensions; its code stretches the flattened
+projections in one. And the loss is not divided by the batch a second time.
 """
 import torch
 import torch.nn as nn
@@ -15,12 +17,15 @@ from vision import normalize
 
 
 class Projector(nn.Module):
-    """Hidden states (B, N, C) -> the encoder's width (B, N, E): three linear layers with SiLU between."""
+    """Hidden states (B, N, C) -> the encoder's width (B, N, E): three linear layers, SiLU
+    between."""
 
     def __init__(self, n_embd, n_inner, n_out):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(n_embd, n_inner), nn.SiLU(), nn.Linear(n_inner, n_inner), nn.SiLU(),
-                                 nn.Linear(n_inner, n_out))
+        self.mlp = nn.Sequential(
+            nn.Linear(n_embd, n_inner), nn.SiLU(),
+            nn.Linear(n_inner, n_inner), nn.SiLU(),
+            nn.Linear(n_inner, n_out))
 
     def forward(self, x):
         return self.mlp(x)
@@ -28,14 +33,16 @@ class Projector(nn.Module):
 
 @torch.no_grad()
 def targets(encoder, images, grid, size=0):
-    """Encoder features on the latent grid: clean grey images in [0, 1] (B, 1, H, W), grid (h, w) -> (B, h*w, E).
+    """Features of clean grey images in [0, 1] (B, 1, H, W) on the latent grid (h, w) -> (B, h*w,
+    E).
 
     size: pixels that the encoder gets; 0 is what it was trained on.
     """
-    pixels = normalize(images, encoder.cfg, size)
+    pixels = normalize(images, encoder.cfg, size)                               # (B, 3, S, S)
     n = pixels.shape[-1] // encoder.cfg.patch_size
-    features = encoder(pixels).float().transpose(1, 2).unflatten(2, (n, n))           # (B, E, n, n)
-    if tuple(features.shape[2:]) != tuple(grid):
+    features = encoder(pixels).float()                                          # (B, n*n, E)
+    features = features.transpose(1, 2).unflatten(2, (n, n))                    # (B, E, n, n)
+    if (n, n) != tuple(grid):
         features = F.interpolate(features, size=tuple(grid), mode="bilinear", antialias=True)
     return features.flatten(2).transpose(1, 2)
 

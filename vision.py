@@ -1,9 +1,10 @@
 """One pre-norm vision transformer with two presets, and the one image preprocessing.
 
-SigLIP-L/16 at 384 px reads the image for the report; RAD-DINO (DINOv2 ViT-B/14 at 518 px) gives the targets of REPA.
-They differ in a class token, LayerScale and sizes, so they are one class and two lines of a table.
+SigLIP-L/16 at 384 px reads the image for the report. RAD-DINO (DINOv2 ViT-B/14 at 518 px) gives
+the targets of REPA. They differ in a class token, LayerScale and sizes, so they are one class and
+two lines of a table.
 
-B batch, N patches, C width, H heads. Pixels in [0, 1] until `normalize`.
+B batch, N patches, C width, H heads, D head width. Pixels lie in [0, 1] until `normalize`.
 """
 from dataclasses import dataclass
 
@@ -33,9 +34,12 @@ class ViTConfig:
     pad: int = 141                  # grey of the bars around an image that is not square: the mean
 
     def __post_init__(self):
-        self.mean, self.std = tuple(self.mean), tuple(self.std)
-        assert self.image_size % self.patch_size == 0, f"patches of {self.patch_size} do not tile {self.image_size} px"
-        assert self.n_head > 0 and self.n_embd % self.n_head == 0, f"{self.n_head} heads do not divide width {self.n_embd}"
+        self.mean = tuple(self.mean)            # JSON has lists
+        self.std = tuple(self.std)
+        assert self.image_size % self.patch_size == 0, \
+            f"patches of {self.patch_size} do not tile {self.image_size} px"
+        assert self.n_head > 0 and self.n_embd % self.n_head == 0, \
+            f"{self.n_head} heads do not divide width {self.n_embd}"
 
     @property
     def grid(self):
@@ -43,32 +47,41 @@ class ViTConfig:
 
 
 SIGLIP_L = ViTConfig()
-RAD_DINO = ViTConfig(image_size=518, patch_size=14, n_layer=12, n_head=12, n_embd=768, n_inner=3072,
-                     class_token=True, layer_scale=True, mean=(0.5307,) * 3, std=(0.2583,) * 3, pad=0)
+RAD_DINO = ViTConfig(
+    image_size=518, patch_size=14, n_layer=12, n_head=12, n_embd=768, n_inner=3072,
+    class_token=True, layer_scale=True, mean=(0.5307,) * 3, std=(0.2583,) * 3, pad=0)
 
 
 class ViTBlock(nn.Module):
     def __init__(self, cfg):
         super().__init__()
-        self.n_head, self.gelu = cfg.n_head, cfg.gelu
-        self.norm1, self.norm2 = (nn.LayerNorm(cfg.n_embd, cfg.norm_eps) for _ in range(2))
-        self.qkv, self.proj = nn.Linear(cfg.n_embd, 3 * cfg.n_embd), nn.Linear(cfg.n_embd, cfg.n_embd)
-        self.fc1, self.fc2 = nn.Linear(cfg.n_embd, cfg.n_inner), nn.Linear(cfg.n_inner, cfg.n_embd)
-        gain = lambda: nn.Parameter(torch.ones(cfg.n_embd)) if cfg.layer_scale else 1.0
-        self.scale1, self.scale2 = gain(), gain()
+        C = cfg.n_embd
+        self.n_head = cfg.n_head
+        self.gelu = cfg.gelu
+        self.norm1 = nn.LayerNorm(C, cfg.norm_eps)
+        self.norm2 = nn.LayerNorm(C, cfg.norm_eps)
+        self.qkv = nn.Linear(C, 3 * C)
+        self.proj = nn.Linear(C, C)
+        self.fc1 = nn.Linear(C, cfg.n_inner)
+        self.fc2 = nn.Linear(cfg.n_inner, C)
+        self.scale1 = nn.Parameter(torch.ones(C)) if cfg.layer_scale else 1.0
+        self.scale2 = nn.Parameter(torch.ones(C)) if cfg.layer_scale else 1.0
 
     def forward(self, x):
         B, N, C = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(B, N, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)   # (B, H, N, C/H)
+        qkv = self.qkv(self.norm1(x)).view(B, N, 3, self.n_head, C // self.n_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)                                    # (B, H, N, D) each
         y = attend(q, [k], [v], None).reshape(B, N, C)
         x = x + self.scale1 * self.proj(y)
         return x + self.scale2 * self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate=self.gelu))
 
 
 class ViT(nn.Module):
-    """Normalised pixels (B, 3, H, W) -> patch features (B, N, C), row major, after the last LayerNorm.
+    """Normalised pixels (B, 3, H, W) -> patch features (B, N, C), row by row, after the last
+    norm.
 
-    Made for squares of `image_size`; other multiples of the patch are read with resampled positions.
+    Made for squares of `image_size`; other multiples of the patch are read with resampled
+    positions.
     """
 
     def __init__(self, cfg):
@@ -86,34 +99,41 @@ class ViT(nn.Module):
 
     def tokens(self, pixels):
         """The same with the class token in front, where there is one."""
-        (B, _, H, W), patch = pixels.shape, self.cfg.patch_size
-        assert H % patch == W % patch == 0, f"{H}x{W} pixels are no multiples of the patch, {patch} px"
-        x = self.patch(pixels).flatten(2).transpose(1, 2)                                         # (B, N, C)
-        x = x if self.cls is None else torch.cat([self.cls.expand(B, -1, -1), x], dim=1)
+        B, _, H, W = pixels.shape
+        patch = self.cfg.patch_size
+        assert H % patch == W % patch == 0, f"{H}x{W} pixels are no multiples of patches of {patch}"
+        x = self.patch(pixels).flatten(2).transpose(1, 2)                       # (B, N, C)
+        if self.cls is not None:
+            x = torch.cat([self.cls.expand(B, -1, -1), x], dim=1)
         x = x + self.table(H // patch, W // patch)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
 
     def table(self, h, w):
-        """Positions of a grid of h x w patches, (1, N, C): as learned, or resampled for another size (as DINOv2 does)."""
+        """Positions of h x w patches (1, N, C): as learned, or resampled, which is how DINOv2
+        does it."""
         n = self.cfg.grid
         if (h, w) == (n, n):
             return self.positions
         first, rest = self.positions.float().split([int(self.cfg.class_token), n * n], dim=1)
-        rest = F.interpolate(rest.transpose(1, 2).unflatten(2, (n, n)), size=(h, w), mode="bicubic")      # (1, C, h, w)
-        return torch.cat([first, rest.flatten(2).transpose(1, 2)], dim=1).to(self.positions.dtype)
+        rest = rest.transpose(1, 2).unflatten(2, (n, n))                        # (1, C, n, n)
+        rest = F.interpolate(rest, size=(h, w), mode="bicubic")                 # (1, C, h, w)
+        table = torch.cat([first, rest.flatten(2).transpose(1, 2)], dim=1)
+        return table.to(self.positions.dtype)
 
 
 def preprocess(image, size, pad):
-    """PIL image -> 8-bit grey (size, size): long side scaled to `size` (bicubic, antialiased), centred on `pad`.
+    """PIL image -> 8-bit grey (size, size): long side scaled to `size`, centred on grey `pad`.
 
-    The one rule for training and sampling; it keeps the aspect ratio. A square image of the right size is untouched.
+    The one rule for training and sampling. It keeps the aspect ratio and scales bicubically, with
+    antialiasing. A square image of the right size is untouched.
     """
     image = image.convert("L")
     scale = size / max(image.size)
     w, h = (max(1, round(side * scale)) for side in image.size)
-    image = image if (w, h) == image.size else image.resize((w, h), Image.Resampling.BICUBIC)
+    if (w, h) != image.size:
+        image = image.resize((w, h), Image.Resampling.BICUBIC)
     canvas = np.full((size, size), pad, dtype=np.uint8)
     top, left = (size - h) // 2, (size - w) // 2
     canvas[top:top + h, left:left + w] = np.asarray(image)
@@ -121,9 +141,15 @@ def preprocess(image, size, pad):
 
 
 def normalize(images, cfg, size=0):
-    """Grey images in [0, 1] (B, 1, H, W), resized to `size`, by default the tower's, if they have another -> (B, 3, S, S)."""
-    size = size or cfg.image_size
-    if images.shape[-1] != size:
-        images = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
-    mean, std = (torch.tensor(x, device=images.device, dtype=images.dtype).view(3, 1, 1) for x in (cfg.mean, cfg.std))
+    """Grey images in [0, 1] (B, 1, H, W) -> what a tower reads (B, 3, S, S), mean 0 and deviation
+    1.
+
+    Resized to `size` if they have another; 0: the size that the tower was made for.
+    """
+    S = size if size > 0 else cfg.image_size
+    if images.shape[-1] != S:
+        # bicubic overshoots at edges, hence the clamp
+        images = F.interpolate(images, size=(S, S), mode="bicubic", antialias=True).clamp(0, 1)
+    mean = torch.tensor(cfg.mean, device=images.device, dtype=images.dtype).view(3, 1, 1)
+    std = torch.tensor(cfg.std, device=images.device, dtype=images.dtype).view(3, 1, 1)
     return (images - mean) / std
