@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from attention import Cache, Heads, RMSNorm, attend, rope, visible
-from vision import ViT, ViTConfig, normalize
+from vision import ViT, ViTConfig
 
 
 @dataclass
@@ -312,17 +312,6 @@ class UniX(nn.Module):
             return loss(hidden, labels)
         chunks = zip(hidden.split(chunk), labels.split(chunk))
         return torch.cat([checkpoint(loss, h, l, use_reentrant=False) for h, l in chunks])
-
-    def reading_loss(self, images, ids, valid, labels):
-        """What stage 1 trains -> the summed cross-entropy of all report tokens.
-
-        images (B, 1, S, S) uint8 grey; ids, valid, labels (B, T) of prompt and report. A label is
-        the next token, or -100 where there is no loss; no logits are computed there.
-        """
-        _, cache = self.prefill_image(normalize(images.float() / 255, self.cfg.vision))
-        hidden, _ = self.prefill_text(ids, valid, cache)
-        wanted = labels != -100
-        return self.report_loss(hidden[wanted], labels[wanted]).sum()
 
     def g_parameters(self):
         return [p for name, p in self.named_parameters() if is_generation(name)]

@@ -25,7 +25,7 @@ from sample import show_written
 from training import cost
 from training.batches import Samples
 from training.run import Run, RunConfig
-from vision import ViTConfig
+from vision import ViTConfig, normalize
 
 
 @dataclass
@@ -78,7 +78,14 @@ class UndStep(nn.Module):
         self.unix = unix
 
     def forward(self, batch):
-        return self.unix.reading_loss(batch.images, batch.ids, batch.valid, batch.labels)
+        # the image block, then prompt and report on top of its cache
+        pixels = normalize(batch.images.float() / 255, self.unix.cfg.vision)        # (B, 3, S, S)
+        _, cache = self.unix.prefill_image(pixels)
+        hidden, _ = self.unix.prefill_text(batch.ids, batch.valid, cache)           # (B, T, C)
+
+        # a label is the next token, or -100 outside the report: there no logits are computed
+        wanted = batch.labels != -100
+        return self.unix.report_loss(hidden[wanted], batch.labels[wanted]).sum()
 
 
 # ---- what the loop starts from ----
