@@ -1,94 +1,202 @@
-"""Statements about change that become statements about now: of two sizes that of today, and words like "unchanged" go."""
+"""Cleaning rules that turn a statement about change into one about now.
+
+"The effusion has increased, now moderate" says that there is a moderate effusion today. Each rule
+takes one clause and returns what is left of it, or "". All examples are invented.
+"""
 import re
 
+from mimic.cleaning.sentences import has_words
 from mimic.cleaning.words import (
-    DENIES, END, FINDING, I, MUCH, OTHER, PRIOR, SEVERITY, SIZE, WORSE, facts)
+    CHANGED, CLAUSE_END, COMPARATIVE, EARLIER_STUDY, FINDING, HOW_MUCH, NEGATION, SEVERITY, SIZE,
+    either, facts, pattern)
+
+# ---- of two sizes or degrees the one of today ----
+
+DEGREE = either(f"{SEVERITY}(?: in size)?", SIZE)
+
+# What stands between a verb of change and the degree of today: ", and is now ", " from 9 mm to "
+TO_NOW = "(?: in size| in extent)?" + either(
+    "(?:,| and) (?:and )?(?:(?:is|are) )?(?:now|currently) ",
+    f" from {DEGREE} to (?={DEGREE})")
+
+# "{has increased, now }moderate", "{decreased from large to }small". The group holds the verb.
+BECOMES = pattern(f" (?:(has|have|is|are) {HOW_MUCH})?(?:{CHANGED}|{COMPARATIVE}){TO_NOW}")
+IS_NOW = pattern(" (is|are) (?:now|currently) ")
+
+# Without the earlier degree: "Nodule{, previously 12 mm,} now 15 mm", "{ measured 8 mm, now }10 mm"
+FORMERLY = pattern(
+    f",? (?:(?:which|that) (?:was|were) )?(?:previously|formerly) {DEGREE},?(?: and)?",
+    r"(?= (?:(?:is|are|measures|measuring) )?(?:now|currently|today)\b)")
+WAS_AND_IS_NOW = pattern(
+    f" (?:was|were|measured) {DEGREE},? (?:and |but )?(?:(?:is|are|measures) )?now ")
+
+# An earlier degree in the subject: "{Moderate }effusion has decreased, now small"
+EARLIER_DEGREE = pattern(rf"\b(?:(?:previously|formerly) {DEGREE}|{SEVERITY}) ")
 
 
-SOFT = r"(?:effusions?|edema|pneumothora(?:x|ces)|atelectas[ie]s|congestion|consolidations?|cardiomegaly|pneumonia)"
-PLACED = (r"(?:(?:right|left|bilateral|bibasilar|basilar|small|moderate|large|mild|severe|tiny|trace|pleural|pulmonary|"
-          r"interstitial|the) ){0,6}")
-AGAIN = r"(?:seen|noted|demonstrated|visualized|visualised|identified|present|redemonstrated)"
-ADVERBS = re.compile(
-    rf"(\ban? )?\b(?:(?:unchanged|stable) to (?:slightly |{SEVERITY} )?{WORSE}|unchanged|persistent|persisting|redemonstrated|"
-    r"newly|(?<!no )(?<!without )(?<!any )new|once again|again|"
-    r"(?:unchanged|stable)(?: and)?|pre-?existing|improving|worsening|enlarging|resolving|"
-    r"(?<!has )(?<!have )(?<!not )(?<!but )(?:slightly |markedly |mildly )?(?:improved|worsened)|"
-    r"(?:slightly |markedly |mildly )?(?:increasing|decreasing)|previously (?:seen|noted|described)|now|currently|"
-    rf"(?:slightly |markedly |mildly )?(?:increased|decreased)(?= {PLACED}{SOFT})) (?=(\w))(?!(?:and|but|not|or|"
-    r"in|on|at|from|since|to|with|by|as|over|of|compared|relative)\b)", I)
-MEANWHILE = re.compile(r", (?=(?:an? )?(?:unchanged|stable|persist\w+|new|improv\w+|worsen\w+|increas\w+|decreas\w+|enlarging|"
-                       r"resolving) (?!or\b|and\b))", I)
-STRAY = re.compile(rf"^(?:unchanged|stable|persistent), |,(?= (?:unchanged|stable|persistent) {SOFT})", I)       # "stable, mild"
-SEEN_AGAIN = re.compile(rf"^(?:once )?again,? {AGAIN} (is|are) ([^,;]*?)(\.?)$", I)
-NEW_IS = re.compile(rf"^new(?: (?:since|from|compared to) {PRIOR})? (is|are) ", I)
-DEVELOPED = re.compile(r"^(?:there (?:has been|is) )?(?:an )?(?:interval |(?=(?:worsening|progression) of))"
-                       r"(?:increase|decrease|improvement|worsening|development|progression|enlargement|placement|insertion) "
-                       r"(?:in|of) (?:the )?(?:size of (?:the )?)?", I)
-# "has increased, now moderate", "decreased from large to small", "grew from 9 mm to 12 mm": what is now stays
-HAS_CHANGED = re.compile(rf",? (?:has|have) (?:{MUCH} ){{0,4}}{WORSE}(?: in (?:size|extent))?{END}", I)
-DEGREE = rf"(?:(?:{SEVERITY})(?: in size)?|{SIZE})"
-NOW = re.compile(rf"(?: in size| in extent)?(?:(?:,| and) (?:and )?(?:(?:is|are) )?(?:now|currently) |"
-                 rf" from {DEGREE} to (?={DEGREE}))", I)
-IS_NOW = re.compile(r" (is|are) (?:now|currently) ", I)
-BECOME = re.compile(rf" (?:(has|have|is|are) (?:{MUCH} ){{0,4}})?(?:{WORSE}|{OTHER}){NOW.pattern}", I)
-WAS = re.compile(rf",? (?:(?:which|that) (?:was|were) )?(?:previously|formerly) {DEGREE},?(?: and)?(?= (?:(?:is|are|measures|"
-                 r"measuring) )?(?:now|currently|today)\b)", I)
-WAS_IS = re.compile(rf" (?:was|were|measured) {DEGREE},? (?:and |but )?(?:(?:is|are|measures) )?now ", I)
-# "no worsening edema" does not say that there is none, "not previously seen nodule" says that there is one: left as it is
-NO_MORE = re.compile(r"\b(?:no|not|without|nor|neither|any)\b[^,;.]{0,120}?\b(?:newly|new|worsening|worsened|increas(?:ed|ing)|"
-                     r"decreas(?:ed|ing)|enlarging|improv(?:ed|ing)|resolving|previously (?:seen|noted|described)) \w", I)
+def verb_of_today(match):
+    """The verb for a match of BECOMES; a match without "has" or "is" is left as it is."""
+    if not match[1]:
+        return match[0]
+    if match[1].lower() in ("have", "are"):
+        return " are "
+    return " is "
 
 
-def now(sentence):
-    """Of two sizes or degrees the one of today.
+def state_now(clause):
+    """Of two sizes or degrees the one of today stays.
 
-    >>> now("The left effusion has increased, now moderate.")
+    >>> state_now("The left effusion has increased, now moderate.")
     'The left effusion is moderate.'
-    >>> now("Moderate effusion has decreased, now small.")
+    >>> state_now("Moderate effusion has decreased, now small.")
     'Effusion is small.'
-    >>> now("Nodule, previously 12 mm, now 15 mm.")
+    >>> state_now("Nodule, previously 12 mm, now 15 mm.")
     'Nodule now 15 mm.'
-    >>> now("Nodule has increased from 9 mm to 12 mm.")
+    >>> state_now("Nodule has increased from 9 mm to 12 mm.")
     'Nodule is 12 mm.'
     """
-    sentence = WAS_IS.sub(" is ", WAS.sub("", sentence))
-    found = BECOME.search(sentence) or IS_NOW.search(sentence)
-    degree = found and re.match(DEGREE, sentence[found.end():], I)
-    if not degree or re.search(r"[,;]| and ", sentence[:found.start()]):
-        return re.sub(BECOME, lambda f: (" are " if f[1].lower() in ("have", "are") else " is ") if f[1] else f[0], sentence)
-    head = re.sub(rf"\b(?:(?:previously|formerly) {DEGREE}|{SEVERITY}) ", "", sentence[:found.start()], flags=I)
-    many = (found[1] or "").lower() in ("have", "are") or head.endswith(("effusions", "opacities", "nodules", "masses"))
-    return f"{head[:1].upper()}{head[1:]} {'are' if many else 'is'} {sentence[found.end():]}"
+    clause = FORMERLY.sub("", clause)
+    clause = WAS_AND_IS_NOW.sub(" is ", clause)
+    verb = BECOMES.search(clause)
+    if verb is None:
+        verb = IS_NOW.search(clause)
+    if verb is None:
+        return clause
+    subject = clause[:verb.start()]
+    today = clause[verb.end():]
+
+    # several statements, or no degree of today: the verb alone changes
+    if re.search(r"[,;]| and ", subject) or not re.match(DEGREE, today, re.IGNORECASE):
+        return BECOMES.sub(verb_of_today, clause)
+
+    subject = EARLIER_DEGREE.sub("", subject)
+    plural = subject.endswith(("effusions", "opacities", "nodules", "masses"))
+    if verb[1] and verb[1].lower() in ("have", "are"):
+        plural = True
+    return f"{subject[:1].upper()}{subject[1:]} {'are' if plural else 'is'} {today}"
 
 
-def change_words(sentence):
-    """
-    >>> change_words("unchanged mild cardiomegaly")
+# ---- words of change ----
+
+# Findings that can be "increased" only against an earlier film. "Increased opacity" and "increased
+# markings", in contrast, are findings of one film; so are "decreased lung volumes".
+COMPARED_FINDING = either(
+    "effusions?", "edema", "pneumothora(?:x|ces)", "atelectas[ie]s", "congestion",
+    "consolidations?", "cardiomegaly", "pneumonia")
+# the adjectives that may stand before them
+ADJECTIVES = "(?:" + either(
+    "right|left|bilateral|bibasilar|basilar", "small|moderate|large|mild|severe|tiny|trace",
+    "pleural|pulmonary|interstitial", "the") + " ){0,6}"
+
+# "There is {a new} effusion": a word of change before what it belongs to. The first group holds its
+# article, the second the next letter, by which a new article is chosen.
+SLIGHTLY = "(?:slightly |markedly |mildly )?"
+CHANGE_WORD = pattern(
+    r"(\ban? )?\b",
+    either(
+        # unchanged
+        f"(?:unchanged|stable) to (?:slightly |{SEVERITY} )?{CHANGED}",
+        "unchanged|persistent|persisting|redemonstrated|(?:unchanged|stable)(?: and)?",
+        "pre-?existing|once again|again|previously (?:seen|noted|described)",
+        # new; "no new" is the business of change.py
+        "newly|(?<!no )(?<!without )(?<!any )new|now|currently",
+        # better or worse; as an adjective, not in "has improved"
+        "improving|worsening|enlarging|resolving",
+        f"(?<!has )(?<!have )(?<!not )(?<!but ){SLIGHTLY}(?:improved|worsened)",
+        f"{SLIGHTLY}(?:increasing|decreasing)",
+        f"{SLIGHTLY}(?:increased|decreased)(?= {ADJECTIVES}{COMPARED_FINDING})"),
+    # what it belongs to follows, and no small word: "improved but not resolved" stays
+    r" (?=(\w))",
+    "(?!(?:and|but|not|or|in|on|at|from|since|to|with|by|as|over|of|compared|relative)" r"\b)")
+
+# At the beginning: "Again seen is a pacemaker", "New since ___ is a", "Interval increase in the"
+AGAIN_SEEN = pattern(
+    "^(?:once )?again,? ",
+    "(?:seen|noted|demonstrated|visualized|visualised|identified|present|redemonstrated) ",
+    r"(is|are) ([^,;]*?)(\.?)$")
+NEW_IS = pattern(f"^new(?: (?:since|from|compared to) {EARLIER_STUDY})? (is|are) ")
+DEVELOPMENT_OF = pattern(
+    "^(?:there (?:has been|is) )?(?:an )?(?:interval |(?=(?:worsening|progression) of))",
+    "(?:increase|decrease|improvement|worsening|development|progression|enlargement|placement|",
+    "insertion) (?:in|of) (?:the )?(?:size of (?:the )?)?")
+
+# "Stable, mild cardiomegaly": the word goes, or at least its comma
+CHANGE_AND_COMMA = pattern(
+    "^(?:unchanged|stable|persistent), |",
+    f",(?= (?:unchanged|stable|persistent) {COMPARED_FINDING})")
+
+# At the end of a statement: " has markedly decreased in size", " persists"
+HAS_CHANGED = pattern(f",? (?:has|have) {HOW_MUCH}{CHANGED}(?: in (?:size|extent))?{CLAUSE_END}")
+REMAINS_AT_END = pattern(f" (?:remains?|persists?){CLAUSE_END}")
+
+# In the middle, these stand for "is" and "are".
+CONTINUES_TO_BE = pattern(r"\bcontinues? to be\b|\bremains\b(?=.)(?![,;.])")
+REMAIN = pattern(r"\bremain\b(?=.)(?![,;.])")
+
+# "No worsening edema" does not say that there is none, and "not previously seen nodule" says that
+# there is one: such a clause is left as it is.
+DENIED_CHANGE = pattern(
+    r"\b(?:no|not|without|nor|neither|any)\b[^,;.]{0,120}?\b",
+    either(
+        "newly|new|worsening|worsened|increas(?:ed|ing)|decreas(?:ed|ing)|enlarging",
+        "improv(?:ed|ing)|resolving|previously (?:seen|noted|described)"),
+    r" \w")
+
+# "No edema, unchanged effusion" must not become "no edema, effusion": a semicolon takes the place
+# of the comma.
+COMMA_BEFORE_CHANGE = pattern(
+    ", (?=(?:an? )?",
+    r"(?:unchanged|stable|persist\w+|new|improv\w+|worsen\w+|increas\w+|decreas\w+|enlarging|",
+    r"resolving) (?!or\b|and\b))")
+INTERVAL = pattern(r"\binterval(?:ly)? (?=\w)")
+STEADY = pattern(r"\b(?:stable|unchanged)\b")
+
+
+def article_for_next_word(match):
+    """What stays of a match of CHANGE_WORD: "a " or "an ", as the next letter wants it, or ""."""
+    article, next_letter = match.groups()
+    if not article:
+        return ""
+    letter_n = "n" if next_letter.lower() in "aeio" else ""
+    return f"{article[0]}{letter_n} "
+
+
+def drop_change_words(clause):
+    """Words like "unchanged", "new" and "again" go; the finding that they belong to is there.
+
+    >>> drop_change_words("unchanged mild cardiomegaly")
     'mild cardiomegaly'
-    >>> change_words("again seen is a pacemaker.")
+    >>> drop_change_words("again seen is a pacemaker.")
     'a pacemaker is seen.'
-    >>> change_words("improved edema") + ", " + change_words("increased opacity")
+    >>> drop_change_words("improved edema") + ", " + drop_change_words("increased opacity")
     'edema, increased opacity'
-    >>> change_words("There continues to be a small effusion.")
+    >>> drop_change_words("There continues to be a small effusion.")
     'There is a small effusion.'
-    >>> change_words("There is a new effusion.")
+    >>> drop_change_words("There is a new effusion.")
     'There is an effusion.'
     """
-    sentence = SEEN_AGAIN.sub(r"\2 \1 seen\3", NEW_IS.sub(r"there \1 ", sentence))
-    sentence = STRAY.sub("", DEVELOPED.sub("", sentence))
-    if FINDING.search(HAS_CHANGED.sub("", sentence)):
-        sentence = HAS_CHANGED.sub("", sentence)
-    if not DENIES.search(sentence):
-        sentence = re.sub(rf" (?:remains?|persists?){END}", "", sentence, flags=I)
-    sentence = re.sub(r"\bcontinues? to be\b|\bremains\b(?=.)(?![,;.])", "is", sentence, flags=I)
-    sentence = re.sub(r"\bremain\b(?=.)(?![,;.])", "are", sentence, flags=I)
-    if NO_MORE.search(sentence):
-        return sentence
-    if DENIES.search(sentence.partition(",")[0]):           # "no edema, unchanged effusion" must not become "no edema, effusion"
-        sentence = MEANWHILE.sub("; ", sentence)
-    article = lambda found: found[1] and found[1][0] + "n" * (found[2].lower() in "aeio") + " " or ""
-    cut = re.sub(r"\binterval(?:ly)? (?=\w)", "", ADVERBS.sub(article, sentence), flags=I)
-    if re.search(r"\b(?:stable|unchanged)\b", sentence, I) and not facts(sentence):
-        return ""                                                           # "stable heart size"
-    return cut if re.search(r"[^\W\d_]{2}", cut) else ""
+    # phrases at the beginning
+    clause = NEW_IS.sub(r"there \1 ", clause)
+    clause = AGAIN_SEEN.sub(r"\2 \1 seen\3", clause)
+    clause = DEVELOPMENT_OF.sub("", clause)
+    clause = CHANGE_AND_COMMA.sub("", clause)
+
+    # verbs; "no edema persists" is no "no edema"
+    if FINDING.search(HAS_CHANGED.sub("", clause)):
+        clause = HAS_CHANGED.sub("", clause)
+    if not NEGATION.search(clause):
+        clause = REMAINS_AT_END.sub("", clause)
+    clause = CONTINUES_TO_BE.sub("is", clause)
+    clause = REMAIN.sub("are", clause)
+
+    # adjectives and adverbs
+    if DENIED_CHANGE.search(clause):
+        return clause
+    if NEGATION.search(clause.partition(",")[0]):
+        clause = COMMA_BEFORE_CHANGE.sub("; ", clause)
+    left = CHANGE_WORD.sub(article_for_next_word, clause)
+    left = INTERVAL.sub("", left)
+
+    if STEADY.search(clause) and not facts(clause):
+        return ""                                           # "stable heart size"
+    return left if has_words(left) else ""

@@ -1,122 +1,211 @@
-"""Report text -> what one frontal image can show, by rules in a fixed order; nothing is sent anywhere.
+"""--clean rules: from the text of a report to what one frontal image can show.
 
-    text, dropped = clean("1. As compared to ___, there is a small left\\n effusion.  2. CT is advised.")
-    "There is a small left effusion."           Counter({"advice": 1})
+    text, dropped = clean("1. As compared to ___, there is a small effusion.  2. CT is advised.")
+    "There is a small effusion."        Counter({"advice": 1})
 
-Each rule is a small function on the text or on one clause, with an example that is also a test. A rule may drop a clause
-that only speaks of other images, people or plans, or cut one. Where it would take along a finding, a side, a size, a
-negation or a "possible", the clause is left as it is. All examples are invented.
+The rules have a fixed order. Some work on the whole text; the others on one clause, of which they
+return what is left, or "". Each has an example that is also a test. Where a rule would take along a
+finding, a side, a size, a negation or a doubt, the clause is left as it is: a comparison that stays
+does less harm than a finding that goes. Nothing is sent anywhere. All examples are invented.
 """
 import re
 from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
 
-from mimic.cleaning.blanks import blanks, dates
-from mimic.cleaning.change import affirmed, comparisons, no_new, removals
+from mimic.cleaning.blanks import drop_blanks, drop_dates
+from mimic.cleaning.change import affirmed, drop_comparisons, drop_removals, no_new_to_no
 from mimic.cleaning.context import (
-    ADVICE, TOLD, advice, communication, history, lateral_remarks, views)
-from mimic.cleaning.now import change_words, now
-from mimic.cleaning.sentences import has_words, sentences, tidy
-from mimic.cleaning.words import HARMLESS, I, facts
+    ADVICE, TOLD, drop_advice, drop_communication, drop_history, drop_lateral_remarks, drop_views)
+from mimic.cleaning.now import drop_change_words, state_now
+from mimic.cleaning.sentences import clauses, has_words, sentences, tidy
+from mimic.cleaning.words import MERE_CHANGE, either, facts, pattern
 
 # ---- rules on the whole text ----
 
-def unwrap(text):
-    r"""
-    >>> unwrap("small\n  effusion")
+# "WET READ: ___ MON 8:10 PM", with or without a version; or the words alone; or a ruled line
+TIMED_STAMP = re.compile(
+    r"\b(?:WET|FINAL|PRELIMINARY) READ(?: VERSION #?\d+)?\b:?"
+    r"[^.;]{0,60}?\d{1,2}:\d{2}\s?[AP]M\b[.:]?\s*")
+STAMP = re.compile(r"(?:\b(?:WET READ|FINAL REPORT|PRELIMINARY REPORT)\b:?|_{5,})\s*")
+
+# "1. ", "(2) ": at the beginning or after the end of a sentence, and before a word
+LIST_NUMBERS = re.compile(r"(?:(?<=^)|(?<=[.!?;:] ))(?:\(?\d{1,2}[.)] ){1,9}(?=[A-Za-z_(])")
+
+
+def join_lines(text):
+    r"""Reports are wrapped anywhere.
+
+    >>> join_lines("small\n  effusion")
     'small effusion'
     """
     return " ".join(text.split())
 
 
-def stamps(text):
-    """
-    >>> stamps("WET READ: ___ MON 8:10 PM Clear.")
+def drop_stamps(text):
+    """Who read the report first, and when, is in no image.
+
+    >>> drop_stamps("WET READ: ___ MON 8:10 PM Clear.")
     'Clear.'
     """
-    text = re.sub(r"\b(?:WET|FINAL|PRELIMINARY) READ(?: VERSION #?\d+)?\b:?[^.;]{0,60}?\d{1,2}:\d{2}\s?[AP]M\b[.:]?\s*", "", text)
-    return re.sub(r"(?:\b(?:WET READ|FINAL REPORT|PRELIMINARY REPORT)\b:?|_{5,})\s*", "", text).strip()
+    return STAMP.sub("", TIMED_STAMP.sub("", text)).strip()
 
 
-def list_numbers(text):
-    """Before the sentence rules, because they look at how a sentence starts.
+def drop_list_numbers(text):
+    """This comes before the rules on clauses, because they look at how a clause begins.
 
-    >>> list_numbers("1. A nodule of 1.5 cm. 2) Clear.")
+    >>> drop_list_numbers("1. A nodule of 1.5 cm. 2) Clear.")
     'A nodule of 1.5 cm. Clear.'
     """
-    return re.sub(r"(?:(?<=^)|(?<=[.!?;:] ))(?:\(?\d{1,2}[.)] ){1,9}(?=[A-Za-z_(])", "", text)
+    return LIST_NUMBERS.sub("", text)
 
 
-NOT_A_WORD = re.compile(
-    r"\b(?:an?|the|this|these|that|there|it|its|as|new|old|is|are|was|were|has|have|had|been|be|and|or|but|of|in|on|with|to|from|"
-    r"at|by|for|also|still|now|then|than|which|when|today|seen|noted|findings?|study|exam|examination|chest|heart|lungs?|lobes?|"
-    r"hil[ai]r?|cardiac|mediastin(?:um|al)|cardiomediastinal|silhouettes?|contours?|size|appearance|positions?|left|right|upper|"
-    r"lower|both|patient|history|changes?)\b", I)
+# ---- the last rule on a clause ----
+
+# A clause that is made of these words says nothing.
+SAYS_NOTHING = pattern(r"\b", either(
+    "an?|the|this|these|that|there|it|its|as|new|old|is|are|was|were|has|have|had|been|be",
+    "and|or|but|of|in|on|with|to|from|at|by|for|also|still|now|then|than|which|when|today",
+    "seen|noted|findings?|study|exam|examination|patient|history|changes?",
+    "chest|heart|lungs?|lobes?|hil[ai]r?|cardiac|mediastin(?:um|al)|cardiomediastinal|silhouettes?",
+    "contours?|size|appearance|positions?|left|right|upper|lower|both"), r"\b")
 
 
-def remnants(sentence):
-    """What is left says nothing.
+def drop_remnants(clause):
+    """What the other rules have left may say nothing any more.
 
-    >>> remnants("The heart.")
+    >>> drop_remnants("The heart.")
     ''
-    >>> remnants("The heart is large.")
+    >>> drop_remnants("The heart is large.")
     'The heart is large.'
     """
-    return sentence if has_words(NOT_A_WORD.sub("", sentence)) else ""
+    if has_words(SAYS_NOTHING.sub("", clause)):
+        return clause
+    return ""
 
 
-# ---- putting it together ----
+# ---- which rules there are ----
 
-def repeats(parts):
+class Rule(NamedTuple):
+    """A rule on one clause."""
+    name: str                   # what rows and counts call it when it has dropped a clause
+    apply: Callable             # clause -> what is left of it
+    guarded: bool = True        # undo it where a fact is lost; False: it looks after facts itself
+    may_lose: re.Pattern | None = None      # phrases that may go although they look like facts
+    looks_around: bool = False  # it is also given the findings that the rest of the report affirms
+
+
+TEXT_RULES = (join_lines, drop_stamps, drop_list_numbers)
+
+# The order matters: what stands before a sentence goes first, dates and blanks go last, because
+# rules about comparisons recognise an earlier study by them.
+CLAUSE_RULES = (
+    Rule("views", drop_views),
+    Rule("communication", drop_communication, may_lose=TOLD),
+    Rule("removals", drop_removals, guarded=False),
+    Rule("no_new", no_new_to_no, guarded=False, looks_around=True),
+    Rule("comparisons", drop_comparisons, may_lose=MERE_CHANGE),
+    Rule("now", state_now, guarded=False),
+    Rule("change_words", drop_change_words, may_lose=MERE_CHANGE),
+    Rule("history", drop_history, guarded=False),
+    Rule("advice", drop_advice, may_lose=ADVICE),
+    Rule("dates", drop_dates, guarded=False),
+    Rule("blanks", drop_blanks, guarded=False),
+    Rule("remnants", drop_remnants, guarded=False),
+)
+LATERAL_RULE = Rule("lateral_remarks", drop_lateral_remarks, guarded=False)
+
+
+# ---- applying them ----
+
+def apply_rule(rule, clause, known=frozenset()):
+    """What a rule leaves of a clause: the clause itself where a fact would be lost.
+
+    `known` are the findings that the rest of the report affirms.
     """
-    >>> repeats(["Clear.", "No edema.", "clear."])
+    if rule.looks_around:
+        left = rule.apply(clause, known)
+    else:
+        left = rule.apply(clause)
+    if left == clause or not rule.guarded:
+        return left
+    lost = facts_that_count(rule, clause) - facts_that_count(rule, left)
+    return clause if lost else left
+
+
+def facts_that_count(rule, text):
+    """The facts of a text, without those in phrases that the rule may take away."""
+    if rule.may_lose is not None:
+        text = rule.may_lose.sub(" ", text)
+    return facts(text)
+
+
+def clean_clause(clause, rules, known):
+    """All rules in turn -> (what is left or "", name of the rule that left nothing or "")."""
+    for rule in rules:
+        left = apply_rule(rule, clause, known)
+        if not has_words(left):
+            # a clause without any words was not dropped by the rule: there was nothing to drop
+            return "", rule.name if has_words(clause) else ""
+        clause = left
+    return clause, ""
+
+
+def affirmations(texts):
+    """For each finding, the number of clauses in all texts that affirm it."""
+    counts = Counter()
+    for text in texts:
+        for sentence in sentences(text):
+            for clause in clauses(sentence):
+                counts.update(affirmed(clause))
+    return counts
+
+
+def without_repeats(cleaned):
+    """
+    >>> without_repeats(["Clear.", "No edema.", "clear."])
     ['Clear.', 'No edema.']
     """
-    seen = set()
-    return [part for part in parts if not (part.lower() in seen or seen.add(part.lower()))]
-
-
-TEXT_RULES = (unwrap, stamps, list_numbers)
-CLAUSE_RULES = (views, communication, removals, no_new, comparisons, now, change_words, history, advice, dates, blanks, remnants)
-# rules that may lose a fact by their nature, and look after it themselves; what the others may take away
-AT_OWN_RISK = (removals, no_new, now, history, dates, blanks, remnants, lateral_remarks)
-TAKES = {advice: ADVICE, communication: TOLD, comparisons: HARMLESS, change_words: HARMLESS}
-
-
-def applied(rule, clause, known):
-    """What the rule leaves of the clause, or the clause itself where a fact would be lost."""
-    left = rule(clause, known) if rule is no_new else rule(clause)
-    if left == clause or rule in AT_OWN_RISK:
-        return left
-    neutral = lambda text: facts(TAKES[rule].sub(" ", text) if rule in TAKES else text)
-    return clause if neutral(clause) - neutral(left) else left
+    first_of = {}
+    for sentence in cleaned:
+        first_of.setdefault(sentence.lower(), sentence)
+    return list(first_of.values())
 
 
 def clean(text, drop_lateral=False, beside=""):
-    """-> (text or None if nothing is left, Counter of clauses dropped by each rule). `beside`: the report's other section.
+    """Clean one section of a report -> (text, Counter of the clauses that each rule dropped).
+
+    The text is None where nothing is left. `beside` is the report's other section: it may affirm
+    what this one calls "no new". With `drop_lateral`, remarks on the lateral view go too.
 
     >>> clean("1. As compared to ___, there is a small left\\n effusion.  2. CT is advised.")
     ('There is a small left effusion.', Counter({'advice': 1}))
     """
-    dropped, kept = Counter(), []
     for rule in TEXT_RULES:
         text = rule(text)
-    whole = [sentence.split("; ") for sentence in sentences(text)]
-    mentioned = Counter()
+    rules = CLAUSE_RULES
+    if drop_lateral:
+        rules = rules + (LATERAL_RULE,)
+
+    # "no new" depends on what other clauses affirm
+    affirmed_by = Counter()                         # finding -> number of clauses that affirm it
     if " new " in text:
-        every = [clause for part in (*whole, *(s.split("; ") for s in sentences(unwrap(beside)))) for clause in part]
-        mentioned.update(word for clause in every for word in affirmed(clause))
-    for parts in whole:
-        clauses = []
-        for clause in parts:
-            known = {word for word, n in mentioned.items() if n > (word in affirmed(clause))} if mentioned else set()
-            for rule in CLAUSE_RULES + (lateral_remarks,) * drop_lateral:
-                left = applied(rule, clause, known)
-                if not has_words(left):
-                    dropped[rule.__name__] += has_words(clause)
-                    break
-                clause = left
-            else:
-                clauses.append(clause.rstrip(" .!?"))
-        if clauses:
-            kept.append(tidy("; ".join(clauses) + parts[-1][-1:] * parts[-1].endswith((".", "!", "?"))))
-    return " ".join(repeats(kept)) or None, +dropped
+        affirmed_by = affirmations([text, join_lines(beside)])
+
+    cleaned = []
+    dropped = Counter()
+    for sentence in sentences(text):
+        left_of_sentence = []
+        for clause in clauses(sentence):
+            affirmed_elsewhere = set(affirmed_by - Counter(affirmed(clause)))
+            left, dropped_by = clean_clause(clause, rules, affirmed_elsewhere)
+            if left:
+                left_of_sentence.append(left.rstrip(" .!?"))
+            elif dropped_by:
+                dropped[dropped_by] += 1
+        if left_of_sentence:
+            mark = sentence[-1] if sentence.endswith((".", "!", "?")) else ""
+            cleaned.append(tidy("; ".join(left_of_sentence) + mark))
+    if not cleaned:
+        return None, dropped
+    return " ".join(without_repeats(cleaned)), dropped

@@ -1,41 +1,67 @@
-"""A report cut into sentences, and what is left of a sentence made whole again."""
+"""A text is cut into sentences and clauses, and what a rule has left of one is made whole again."""
 import re
 
-from mimic.cleaning.words import I
+# The full stop of these does not end a sentence.
+ABBREVIATION = re.compile(
+    r"\b(?:Drs?|Mrs?|Ms|Prof|vs|approx|e\.g|i\.e|[ap]\.m)\.$", re.IGNORECASE)
 
 
 def has_words(text):
-    """More than blanks and punctuation."""
+    """Whether there is more than blanks, digits and punctuation: two letters in a row."""
     return bool(re.search(r"[^\W\d_]{2}", text))
 
 
 def sentences(text):
-    """Cut after . ! ? but not in decimals or after titles.
+    """Cut after . ! ? but not in decimals, nor after abbreviations.
 
     >>> sentences("Nodule of 1.5 cm. Seen by Dr. ___ today. Clear.")
     ['Nodule of 1.5 cm.', 'Seen by Dr. ___ today.', 'Clear.']
     """
-    found, parts = [], []
+    complete = []
+    begun = []                                      # pieces of a sentence that is not yet complete
     for piece in re.split(r"(?<=[.!?])\s+", text.strip()):
-        parts += [piece] * bool(piece)
-        if not re.search(r"\b(?:Drs?|Mrs?|Ms|Prof|vs|approx|e\.g|i\.e|[ap]\.m)\.$", piece[-8:], I):
-            found.extend([" ".join(parts)] * bool(parts))
-            parts = []
-    return found + [" ".join(parts)] * bool(parts)
+        if piece:
+            begun.append(piece)
+        if begun and not ABBREVIATION.search(piece):
+            complete.append(" ".join(begun))
+            begun = []
+    if begun:
+        complete.append(" ".join(begun))
+    return complete
+
+
+def clauses(sentence):
+    """The parts of a sentence that stand apart by a semicolon. Each rule looks at one of them.
+
+    >>> clauses("Small effusion; no edema.")
+    ['Small effusion', 'no edema.']
+    """
+    return sentence.split("; ")
 
 
 def ended(text):
-    """A cut sentence gets its full stop back; without words nothing is left."""
+    """A sentence that was cut gets its full stop back; of one without words nothing is left.
+
+    >>> ended("Small effusion, ") + ended(" ;")
+    'Small effusion.'
+    """
     text = text.strip(" ,;:-")
-    return text + "." if has_words(text) and text[-1] not in ".!?" else text if has_words(text) else ""
+    if not has_words(text):
+        return ""
+    if text[-1] in ".!?":
+        return text
+    return text + "."
 
 
 def tidy(sentence):
-    """
+    """Mend blanks and punctuation where something was cut out; begin with a capital.
+
     >>> tidy("small effusion , stable  . .")
     'Small effusion, stable.'
     """
-    sentence = re.sub(r" ([,.;:)])", r"\1", " ".join(sentence.split()))
-    sentence = re.sub(r"([,;:])(?: ?[,;:])+", r"\1", sentence)
-    sentence = re.sub(r"[,;:]\.|\.(?: ?\.)+", ".", sentence).strip(" ,;:-")
+    sentence = " ".join(sentence.split())
+    sentence = re.sub(r" ([,.;:)])", r"\1", sentence)               # "effusion ," -> "effusion,"
+    sentence = re.sub(r"([,;:])(?: ?[,;:])+", r"\1", sentence)      # ", ;" -> ","
+    sentence = re.sub(r"[,;:]\.|\.(?: ?\.)+", ".", sentence)        # ",." and ". ." -> "."
+    sentence = sentence.strip(" ,;:-")
     return sentence[:1].upper() + sentence[1:]
