@@ -5,14 +5,27 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 def report_in(body):
-    return body["messages"][3]["content"].removeprefix("<<<REPORT\n").removesuffix("\nREPORT>>>")
+    """The report that a request asks to clean."""
+    content = body["messages"][3]["content"]
+    return content.removeprefix("<<<REPORT\n").removesuffix("\nREPORT>>>")
+
+
+def completion(answer):
+    """A chat completion as OpenAI's protocol has it; a dictionary becomes the text of its JSON."""
+    content = json.dumps(answer) if isinstance(answer, dict) else answer
+    return {"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}
 
 
 class Server:
-    """Answers with `self.reply(number of the request, body)`: a dictionary is an answer, a number an HTTP status."""
+    """Answers with `reply(number of the request, body)`: an int is an HTTP status.
+
+    `bodies` holds the requests so far, `url` is the address for --llm-url.
+    """
 
     def __init__(self, reply):
-        self.bodies, self.lock, outer = [], threading.Lock(), self
+        self.bodies = []
+        self.lock = threading.Lock()
+        outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
@@ -20,11 +33,10 @@ class Server:
                 with outer.lock:
                     outer.bodies.append(body)
                     number = len(outer.bodies)
-                found = reply(number, body)
-                content = json.dumps({"choices": [{"message": {"content": found if isinstance(found, str | list) else json.dumps(found)},
-                                                   "finish_reason": "stop"}]}).encode()
-                self.send_response(found if isinstance(found, int) else 200)
-                if found == 429:
+                answer = reply(number, body)
+                content = json.dumps(completion(answer)).encode()
+                self.send_response(answer if isinstance(answer, int) else 200)
+                if answer == 429:
                     self.send_header("Retry-After", "0")
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
@@ -35,4 +47,8 @@ class Server:
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+    def stop(self):
+        self.http.shutdown()
+        self.http.server_close()

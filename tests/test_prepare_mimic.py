@@ -129,7 +129,7 @@ def test_cleaned_by_a_language_model(packed_mimic, tmp_path):
         path.unlink()
     prepare(packed_mimic, tmp_path, *options)
     assert len(server.bodies) == requests and hashes(tmp_path) == before
-    server.http.shutdown()
+    server.stop()
 
 
 # ---- care for credentialed data ----
