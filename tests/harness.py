@@ -1,15 +1,17 @@
-"""Run a training script as it is, with a hand on its process: `python tests/harness.py train_und.py --key value ...`.
+"""Run a training script as it is, with a hand on its process: `python tests/harness.py SCRIPT ...`.
 
 What is done to it stands in the environment:
 
-    KILL=event:part:n     SIGKILL to rank 0 at the n-th audit event of that name whose first argument holds `part`
-                          (docs.python.org/3/library/audit_events.html); step::n is after the optimizer's n-th step
-    KILL_RANK=1           to that rank instead; one that torchrun started again is left alone
-    SLOW=seconds          every step waits so long
-    FILE_LIMIT=bytes      no file may grow beyond, as on a disk that is full
-    GRADIENTS=directory   the file rank<r> there gets one line a step: hashes of all gradients and weights the optimizer is given
-    RANK_1="words"        more words of the command line, on rank 1 alone
-    SPOIL=step            the loss of that report batch is a number on rank 1, its gradient is not
+    KILL=event:part:n       SIGKILL to rank 0 at the n-th audit event of that name whose first
+                            argument holds `part` (docs.python.org/3/library/audit_events.html);
+                            step::n is after the optimizer's n-th step
+    KILL_RANK=1             to that rank instead; one that torchrun started again is left alone
+    SLOW=seconds            every step waits so long
+    FILE_LIMIT=bytes        no file may grow beyond, as on a disk that is full
+    GRADIENTS=directory     the file rank<r> there gets one line a step: hashes of all gradients and
+                            weights that the optimizer is given
+    RANK_1="words"          more words of the command line, on rank 1 alone
+    SPOIL=step              the loss of that report batch is a number on rank 1, its gradient not
 """
 import hashlib
 import os
@@ -22,20 +24,28 @@ from pathlib import Path
 
 
 def kill(event, part, n):
-    seen = [0]
+    """Install a SIGKILL at the n-th such event."""
+    count = 0
 
-    def count(*_):
-        seen[0] += 1
-        if seen[0] == int(n):
+    def happened():
+        nonlocal count
+        count += 1
+        if count == int(n):
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def audit(name, args):
+        if name == event and args and part in str(args[0]):
+            happened()
+
     if event == "step":
         from torch.optim.optimizer import register_optimizer_step_post_hook
-        register_optimizer_step_post_hook(count)
+        register_optimizer_step_post_hook(lambda *_: happened())
     else:
-        sys.addaudithook(lambda name, args: count() if name == event and args and part in str(args[0]) else None)
+        sys.addaudithook(audit)
 
 
-def gradients(path):
+def record_gradients(path):
+    """Append hashes of gradients and weights to a file before every optimizer step."""
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     def digest(tensors):
@@ -45,47 +55,59 @@ def gradients(path):
         return total.hexdigest()
 
     def hook(optimizer, *_):
-        held = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters]
         with open(path, "a") as file:
-            file.write(f"{digest(p.grad for p in held)} {digest(held)}\n")
+            file.write(f"{digest(gradients)} {digest(parameters)}\n")
     register_optimizer_step_pre_hook(hook)
 
 
+def slow_down(seconds):
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+    register_optimizer_step_pre_hook(lambda *_: time.sleep(seconds))
+
+
 def spoil(step):
+    """Make the gradient of one report batch infinite, and leave its loss."""
     import model
-    count, real = [0], model.UniX.report_loss
+    real = model.UniX.report_loss
+    count = 0
 
     def report_loss(self, hidden, labels, *more):
-        loss, count[0] = real(self, hidden, labels, *more), count[0] + 1
-        if count[0] == step:
+        nonlocal count
+        count += 1
+        loss = real(self, hidden, labels, *more)
+        if count == step:
             loss.register_hook(lambda gradient: gradient * float("inf"))
         return loss
     model.UniX.report_loss = report_loss
 
 
 def main(script, words):
-    rank = int(os.environ.get("RANK", 0))
+    environ = os.environ
+    rank = int(environ.get("RANK", 0))
     sys.path.insert(0, str(Path(script).parent))
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-    if "KILL" in os.environ and rank == int(os.environ.get("KILL_RANK", 0)) and not restarted:
-        kill(*os.environ["KILL"].split(":"))
-    if "SLOW" in os.environ:
-        from torch.optim.optimizer import register_optimizer_step_pre_hook
-        register_optimizer_step_pre_hook(lambda *_: time.sleep(float(os.environ["SLOW"])))
-    if "FILE_LIMIT" in os.environ:
-        resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (int(os.environ["FILE_LIMIT"]),))     # Python ignores SIGXFSZ: writes fail
-    if "GRADIENTS" in os.environ:
-        gradients(Path(os.environ["GRADIENTS"]) / f"rank{rank}")
+    restarted = int(environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    to_be_killed = rank == int(environ.get("KILL_RANK", 0)) and not restarted
+    if "KILL" in environ and to_be_killed:
+        kill(*environ["KILL"].split(":"))
+    if "SLOW" in environ:
+        slow_down(float(environ["SLOW"]))
+    if "FILE_LIMIT" in environ:         # Python ignores SIGXFSZ, so writing fails
+        limit = int(environ["FILE_LIMIT"])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if "GRADIENTS" in environ:
+        record_gradients(Path(environ["GRADIENTS"]) / f"rank{rank}")
     if rank == 1:
-        words = words + os.environ.get("RANK_1", "").split()
-        if "SPOIL" in os.environ:
-            spoil(int(os.environ["SPOIL"]))
+        words = words + environ.get("RANK_1", "").split()
+        if "SPOIL" in environ:
+            spoil(int(environ["SPOIL"]))
     sys.argv = [script, *words]
     runpy.run_path(script, run_name="__main__")
 
 
 def child(script, words, environment, out, err):
-    """The same in a process that is forked from one that has imported torch already (conftest.fork)."""
+    """The same in a process that was forked from one that has imported torch (conftest.fork)."""
     os.environ.update(environment)
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
