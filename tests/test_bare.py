@@ -17,7 +17,7 @@ import weights
 from helpers import ROOT, TOWER, scramble
 from phantom import prepare
 from scripts import free_port
-latents = pytest.importorskip("training.latents")
+from training import latents
 from weights import checkpoint
 
 pytestmark = pytest.mark.slow

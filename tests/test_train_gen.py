@@ -11,6 +11,7 @@ from common.processes import generator
 from helpers import close
 from model import is_generation
 from tiny_runs import column, gen, gradients, identical, log, tensors
+from training import latents
 from vae import VAE, VAEConfig
 from weights import checkpoint
 
@@ -88,7 +89,6 @@ def test_recomputing_changes_nothing(phantom, stage2, tmp_path):
 
 def test_stored_latents_are_the_same_draw(phantom, stage2, vae_run, tmp_path):
     """Posteriors stored instead of encoded at every step: the same loss to 1e-6."""
-    latents = pytest.importorskip("training.latents")
     data = shutil.copytree(phantom, tmp_path / "data")
     train_gen.main(gen(data, tmp_path / "online", stage2, "--steps", 3))
     latents.main(["--vae", str(vae_run), "--data", str(data), "--sizes", "32", "--device", "cpu"])
