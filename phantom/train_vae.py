@@ -23,7 +23,7 @@ import weights
 from common.cli import InputError, cli, override
 from common.images import captioned, save_png
 from common.packed import Packed
-from common.processes import generator, print0
+from common.processes import all_sum, generator, print0
 from training.latents import as_seen, posteriors
 from training.run import Run, RunConfig
 from vae import VAE, VAEConfig
@@ -192,16 +192,21 @@ def main(argv):
     if cfg.batch_size % run.world:
         raise InputError(f"--batch-size {cfg.batch_size} does not divide into {run.world} "
                          "processes.")
+
+    # data: one packed data set a size
     sets = [Packed(cfg.data, "gen", size, "train") for size in cfg.sizes]
 
-    # model: the weights that train, which are not the average that is saved as the VAE
+    # model: from nothing, or the weights that train; what is saved as the VAE is their average
     vae = build(cfg).to(run.device)
     if run.resume:
         vae.load_state_dict(load_file(run.resume / "live.safetensors"))
     module = VAEStep(vae, cfg).train()
+
+    # optimizers and average first, DDP last
     run.prepare(module, average_of=vae, adamw_only=ADAMW_ONLY)
     print0(f"{sum(p.numel() for p in vae.parameters()):,} parameters, {len(sets[0])} images")
 
+    # one forward and backward pass a step; the size of its images changes
     while run.step < cfg.steps and not run.stopping:
         images, noise, ids = sample_batch(sets, cfg, run.step, run.process)
         with run.autocast():
@@ -212,8 +217,9 @@ def main(argv):
 
         # what happens between steps
         if run.logging:
-            l1, kl = parts.tolist()                 # CPU-GPU sync
-            run.log(size=images.shape[-1], loss=loss.item(), l1=l1, kl=kl)
+            means = all_sum(torch.stack([loss.detach(), *parts])) / run.world
+            mean_loss, l1, kl = means.tolist()      # CPU-GPU sync
+            run.log(size=images.shape[-1], loss=mean_loss, l1=l1, kl=kl)
         if run.saving:
             save(run, vae, sets)
     run.close()

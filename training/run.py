@@ -300,7 +300,7 @@ class Run:
         """A line of training: the losses, learning rate, norm of the gradient, and speed."""
         rates = self.meter.rates()
         skipped = {"skipped": self.culprits} if self.culprits else {}
-        shown = {name: f"{value:.4f}" for name, value in losses.items()}
+        shown = {name: f"{value:.4g}" for name, value in losses.items()}
         self.bar.set_postfix(**shown, img_s=f"{rates.get('img_s', 0):.0f}")
         if self.master:
             self.lines.write(
