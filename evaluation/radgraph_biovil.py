@@ -2,8 +2,8 @@
 
 Both come from their authors' packages, which need old libraries. So each runs in a process of its
 own, under the interpreter that `--python` names, in whose environment the package is installed (by
-default the interpreter that runs us). JSON goes in and JSON comes back; nothing of theirs is
-imported here. The packages fetch their weights themselves. docs/evaluation.md says what such an environment
+default the interpreter that runs us). JSON goes in and comes back; nothing of theirs is imported
+here. The packages fetch their weights themselves. docs/evaluation.md says what such an environment
 needs; with the real weights this path has not been run yet.
 
 A package that does not work is no error: its score is left out of the tables, with one sentence.

@@ -40,8 +40,8 @@ def test_logits_are_those_of_transformers(bert_and_heads, labeller):
     with torch.no_grad():
         first = bert(ids, attention_mask=valid.long()).last_hidden_state[:, 0]
         logits = labeller(ids, valid)
-    assert [finding.shape[1] for finding in logits] == [4] * 13 + [2]
-    for head, finding in zip(heads, logits):
+    for head, finding in zip(heads, logits, strict=True):
+        assert finding.shape == (3, head.out_features)
         assert (head(first) - finding).abs().max() < 1e-5
 
 
@@ -51,8 +51,6 @@ def test_labels_are_those_of_transformers(bert_and_heads, labeller, folder):
     bert, heads = bert_and_heads
     tokenizer = BertTokenizer(str(folder / "vocab.txt"), do_lower_case=True)
     codes = labeller.label(REPORTS, progress=False)
-    assert codes.shape == (5, 14)
-    assert codes[:, -1].max() <= 1
     assert len(np.unique(codes, axis=0)) >= 3, "random weights tell these reports apart"
     for text, row in zip(REPORTS, codes):
         ids = tokenizer(text, truncation=True, max_length=16, return_tensors="pt")["input_ids"]

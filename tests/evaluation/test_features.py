@@ -1,18 +1,18 @@
-"""evaluation/features.py: RAD-DINO's class token and both ways into it against transformers, files, folders and what they refuse."""
+"""evaluation/features.py: RAD-DINO by both routes is transformers'; images and feature files."""
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import load_file, save_file
 
+from common.cli import InputError
+from common.processes import Process
 from evaluation import features
-import weights
-from common.processes import InputError, Process
-from vision import ViT
 
 ONE = Process(0, 1, torch.device("cpu"))
+SIZES = [(90, 120), (120, 90), (100, 100), (64, 200), (333, 299)]
 
 
 @pytest.fixture(scope="module")
@@ -21,104 +21,165 @@ def dino(tmp_path_factory):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     model = transformers.Dinov2Model(transformers.Dinov2Config(
-        hidden_size=64, num_hidden_layers=2, num_attention_heads=1, mlp_ratio=2, image_size=70, patch_size=14)).eval()
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=1, mlp_ratio=2, image_size=70,
+        patch_size=14)).eval()
     with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn(p.shape) * 0.05)
-    path = tmp_path_factory.mktemp("dino")
-    model.save_pretrained(path)
-    return model, path
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.05)
+    folder = tmp_path_factory.mktemp("dino")
+    model.save_pretrained(folder)
+    return model, folder
 
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory):
-    """Five pictures of different shapes, two in a folder below."""
+    """A folder with film0 to film2, and film3 and film4 in a folder below."""
     folder = tmp_path_factory.mktemp("films")
     (folder / "deep").mkdir()
-    for i, size in enumerate([(90, 120), (120, 90), (100, 100), (64, 200), (333, 299)]):
-        noise = np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8)
-        Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(folder / ("deep" if i > 2 else "") / f"film{i}.png")
+    for number, size in enumerate(SIZES):
+        noise = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)
+        name = f"deep/film{number}.png" if number > 2 else f"film{number}.png"
+        Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(folder / name)
     return folder
 
 
 def processor(size):
     """RAD-DINO's processor, the slow one, that works on PIL images."""
-    from transformers.models.bit import image_processing_pil_bit as bit
-    return bit.BitImageProcessorPil(do_resize=True, size={"shortest_edge": size}, resample=3, do_center_crop=True,
-                                    crop_size={"height": size, "width": size}, do_rescale=True, rescale_factor=1 / 255, do_normalize=True,
-                                    image_mean=[0.5307] * 3, image_std=[0.2583] * 3, do_convert_rgb=True)
+    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+    return BitImageProcessorPil(
+        do_resize=True, size={"shortest_edge": size}, resample=3, do_center_crop=True,
+        crop_size={"height": size, "width": size}, do_rescale=True, rescale_factor=1 / 255,
+        do_normalize=True, image_mean=[0.5307] * 3, image_std=[0.2583] * 3, do_convert_rgb=True)
 
+
+# ---- encoders ----
 
 @pytest.mark.parametrize("route", features.ROUTES)
 def test_rad_dino_is_that_of_transformers(dino, films, route):
-    """The same features from pixels to pooler_output, for every shape, by both ways."""
-    theirs, path = dino
-    encoder, images = features.rad_dino(path, route, "cpu"), features.Folder(films)
-    got = features.extract(encoder, images, ONE, batch=2)
-    assert got.ids == [f"film{i}" for i in (3, 4, 0, 1, 2)] and got.x.dtype == np.float32
-    for name, row in zip(got.ids, got.x):
+    """From pixels to pooler_output, for images of every shape."""
+    model, folder = dino
+    images = features.Folder(films)
+    ours = features.extract(features.rad_dino(folder, route, "cpu"), images, ONE, batch=2)
+    assert ours.ids == ["film3", "film4", "film0", "film1", "film2"]
+    assert ours.x.dtype == np.float32
+    for name, row in zip(ours.ids, ours.x):
         picture = Image.open(images.files[name]).convert("RGB")
-        if route == "benchmark":        # the tensor goes through floats and back to bytes there; no value changes
+        if route == "benchmark":        # the official code goes through floats and back: no change
             picture = picture.resize((299, 299), Image.Resampling.BILINEAR)
         pixels = processor(70)(picture, return_tensors="pt")["pixel_values"]
         with torch.no_grad():
-            want = theirs(pixels).pooler_output[0].numpy()
-        assert np.abs(row - want).max() < 1e-4 * np.abs(want).max()
-    assert route in got.encoder and got.encoder != features.rad_dino(path, "benchmark" if route == "straight" else "straight", "cpu").name
+            theirs = model(pixels).pooler_output[0].numpy()
+        assert np.abs(row - theirs).max() < 1e-4 * np.abs(theirs).max()
 
 
-def test_the_two_ways_differ_and_the_weights_are_told_apart(dino, films, tmp_path):
-    images = features.Folder(films)
-    one, other = (features.extract(features.rad_dino(dino[1], route, "cpu"), images, ONE).x for route in features.ROUTES)
-    assert np.abs(one - other).max() > 0.01
-    path = dino[1]
-    changed = {k: v + 1e-3 for k, v in load_file(path / "model.safetensors").items()}
-    save_file(changed, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text((path / "config.json").read_text())
-    assert features.rad_dino(tmp_path, "benchmark", "cpu").name != features.rad_dino(path, "benchmark", "cpu").name
-
-
-def test_tokens_are_the_patches_and_one_more(dino):
-    vit = weights.load_rad_dino(dino[1])
-    pixels = torch.randn(2, 3, 70, 70)
-    assert torch.equal(vit.tokens(pixels)[:, 1:], vit(pixels)) and vit.tokens(pixels).shape[1] == 26
-    assert isinstance(vit, ViT)
+def test_the_name_of_an_encoder_tells_routes_and_weights_apart(dino, tmp_path):
+    _, folder = dino
+    other = shutil.copytree(folder, tmp_path / "other")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: x + 1e-3 for name, x in tensors.items()}, other / "model.safetensors")
+    names = {features.rad_dino(path, route, "cpu").name
+             for path in (folder, other) for route in features.ROUTES}
+    assert len(names) == 4
 
 
 def test_a_batch_is_its_images(dino, films):
-    encoder, images = features.rad_dino(dino[1], "straight", "cpu"), features.Folder(films)
-    one, five = (features.extract(encoder, images, ONE, batch=n) for n in (1, 5))
-    assert one.ids == five.ids and np.abs(one.x - five.x).max() < 1e-5
-    some = features.extract(encoder, images, ONE, ids=["film2", "film0"])
-    assert some.ids == ["film2", "film0"] and np.abs(some.x - one.pick(some.ids)).max() < 1e-5
+    _, folder = dino
+    encoder = features.rad_dino(folder, "straight", "cpu")
+    images = features.Folder(films)
+    alone = features.extract(encoder, images, ONE, batch=1)
+    together = features.extract(encoder, images, ONE, batch=5)
+    assert np.abs(alone.x - together.x).max() < 1e-5
+    chosen = features.extract(encoder, images, ONE, ids=["film2", "film0"])
+    assert chosen.ids == ["film2", "film0"]
+    assert np.abs(chosen.x - alone.pick(chosen.ids)).max() < 1e-5
 
 
-def test_files(dino, films, tmp_path):
-    encoder, images = features.rad_dino(dino[1], "straight", "cpu"), features.Folder(films)
-    made = features.extract(encoder, images, ONE)
-    made.failures["lost"] = "why"
-    features.save(tmp_path / "new" / "a.safetensors", made)
-    got = features.load(tmp_path / "new" / "a.safetensors")
-    assert (got.ids, got.encoder, got.source, got.failures) == (made.ids, encoder.name, str(films.resolve()), {"lost": "why"})
-    assert np.array_equal(got.x, made.x) and [p.name for p in (tmp_path / "new").iterdir()] == ["a.safetensors"]
+# ---- images ----
+
+class Size:
+    """Stands in for an encoder: the features of an image are its width and height."""
+    name = "size"
+
+    @staticmethod
+    def prepare(image):
+        return torch.tensor(image.size)
+
+    def __call__(self, pictures):
+        return pictures.numpy().astype(np.float32)
 
 
-def test_folders(films, tmp_path, phantom):
-    with pytest.raises(InputError, match="two images named film0"):
-        for ending in ("png", "bmp"):
-            Image.new("L", (40, 40)).save(tmp_path / f"film0.{ending}")
-        features.open_images(tmp_path)
+def test_an_image_that_cannot_be_read_is_named(films, tmp_path):
+    """It has no features, and its neighbours keep theirs; all failing is an error."""
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(InputError, match="none of the 1 images of"):
+        features.extract(Size(), features.Folder(tmp_path), ONE)
+    for number in (0, 1):
+        shutil.copy(films / f"film{number}.png", tmp_path)
+    result = features.extract(Size(), features.Folder(tmp_path), ONE, batch=2)
+    assert result.ids == ["film0", "film1"]
+    assert result.x.tolist() == [[90, 120], [120, 90]]
+    assert list(result.failures) == ["a"]
+    assert "a.png cannot be read" in result.failures["a"]
+
+
+def test_folders_and_packed_data_sets(films, tmp_path, phantom):
+    """Ids are file names without endings, or those of the rows; an id stands once."""
+    folder = features.open_images(films)
+    assert folder.read("film3").size == (64, 200)
     packed = features.open_images(phantom / "gen-32", "train")
-    again = features.open_images(packed.source)
-    assert again.ids == packed.ids and len(packed.ids) == 24 and packed.read(packed.ids[3]).size == (32, 32)
-    path = shutil.copytree(phantom / "gen-32", tmp_path / "gen-32") / "00000.jsonl"
-    rows = path.read_text().splitlines()
-    path.write_text("\n".join([rows[0], *rows[:1], *rows[2:]]) + "\n")
-    with pytest.raises(InputError, match="two images of the same id"):
-        features.open_images(path.parent)
+    assert len(packed.ids) == 24
+    assert packed.read(packed.ids[3]).size == (32, 32)
+    assert features.open_images(packed.source).ids == packed.ids, "path#split names the split too"
     with pytest.raises(InputError, match="no folder of images at"):
         features.open_images(tmp_path / "no")
-    with pytest.raises(InputError, match="none of the 1 images of"):
-        (tmp_path / "bad").mkdir()
-        (tmp_path / "bad" / "x.png").write_bytes(b"")
-        features.extract(features.Encoder("x", None, lambda image: image, "mean"), features.open_images(tmp_path / "bad"), ONE)
+
+    for ending in ("png", "bmp"):
+        Image.new("L", (40, 40)).save(tmp_path / f"film0.{ending}")
+    with pytest.raises(InputError, match="two images named film0"):
+        features.open_images(tmp_path)
+    copy = shutil.copytree(phantom / "gen-32", tmp_path / "gen-32")
+    first, _, *others = (copy / "00000.jsonl").read_text().splitlines(keepends=True)
+    (copy / "00000.jsonl").write_text("".join([first, first, *others]))
+    with pytest.raises(InputError, match="two images of the same id"):
+        features.open_images(copy)
+
+
+# ---- feature files ----
+
+def test_a_feature_file_holds_all_there_is_to_know(tmp_path):
+    """It is written whole: no temporary file is left."""
+    x = np.eye(2, 3, dtype=np.float32)
+    saved = features.Features(["a", "b"], x, "size", "/films", {"c": "why"})
+    path = tmp_path / "new" / "a.safetensors"
+    features.save(path, saved)
+    loaded = features.load(path)
+    assert np.array_equal(loaded.x, x)
+    assert {**vars(loaded), "x": None} == {**vars(saved), "x": None}
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_features_are_reused_for_the_same_images_only(films, tmp_path):
+    path = tmp_path / "a.safetensors"
+    images = features.Folder(films)
+    first = features.reused(path, Size(), images, ONE)
+    features.save(path, features.Features(first.ids, first.x + 1, first.encoder, first.source))
+    assert np.array_equal(features.reused(path, Size(), images, ONE).x, first.x + 1)
+    assert features.reused(path, Size(), images, ONE, ids=["film1"]).x.tolist() == [[120, 90]]
+    assert features.load(path).ids == ["film1"]
+
+
+@pytest.mark.parametrize("header, sentence", [
+    ({"format": "x"}, "is no file of features of ours"),
+    ({"ids": "{"}, "is damaged"),
+    ({"ids": "5"}, "does not say which images"),
+    ({"ids": '["a", "a"]'}, "names a twice"),
+    ({"ids": '["a"]'}, r"names 1 images and holds features of shape \(2, 3\)"),
+    ({}, "holds features in float64; float32 is wanted"),
+])
+def test_other_files_are_refused(tmp_path, header, sentence):
+    whole = {"format": features.FORMAT, "encoder": "", "source": "", "ids": '["a", "b"]',
+             "failures": "{}"}
+    x = np.eye(2, 3, dtype=np.float32 if header else np.float64)
+    save_file({"features": x}, tmp_path / "a.safetensors", {**whole, **header})
+    with pytest.raises(InputError, match=sentence):
+        features.load(tmp_path / "a.safetensors")
