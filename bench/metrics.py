@@ -1,78 +1,113 @@
-"""What evaluation/image_metrics.py costs beside the packages that the official code calls, on the same features (docs/evaluation.md quotes it):
+"""What evaluation/image_metrics.py costs beside the packages that the official code calls.
 
     pip install torchmetrics==1.9.0 prdc==0.2
-    OMP_NUM_THREADS=2 python -m bench.metrics                # 4352 x 768 against 4352 x 768
-    OMP_NUM_THREADS=2 python -m bench.metrics 4352 --repeat 5
+    OMP_NUM_THREADS=1 python -m bench.metrics       # 4352 x 768 against 4352 x 768
+
+Both get the same random features, as many as the paper's test set has images and as wide as
+RAD-DINO's. docs/evaluation.md quotes the result.
 """
+import importlib.util
 import resource
 import statistics
-import sys
 import time
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from evaluation import image_metrics as metrics
+from common.cli import InputError, cli, override
+from evaluation import image_metrics
+
+PACKAGES = ("torchmetrics", "prdc")
 
 
-def features(n, c=768, seed=0):
-    """Two sets with a spectrum that falls like RAD-DINO's might, k^-0.5, a shift and another noise."""
-    rng = np.random.default_rng(seed)
-    scale = np.arange(1, c + 1) ** -0.25
-    mix = np.linalg.qr(rng.normal(size=(c, c)))[0]
-    make = lambda shift: ((rng.normal(size=(n, c)) * scale + shift * scale) @ mix).astype(np.float32)
-    return make(0), make(0.1)
+@dataclass
+class MetricsBenchConfig:
+    images: int = 4352          # on each side
+    width: int = 768            # numbers a feature
+    repeats: int = 3            # measurements a figure; the median counts
 
 
-def theirs(real, fake):
-    """FD, KD with one repeat over all samples, and prdc: the three calls of the official code that we replace."""
-    from prdc import compute_prdc
-    from torchmetrics.image.fid import FrechetInceptionDistance
-    from torchmetrics.image.kid import KernelInceptionDistance
-    fid = FrechetInceptionDistance(feature=Identity())
-    kid = KernelInceptionDistance(feature=Identity(), subsets=1, subset_size=min(len(real), len(fake)))
-    for metric in (fid, kid):
-        metric.update(torch.tensor(real), real=True)
-        metric.update(torch.tensor(fake), real=False)
-    return {"fd": float(fid.compute()), "kd": float(kid.compute()[0]), **compute_prdc(real, fake, nearest_k=5)}
+def random_features(n, width):
+    """Two sets (n, width), the second moved; variances fall as k^-0.5, as RAD-DINO's might."""
+    rng = np.random.default_rng(0)
+    scale = np.arange(1, width + 1) ** -0.25
+    rotation, _ = np.linalg.qr(rng.normal(size=(width, width)))
+    real = rng.normal(size=(n, width)) * scale
+    fake = rng.normal(size=(n, width)) * scale + 0.1 * scale
+    return (real @ rotation).astype(np.float32), (fake @ rotation).astype(np.float32)
 
 
 class Identity(torch.nn.Module):
-    num_features = 768
+    """torchmetrics wants a network of features; ours are there already."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.num_features = width
 
     def forward(self, x):
         return x
 
 
-def timed(function, *args):
-    start, processor = time.perf_counter(), time.process_time()
-    value = function(*args)
-    return (time.perf_counter() - start, time.process_time() - processor), value
+def official(real, fake):
+    """The three calls of the official code: FD, KD with one subset that holds all samples, prdc."""
+    from prdc import compute_prdc
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import KernelInceptionDistance
+    n, width = real.shape
+    fid = FrechetInceptionDistance(feature=Identity(width))
+    kid = KernelInceptionDistance(feature=Identity(width), subsets=1, subset_size=n)
+    for metric in (fid, kid):
+        metric.update(torch.tensor(real), real=True)
+        metric.update(torch.tensor(fake), real=False)
+    kd, _ = kid.compute()
+    return {"fd": float(fid.compute()), "kd": float(kd), **compute_prdc(real, fake, nearest_k=5)}
+
+
+def measure(call, *args):
+    """-> its result, seconds on the clock, seconds of processors (all threads together)."""
+    clock, processors = time.perf_counter(), time.process_time()
+    result = call(*args)
+    return result, time.perf_counter() - clock, time.process_time() - processors
+
+
+def peak_memory():
+    """The largest resident set of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main(argv):
-    n = int(argv[0]) if argv and not argv[0].startswith("-") else 4352
-    repeat = int(argv[argv.index("--repeat") + 1]) if "--repeat" in argv else 3
-    real, fake = features(n)
-    seconds, found = {}, {}
-    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024        # of the process so far
-    metrics.distribution(real, fake)
-    our_peak = peak()                   # before theirs
-    for _ in range(repeat):             # by turns: the machine's mood is the same for all
-        for name, call in (("fd", metrics.fd), ("all six", metrics.distribution), ("torchmetrics and prdc", theirs)):
-            spent, found[name] = timed(call, real, fake)
-            seconds.setdefault(name, []).append(spent)
-    value, other = found["all six"], found["torchmetrics and prdc"]
-    print(f"{n} x 768 against {n} x 768, {torch.get_num_threads()} threads, median of {repeat} (all)")
-    for name, values in seconds.items():
-        wall, busy = zip(*values)
-        print(f"{name:26} {statistics.median(wall):6.2f} s   ({', '.join(f'{v:.2f}' for v in wall)}); "
-              f"processor time {statistics.median(busy):.2f} s")
-    print(f"largest resident set of ours: {our_peak:.0f} MB; of all {peak():.0f} MB")
-    print("largest difference to theirs:", max(abs(value[name] - other[name]) for name in other))
+    cfg = override(MetricsBenchConfig(), argv, __doc__)
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"{' and '.join(missing)} must be there: pip install torchmetrics==1.9.0 prdc==0.2.")
+    real, fake = random_features(cfg.images, cfg.width)
+    image_metrics.distribution(real, fake)
+    our_peak = peak_memory()            # before the packages are imported
+
+    # they take turns, so that a busy minute of the machine falls on all
+    calls = {
+        "FD": image_metrics.fd,
+        "all six metrics": image_metrics.distribution,
+        "torchmetrics and prdc": official,
+    }
+    results, seconds = {}, {name: [] for name in calls}
+    for _ in range(cfg.repeats):
+        for name, call in calls.items():
+            results[name], *spent = measure(call, real, fake)
+            seconds[name].append(spent)
+
+    threads = torch.get_num_threads()
+    print(f"{cfg.images} x {cfg.width} on each side, {threads} threads, median of {cfg.repeats}")
+    for name, spent in seconds.items():
+        clock, processors = (statistics.median(values) for values in zip(*spent))
+        print(f"{name:26} {clock:6.2f} s on the clock, {processors:6.2f} s of processors")
+    print(f"largest resident set: ours {our_peak:.0f} MB, all {peak_memory():.0f} MB")
+    ours, theirs = results["all six metrics"], results["torchmetrics and prdc"]
+    difference = max(abs(ours[name] - theirs[name]) for name in theirs)
+    print(f"largest difference to the packages: {difference:.1e}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli(main)
