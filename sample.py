@@ -1,10 +1,16 @@
 """Report -> image, image -> report. For research, not for clinical use.
 
     python sample.py --report "Large left pleural effusion."     # -> sample.png
-    python sample.py --image chest.png                           # -> the report on standard output
-    python sample.py --reports prompts.txt --num 4 --grid        # a captioned grid
+    python sample.py --image chest.png                           # -> the report, on standard output
+    python sample.py --reports prompts.txt --num 4 --grid        # -> a captioned grid of pictures
+    python sample.py --image films/ --json > reports.jsonl       # -> a line of JSON per image
 
-Without --checkpoint the phantom model in demo/ is used, which knows toy chest X-rays only.
+Without --checkpoint it uses the phantom model in demo/, which knows toy chest X-rays only. The
+same functions from Python:
+
+    model, vae, tokenizer = weights.load("demo")
+    pictures = generate_images(model, vae, tokenizer, ["No effusion."], Sampling(seed=3))
+    reports = generate_reports(model, tokenizer, images)         # images: vision.preprocess
 """
 import json
 import os
@@ -20,10 +26,10 @@ from tqdm import tqdm
 import flow
 import weights
 from attention import DecodeCache
-from common import processes as common
-from common.processes import decoding
-from common.images import NOTICE, captioned, checked, image_files, read_image, save_png, text_lines
-from common.processes import InputError, generator
+from common.cli import InputError, cli, override
+from common.files import text_lines, write_text
+from common.images import NOTICE, captioned, checked, image_files, read_image, save_png
+from common.processes import decoding, generator, setup, torch_dtype
 from tokenizer import pad
 from vision import normalize, preprocess
 
@@ -32,221 +38,332 @@ PROMPT = "Describe the findings in this chest X-ray."
 
 @dataclass
 class Sampling:
-    """How pictures are drawn. Every command that draws inherits these settings and their checks."""
-    seed: int = 0                       # the noise of image k of a report depends on (seed, k) alone
-    steps: int = 16                     # solver steps; Heun evaluates the velocity twice in each
-    solver: str = "ab2"                 # euler, heun, ab2 (second-order Adams-Bashforth)
-    shift: float = 1.0                  # time shift of the schedule; more than 1 spends more steps near noise
-    cfg: float = 2.0                    # guidance scale; 1 is no guidance
+    """How pictures are drawn. Every command that draws inherits these settings and their
+    checks."""
+    seed: int = 0               # the noise of image k of a report depends on (seed, k) alone
+    steps: int = 16             # solver steps; Heun evaluates the velocity twice in each
+    solver: str = "ab2"         # euler, heun, ab2 (second-order Adams-Bashforth)
+    shift: float = 1.0          # time shift of the schedule; above 1: more steps near the noise
+    cfg: float = 2.0            # guidance scale: higher follows the report more closely; 1 is none
     cfg_interval: tuple[float, float] = (0.4, 1.0)      # guidance only where low < t <= high
-    renorm: str = "global"              # rescaling of the guided velocity: global, channel, none
-    size: int = 0                       # pixels a side; 0: the largest that the checkpoint draws
-    batch: int = 16                     # images or reports at once
+    renorm: str = "global"      # rescaling of the guided velocity: global, channel, none
+    size: int = 0               # pixels a side; 0: the largest that the checkpoint draws
+    batch: int = 16             # images or reports at once
 
     def __post_init__(self):
-        assert self.solver in flow.SOLVERS, f"--solver {self.solver} is none of {', '.join(flow.SOLVERS)}."
-        assert self.renorm in ("global", "channel", "none"), f"--renorm {self.renorm} is none of global, channel, none."
-        assert self.cfg_interval[0] < self.cfg_interval[1], "--cfg-interval: the first value must be below the second."
-        assert self.steps > 0 and self.batch > 0, "--steps and --batch must be at least 1."
+        low, high = self.cfg_interval
+        solvers = ", ".join(flow.SOLVERS)
+        assert self.solver in flow.SOLVERS, f"--solver {self.solver} is none of {solvers}."
+        assert self.renorm in ("global", "channel", "none"), \
+            f"--renorm {self.renorm} is none of global, channel, none."
+        assert low < high, "--cfg-interval: the first value must be below the second."
+        assert self.steps > 0, "--steps must be at least 1."
+        assert self.batch > 0, "--batch must be at least 1."
         assert self.shift > 0, "--shift must be positive."
         assert self.size >= 0, "--size must be 0 or more."
 
 
 @dataclass
 class SampleConfig(Sampling):
-    report: list[str] = field(default_factory=list)     # text to draw; may be repeated
-    reports: str = ""                   # or a text file with one report a line (blank lines are ignored)
+    report: list[str] = field(default_factory=list)     # report to draw, or several
+    reports: str = ""           # text file of reports to draw, one a line (blank lines are ignored)
     image: list[str] = field(default_factory=list)      # image files or folders to report on
-    prompt: str = PROMPT                # what is asked about an image
+    prompt: str = PROMPT        # what is asked about an image
     checkpoint: str = str(Path(__file__).parent / "demo")       # checkpoint directory or run
-    preset: str = ""                    # "release": the sampling settings of the released UniX
-    out: str = "sample.png"             # picture to write; several become sample-000.png, sample-001.png, …
-    grid: bool = False                  # write all pictures into one, with their reports underneath
-    json: bool = False                  # print results as JSON lines
-    num: int = 1                        # images per report
-    temperature: float = 0.0            # of report sampling; 0 is greedy
-    top_p: float = 1.0                  # sample from the most likely tokens that hold this much probability
-    max_tokens: int = 0                 # longest report; 0: the limit of the checkpoint
-    device: str = "auto"                # auto, cpu, cuda
-    dtype: str = "float32"              # or bfloat16: half the memory, faster on most machines
-    raw: bool = False                   # use the raw weights although averaged ones are there
+    preset: str = ""            # "release": the sampling settings of the released UniX
+    out: str = "sample.png"     # picture to write; several become sample-000.png and so on
+    grid: bool = False          # one picture of all pictures, with their reports underneath
+    json: bool = False          # print results as lines of JSON
+    num: int = 1                # pictures of each report
+    temperature: float = 0.0    # how freely words are drawn; 0: always the most likely one
+    top_p: float = 1.0          # draw from the most likely tokens that hold this much probability
+    max_tokens: int = 0         # longest report; 0: as long as the checkpoint can
+    device: str = "auto"        # auto, cpu, cuda
+    dtype: str = "float32"      # float32, or bfloat16: half the memory, faster on most machines
+    raw: bool = False           # the raw weights of a training run instead of the averaged ones
 
     def __post_init__(self):
         super().__post_init__()
         assert self.num > 0, "--num must be at least 1."
-        assert 0 < self.top_p <= 1, "--top-p must be in (0, 1]."
-        assert min(self.temperature, self.max_tokens) >= 0, "--temperature and --max-tokens must be 0 or more."
+        assert self.temperature >= 0, "--temperature must be 0 or more."
+        assert 0 < self.top_p <= 1, "--top-p must be above 0 and at most 1."
+        assert self.max_tokens >= 0, "--max-tokens must be 0 or more."
 
 
-PRESETS = {"release": dict(steps=49, solver="euler", shift=3.0, cfg=2.0, cfg_interval=(0.4, 1.0), renorm="global")}
+PRESETS = {
+    "release": dict(steps=49, solver="euler", shift=3.0, cfg=2.0, cfg_interval=(0.4, 1.0),
+                    renorm="global"),
+}
 
+
+# ---- report -> image ----
 
 def guided(model, blocks, sampling):
-    """velocity(x_t (B, z, h, w), t (B,)) given reports (token ids), guided: the report and nothing are rows of one batch."""
-    device, dtype, B = model.embed.weight.device, model.embed.weight.dtype, len(blocks)
+    """The velocity of B pictures given their reports, with guidance: velocity(x_t, t).
+
+    blocks: B lists of token ids; x_t (B, z, h, w), t (B,), the same for all. The keys and values
+    of the reports are computed here, once. Guidance wants a second velocity, without the report:
+    it is a second row of the same batch, whose context is emptied.
+    """
+    device, dtype = model.embed.weight.device, model.embed.weight.dtype
+    B = len(blocks)
     ids, valid = pad(blocks)
     _, cache = model.prefill_text(ids.to(device), valid.to(device))
-    twice = torch.arange(2 * B, device=device)
-    both = cache.rows(twice % B).drop(twice >= B)
+    row = torch.arange(2 * B, device=device)
+    with_and_without = cache.rows(row % B).drop(row >= B)
+    low, high = sampling.cfg_interval
 
     def velocity(x, t):
+        inside = low < float(t[0]) <= high
         x, t = x.to(dtype), t.to(x.device)
-        low, high = sampling.cfg_interval
-        if sampling.cfg == 1 or not low < float(t[0]) <= high:
+        if sampling.cfg == 1 or not inside:
             return model.velocity(x, t, cache).float()
-        v_cond, v_uncond = model.velocity(x.repeat(2, 1, 1, 1), t.repeat(2), both).float().chunk(2)
+        v = model.velocity(x.repeat(2, 1, 1, 1), t.repeat(2), with_and_without).float()
+        v_cond, v_uncond = v.chunk(2)
         return flow.guide(v_cond, v_uncond, sampling.cfg, sampling.renorm)
 
     return velocity
 
 
 @torch.inference_mode()
-def generate_images(model, vae, tokenizer, reports, sampling=Sampling(), num=1, numbers=None, progress=True):
-    """Draw `num` images of each report -> uint8 (len(reports), num, size, size) grey. The noise of image k depends on
-    (seed, k) alone; `numbers` gives the reports' first k when it shall differ."""
+def generate_images(model, vae, tokenizer, reports, sampling=Sampling(), num=1, numbers=None,
+                    progress=True):
+    """Draw `num` pictures of each report -> uint8 (len(reports), num, size, size), grey.
+
+    The noise of picture k of a report depends on (seed, k) alone, so that it is the same in every
+    batch. numbers: the k of each report's first picture, where it shall not be 0. Raises
+    InputError for a checkpoint that cannot draw, or not this size.
+    """
     device, dtype = model.embed.weight.device, model.embed.weight.dtype
-    side, blocks = latent_side(model, vae, sampling.size), [tokenizer.prompt(report) for report in reports]
-    jobs = [(i, k + (numbers[i] if numbers else 0)) for i in range(len(reports)) for k in range(num)]
-    solve, times, pictures = flow.SOLVERS[sampling.solver][0], flow.schedule(sampling.steps, sampling.shift), []
-    for at in range(0, len(jobs), sampling.batch):
-        chunk = jobs[at:at + sampling.batch]
-        velocity = guided(model, [blocks[i] for i, _ in chunk], sampling)
-        bar = partial(tqdm, desc=f"drawing {at + 1}/{len(jobs)}", unit="step", disable=not progress, leave=False)
-        noise = torch.stack([torch.randn(vae.cfg.embed_dim, side, side, generator=generator(sampling.seed, k)) for _, k in chunk])
-        latents = solve(velocity, noise.to(device), times, bar)
+    side = latent_side(model, vae, sampling.size)
+    solver, _ = flow.SOLVERS[sampling.solver]
+    times = flow.schedule(sampling.steps, sampling.shift)
+    if numbers is None:
+        numbers = [0] * len(reports)
+
+    # one row a picture: the tokens of its report, and its number
+    rows = []
+    for report, first in zip(reports, numbers):
+        block = tokenizer.prompt(report)
+        rows += [(block, first + k) for k in range(num)]
+
+    pictures = []
+    for start in range(0, len(rows), sampling.batch):
+        batch = rows[start:start + sampling.batch]
+        velocity = guided(model, [block for block, _ in batch], sampling)
+        shape = (vae.cfg.embed_dim, side, side)
+        noise = [torch.randn(shape, generator=generator(sampling.seed, k)) for _, k in batch]
+        bar = partial(tqdm, desc=f"drawing {start + 1}/{len(rows)}", unit="step",
+                      disable=not progress, leave=False)
+        latents = solver(velocity, torch.stack(noise).to(device), times, bar)
         pictures.append(vae.pictures(latents.to(dtype)).cpu())
     return torch.cat(pictures).unflatten(0, (len(reports), num)).numpy()
 
 
 def latent_side(model, vae, size):
-    """Rows of the latent of a picture of `size` pixels (0: the largest)."""
+    """Rows of the latent of a picture of `size` pixels (0: the largest), or InputError."""
     if vae is None or not model.cfg.generation:
-        raise InputError("this checkpoint cannot draw: it has no generation branch or no VAE (train_gen.py makes one).")
-    most = model.cfg.max_latent_size * vae.factor
-    size = size or most
-    if size % vae.factor or size > most:
-        raise InputError(f"--size {size}: this checkpoint draws multiples of {vae.factor} up to {most} pixels.")
+        raise InputError("this checkpoint cannot draw: it has no generation branch or no VAE "
+                         "(train_gen.py makes one).")
+    largest = model.cfg.max_latent_size * vae.factor
+    if size == 0:
+        size = largest
+    if size % vae.factor or size > largest:
+        raise InputError(f"--size {size}: this checkpoint draws multiples of {vae.factor} up to "
+                         f"{largest} pixels.")
     return size // vae.factor
 
 
+# ---- image -> report ----
+
 @torch.inference_mode()
-def generate_reports(model, tokenizer, images, prompt=PROMPT, temperature=0.0, top_p=1.0, max_tokens=0,
-                     seed=0, batch=16, progress=True):
-    """Report on images (N, S, S) uint8, already `vision.preprocess`ed to the tower's size -> N strings."""
-    device, dtype, reports = model.embed.weight.device, model.embed.weight.dtype, []
-    room = min(max_tokens or model.cfg.max_text, model.cfg.max_text - 1)                # BOS takes one
-    block = torch.tensor(tokenizer.prompt(prompt), device=device)
-    for at in tqdm(range(0, len(images), batch), desc="reading", unit="batch", disable=not progress, leave=False):
-        B = len(part := images[at:at + batch])
-        pixels = normalize(torch.as_tensor(part).to(device)[:, None].float() / 255, model.cfg.vision)
+def generate_reports(model, tokenizer, images, prompt=PROMPT, temperature=0.0, top_p=1.0,
+                     max_tokens=0, seed=0, batch=16, progress=True):
+    """Report on images (N, S, S) uint8, `vision.preprocess`ed to the tower's size -> N strings.
+
+    temperature 0 is greedy; otherwise the draws for image i depend on (seed, i) alone.
+    max_tokens 0: the longest text that the model reads.
+    """
+    device, dtype = model.embed.weight.device, model.embed.weight.dtype
+    room = model.cfg.max_text - 1                       # BOS takes one
+    if max_tokens > 0:
+        room = min(room, max_tokens)
+    prompt_ids = torch.tensor(tokenizer.prompt(prompt), device=device)
+
+    reports = []
+    starts = range(0, len(images), batch)
+    for start in tqdm(starts, desc="reading", unit="batch", disable=not progress, leave=False):
+        # the image block, and the prompt on top of it
+        grey = torch.as_tensor(images[start:start + batch]).to(device)                # (B, S, S)
+        B = len(grey)
+        pixels = normalize(grey[:, None].float() / 255, model.cfg.vision)             # (B, 3, S, S)
         _, cache = model.prefill_image(pixels.to(dtype))
-        _, cache = model.prefill_text(block.expand(B, -1), cache=cache)
-        cache, token, answers = DecodeCache(cache, room), torch.full((B, 1), tokenizer.bos, device=device), []
-        rngs = [generator(seed, at + i) for i in range(B)]
+        _, cache = model.prefill_text(prompt_ids.expand(B, -1), cache=cache)
+
+        # then BOS and token after token, until every row has met its EOS
+        cache = DecodeCache(cache, room)
+        token = torch.full((B, 1), tokenizer.bos, device=device)
+        rngs = [generator(seed, start + i) for i in range(B)]
         done = torch.zeros(B, dtype=torch.bool, device=device)
+        answers = []
         with decoding(B, device):
             while len(answers) < room and not done.all():
                 hidden, cache = model.prefill_text(token, cache=cache)
-                token = choose(model.logits(hidden[:, -1]).float(), temperature, top_p, rngs)
+                logits = model.logits(hidden[:, -1]).float()                          # (B, V)
+                token = choose(logits, temperature, top_p, rngs)
                 done |= token[:, 0] == tokenizer.eos
                 answers.append(token)
-        reports += [tokenizer.decode(row) for row in torch.cat(answers, dim=1).tolist()]
+
+        # what a row says after its EOS, while others go on, is cut off by `decode`
+        reports += [tokenizer.decode(ids) for ids in torch.cat(answers, dim=1).tolist()]
     return reports
 
 
 def choose(logits, temperature, top_p, rngs):
-    """Next token (B, 1) from logits (B, V): the most likely one, or a draw from the nucleus, one generator a row."""
+    """Next token (B, 1) from logits (B, V): the most likely, or a draw, one generator a row.
+
+    A draw is from the nucleus: the most likely tokens, as many as it takes to hold top_p.
+    """
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     p, order = (logits / temperature).softmax(-1).sort(descending=True)
-    p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0).cpu()
-    drawn = torch.stack([torch.multinomial(row, 1, generator=rng) for row, rng in zip(p, rngs)])
-    return order.gather(1, drawn.to(order.device))
+    before = p.cumsum(-1) - p                           # what the more likely ones hold already
+    p = p.masked_fill(before >= top_p, 0).cpu()
+    drawn = [torch.multinomial(row, 1, generator=rng) for row, rng in zip(p, rngs)]
+    return order.gather(1, torch.stack(drawn).to(order.device))
 
+
+# ---- something to look at while training ----
 
 def show_drawn(model, vae, tokenizer, data, path, n=8):
-    """A picture to look at: the first n images of a data set, each beside one drawn from its report with fixed noise."""
+    """A grid: the first n images of a data set, each beside one drawn from its report."""
     reports = [row["report"] for row in data.rows[:n]]
-    drawn = generate_images(model, vae, tokenizer, reports, Sampling(size=data.size), numbers=range(len(reports)), progress=False)[:, 0]
-    pairs = [picture for i, image in enumerate(drawn) for picture in (data.image(i).numpy(), image)]
+    drawn = generate_images(model, vae, tokenizer, reports, Sampling(size=data.size),
+                            numbers=range(len(reports)), progress=False)
+    pictures, captions = [], []
+    for i, report in enumerate(reports):
+        pictures += [data.image(i).numpy(), drawn[i, 0]]
+        captions += ["given: " + report, "drawn from the report"]
     path.parent.mkdir(exist_ok=True)
-    captions = [text for report in reports for text in ("given: " + report, "drawn from the report")]
-    save_png(captioned(pairs, captions, columns=4), path)
+    save_png(captioned(pictures, captions, columns=4), path)
 
 
 def show_written(model, tokenizer, data, path, n=8):
-    """Something to read: the first n reports of a data set, and what the model writes about their images."""
+    """A text: the first n reports of a data set, and what the model writes about their images."""
     n = min(n, len(data))
-    written = generate_reports(model, tokenizer, torch.stack([data.image(i) for i in range(n)]), progress=False)
+    images = torch.stack([data.image(i) for i in range(n)])
+    written = generate_reports(model, tokenizer, images, progress=False)
+    lines = [f"{row['id']}\n  given    {row['report']}\n  written  {text}\n"
+             for row, text in zip(data.rows, written)]
     path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join(f"{data.rows[i]['id']}\n  given    {data.rows[i]['report']}\n  written  {text}\n"
-                              for i, text in enumerate(written)) + NOTICE + "\n", encoding="utf-8")
+    write_text(path, "\n".join(lines) + NOTICE + "\n")
 
+
+# ---- the command line ----
 
 def draw(cfg, model, vae, tokenizer, reports, failures):
-    """The command line's --report: write the pictures, say where they are -> how many."""
-    def check(name, text):
-        n, most = len(tokenizer.prompt(text)), model.cfg.max_text
-        if not text.strip() or n > most:
-            raise InputError(f"{name} has {n} tokens, this checkpoint reads {most}; shorten it." if n > most else
-                             f"{name} is empty; write what the picture should show.")
-        return text
+    """--report: write the pictures and say where they are -> how many there are.
 
-    reports = checked([(f"report {i + 1}", text) for i, text in enumerate(reports)], check, failures)
-    settings = {f.name: getattr(cfg, f.name) for f in fields(Sampling)}
-    reports = [text for _, text in reports]
+    What is wrong with a report becomes a sentence in `failures`, and the others are drawn.
+    """
+    def fits(name, report):
+        n, most = len(tokenizer.prompt(report)), model.cfg.max_text
+        if not report.strip():
+            raise InputError(f"{name} is empty; write what the picture should show.")
+        if n > most:
+            raise InputError(f"{name} has {n} tokens, this checkpoint reads {most}; shorten it.")
+        return report
+
+    numbered = [(f"report {i}", report) for i, report in enumerate(reports, start=1)]
+    reports = [report for _, report in checked(numbered, fits, failures)]
     if not reports:
         return 0
     pictures = generate_images(model, vae, tokenizer, reports, cfg, cfg.num)
-    out, jobs = Path(cfg.out), [(i, k) for i in range(len(reports)) for k in range(cfg.num)]
-    about = {"checkpoint": Path(cfg.checkpoint).name, "dtype": cfg.dtype, "num": cfg.num, **settings, "size": pictures.shape[-1]}
+
+    # every picture carries its settings
+    about = {setting.name: getattr(cfg, setting.name) for setting in fields(Sampling)}
+    about |= {"checkpoint": Path(cfg.checkpoint).name, "dtype": cfg.dtype, "num": cfg.num,
+              "size": pictures.shape[-1]}
+    out = Path(cfg.out)
+    flat = [(report, k, pictures[i, k]) for i, report in enumerate(reports) for k in range(cfg.num)]
     if cfg.grid:
-        sheet = captioned(pictures.reshape(-1, *pictures.shape[2:]), [reports[i] for i, _ in jobs])
+        sheet = captioned([picture for *_, picture in flat], [report for report, *_ in flat])
         save_png(sheet, out, reports=reports, **about)
-    for n, (i, k) in enumerate(jobs):
-        path = out if cfg.grid or len(jobs) == 1 else out.with_name(f"{out.stem}-{n:03d}.png")
+    for n, (report, k, picture) in enumerate(flat):
+        path = out
         if not cfg.grid:
-            save_png(Image.fromarray(pictures[i, k]), path, reports=reports[i], image=k, **about)
-        print(json.dumps({"file": str(path), "report": reports[i], "image": k}) if cfg.json else f"{path}: {reports[i]}")
-    return len(jobs)
+            if len(flat) > 1:
+                path = out.with_name(f"{out.stem}-{n:03d}.png")
+            save_png(Image.fromarray(picture), path, reports=report, image=k, **about)
+        result = {"file": str(path), "report": report, "image": k}
+        print(json.dumps(result) if cfg.json else f"{path}: {report}")
+    return len(flat)
 
 
 def read(cfg, model, tokenizer, files, failures):
-    """The command line's --image: print the reports -> how many."""
-    vision = model.cfg.vision
-    if len(tokenizer.prompt(cfg.prompt)) > model.cfg.max_text:
-        raise InputError(f"--prompt is longer than the {model.cfg.max_text} tokens that this checkpoint reads; shorten it.")
-    good = checked(files, lambda _, path: preprocess(read_image(path), vision.image_size, vision.pad), failures)
-    if not good:
+    """--image: print the reports -> how many there are. The rest goes to `failures`."""
+    vision, most = model.cfg.vision, model.cfg.max_text
+    if len(tokenizer.prompt(cfg.prompt)) > most:
+        raise InputError(f"--prompt is longer than the {most} tokens that this checkpoint reads; "
+                         "shorten it.")
+
+    def load(name, path):
+        return preprocess(read_image(path), vision.image_size, vision.pad)
+
+    images = checked(files, load, failures)
+    if not images:
         return 0
-    reports = generate_reports(model, tokenizer, torch.stack([image for _, image in good]), cfg.prompt, cfg.temperature,
-                               cfg.top_p, cfg.max_tokens, cfg.seed, cfg.batch)
-    for (name, _), report in zip(good, reports):
-        print(json.dumps({"file": name, "report": report, "notice": NOTICE}) if cfg.json else
-              report if len(files) == 1 else f"{name}: {report}")
-    return len(good)
+    stack = torch.stack([image for _, image in images])
+    reports = generate_reports(model, tokenizer, stack, cfg.prompt, cfg.temperature, cfg.top_p,
+                               cfg.max_tokens, cfg.seed, cfg.batch)
+    for (name, _), report in zip(images, reports):
+        if cfg.json:
+            print(json.dumps({"file": name, "report": report, "notice": NOTICE}))
+        else:
+            print(report if len(files) == 1 else f"{name}: {report}")
+    return len(images)
 
 
 def main(argv):
-    cfg = common.override(SampleConfig(), argv, __doc__, PRESETS)
-    reports, failures, out = list(cfg.report), [], Path(cfg.out)
-    reports += text_lines(cfg.reports) if cfg.reports else []
+    cfg = override(SampleConfig(), argv, __doc__, PRESETS)
+    failures = []                       # sentences about inputs that are left out
+    reports = list(cfg.report)
+    if cfg.reports:
+        reports += text_lines(cfg.reports)
     files = image_files(cfg.image, failures)
+
+    # what cannot end well is said before the weights are loaded
     if not reports and not cfg.image:
-        raise InputError('nothing to do: give --report "Large left pleural effusion." or --image chest.png (see --help).')
-    if reports and (not os.access(out.parent, os.W_OK) or out.is_dir() or out.suffix.lower() != ".png"):
-        raise InputError(f"--out {out} cannot be written; name a .png file in a folder that exists and is yours.")
-    device = common.setup(cfg.device).device
-    model, vae, tokenizer = weights.load(cfg.checkpoint, ema=not cfg.raw, dtype=common.torch_dtype(cfg.dtype))
-    if model.cfg.double_bos and not cfg.preset:     # the released UniX: what is not asked for is done as the release does it
-        cfg = common.override(SampleConfig(), ["--preset=release", *argv], __doc__, PRESETS)
-    model, vae = model.to(device), vae and vae.to(device)
+        raise InputError('nothing to do: give --report "Large left pleural effusion." or '
+                         "--image chest.png (--help lists all options).")
+    out = Path(cfg.out)
+    unfit = out.suffix.lower() != ".png" or out.is_dir() or not os.access(out.parent, os.W_OK)
+    if reports and unfit:
+        raise InputError(f"--out {out} cannot be written; name a .png file in a folder that exists "
+                         "and is yours.")
+
+    device = setup(cfg.device).device
+    model, vae, tokenizer = weights.load(
+        cfg.checkpoint, ema=not cfg.raw, dtype=torch_dtype(cfg.dtype))
+    if model.cfg.double_bos and not cfg.preset:
+        # Released weights: options that were not given take the release's values.
+        cfg = override(SampleConfig(), ["--preset=release", *argv], __doc__, PRESETS)
+    model = model.to(device)
+    if vae is not None:
+        vae = vae.to(device)
+
     print(NOTICE, file=sys.stderr)
-    done = (draw(cfg, model, vae, tokenizer, reports, failures) if reports else 0) + \
-        (read(cfg, model, tokenizer, files, failures) if files else 0)
-    print("".join(f"error: {sentence}\n" for sentence in failures), end="", file=sys.stderr)
-    return (1 if done else 2) if failures else 0
+    results = 0
+    if reports:
+        results += draw(cfg, model, vae, tokenizer, reports, failures)
+    if files:
+        results += read(cfg, model, tokenizer, files, failures)
+    for sentence in failures:
+        print(f"error: {sentence}", file=sys.stderr)
+    if failures:
+        return 1 if results else 2
+    return 0
 
 
 if __name__ == "__main__":
-    common.cli(main)
+    cli(main)

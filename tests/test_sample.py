@@ -260,8 +260,8 @@ def test_a_good_image_beside_an_empty_report(run, films, tmp_path, capsys):
 
 @pytest.mark.parametrize("argv, words", [      # one word an error
     (["--report", " "], ["report 1 is empty"]), (["--report", "effusion " * 200], ["shorten"]),
-    (["--image", "missing.png"], ["no image at missing.png"]), (["--image", "TMP"], ["holds no image"]),
-    (["--report", " ", "--image", "missing.png", "TMP"], ["holds no image", "report 1 is empty", "no image at missing.png"])])
+    (["--image", "missing.png"], ["missing.png cannot be read"]), (["--image", "TMP"], ["holds no image"]),
+    (["--report", " ", "--image", "missing.png", "TMP"], ["holds no image", "report 1 is empty", "missing.png cannot be read"])])
 def test_nothing_that_can_be_done(run, tmp_path, argv, words, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(run, *(str(tmp_path) if word == "TMP" else word for word in argv)) == 2
