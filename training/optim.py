@@ -3,15 +3,12 @@
 The paper trains with AdamW at a constant learning rate (Table 1). Muon and the cosine are for the
 laptop runs, which start from nothing and have minutes.
 """
-import json
 import math
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
 
 from common.cli import InputError
 from common.processes import print0
@@ -166,35 +163,3 @@ class EMA:
             weights = p.detach().clone()
             p.copy_(self.shadow[name])
             self.shadow[name].copy_(weights)
-
-
-def state(optimizers, ema, skips=0):
-    """What a run needs, besides the weights and the average, to go on; skips: steps in a row that were skipped.
-
-    All processes call it, since a sharded state is gathered on the first, which alone gets an answer.
-    """
-    for optimizer in optimizers:
-        if not isinstance(optimizer, (torch.optim.AdamW, Muon)):
-            optimizer.consolidate_state_dict(to=0)
-    if dist.is_initialized() and dist.get_rank():
-        return None
-    return {"optimizers": [optimizer.state_dict() for optimizer in optimizers], "ema_steps": ema.steps, "skips": skips}
-
-
-def resume(directory, optimizers, ema):
-    """Put the optimizers and the average of a checkpoint back -> the step it was written at, steps skipped in a row."""
-    cuda = next(iter(ema.live.values())).is_cuda        # then mapped: every process takes its part, none reads all of it
-    saved = torch.load(Path(directory) / "state.pt", weights_only=True, map_location="cpu", mmap=cuda)
-    for optimizer, kept in zip(optimizers, saved["optimizers"], strict=True):
-        optimizer.load_state_dict(kept)
-        if not isinstance(optimizer, (torch.optim.AdamW, Muon)):        # sharded: torch loads it twice, and "step" on the CPU
-            optimizer.state.clear()
-            for p, one in optimizer.optim.state.items():
-                one["step"] = one["step"].to(p.device)                  # where the fused kernel wants it
-    ema.steps = saved["ema_steps"]
-    average = load_file(Path(directory) / "ema.safetensors")
-    assert average.keys() == ema.shadow.keys(), "the average holds other parameters than the run trains"
-    for name, tensor in average.items():
-        ema.shadow[name].copy_(tensor)
-    print0(f"resuming {directory}")
-    return json.loads((Path(directory) / "config.json").read_text())["step"], saved["skips"]

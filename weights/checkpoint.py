@@ -10,11 +10,9 @@ a kill at any moment leaves the old or the new one whole. `config.json` lists th
 of the other files: a checkpoint that lacks a byte is not whole, and a run does not resume from one
 in which a byte has changed.
 """
-import json
 import shutil
 import sys
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -23,9 +21,6 @@ from safetensors.torch import save_file
 
 from common.cli import InputError
 from common.files import digest, flush, read_json, write_json, write_text
-
-FREE = ("steps", "out", "overwrite", "save_every", "eval_every", "sample_every", "log_every", "boards", "keep", "keep_every",
-        "max_skipped", "micro_batch", "device", "threads", "workers", "shard", "recompute")
 
 
 # ---- writing ----
@@ -159,34 +154,3 @@ def newest(path, thorough=False):
         except InputError as error:
             print(f"passing over {directory}: {error}", file=sys.stderr)
     raise InputError(f"{path} holds no whole checkpoint.")
-
-
-def start(run, settings, overwrite):
-    """What a training script does first: -> the newest checkpoint of the run to resume from, or None to start anew.
-
-    A run made with other settings is refused, except those in FREE, which change no result. Nothing is deleted here.
-    """
-    run = Path(run)
-    if overwrite or not checkpoints(run):
-        return None
-    directory = newest(run, thorough=True)
-    config = read_config(directory)
-    theirs, ours = config["settings"], json.loads(json.dumps(asdict(settings)))
-    other = sorted(k for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k) and k not in FREE)
-    if other:
-        raise InputError(f"{run} holds a run with other settings ({', '.join(f'{k}={theirs.get(k)}' for k in other)}); "
-                         "choose another --out, or --overwrite to start anew.")
-    if config["step"] > settings.steps:
-        raise InputError(f"{run} has made {config['step']} steps already, more than --steps {settings.steps}.")
-    return directory
-
-
-def tidy(run, anew):
-    """Make the run's directory ready, once all that may be refused has been checked: no half-written checkpoints; for
-    a new start (--overwrite) no old ones and no log. On one process only."""
-    run = Path(run)
-    run.mkdir(parents=True, exist_ok=True)
-    for old in [*run.glob(".tmp-*"), *(checkpoints(run) if anew else [])]:
-        shutil.rmtree(old)
-    if anew:
-        (run / "log.jsonl").unlink(missing_ok=True)

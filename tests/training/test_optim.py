@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from common.cli import InputError
 from training import optim
@@ -118,56 +117,3 @@ def test_the_average_is_live_within_a_context_and_the_weights_come_back():
         assert torch.equal(ema.shadow["2.weight"], weights)
     assert torch.equal(module[2].weight, weights)
     assert torch.equal(ema.shadow["2.weight"], average)
-
-
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_resumed_is_uninterrupted(name, tmp_path):
-    def run(module):
-        return optim.optimizers(module, settings(name)), optim.EMA(module, 0.9)
-
-    def step(module, optimizers, ema, x):
-        module(x).square().sum().backward()
-        optim.step_all(optimizers, 0.01), ema.update()
-
-    one, x = network(), torch.randn(6, 2, 2, 3, 3, generator=torch.Generator().manual_seed(0))
-    parts = run(one)
-    for i in range(3):
-        step(one, *parts, x[i])
-    torch.save(optim.state(*parts), tmp_path / "state.pt")
-    save_file(parts[1].shadow, tmp_path / "ema.safetensors")
-    (tmp_path / "config.json").write_text('{"step": 3}')
-    two = network()
-    two.load_state_dict(one.state_dict())
-    others = run(two)
-    assert optim.resume(tmp_path, *others) == (3, 0)
-    for i in range(3, 6):
-        step(one, *parts, x[i]), step(two, *others, x[i])
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters()))
-    assert all(torch.equal(parts[1].shadow[k], others[1].shadow[k]) for k in parts[1].shadow)
-
-
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="no GPU"))])
-def test_a_sharded_state_comes_back_once_and_where_the_weights_are(device, tmp_path):
-    """torch keeps what it loads twice, and `step` on the CPU, where CUDA's fused kernel refuses it."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
-    try:
-        net = network().to(device)
-        opts, ema = optim.optimizers(net, settings(), shard=True), optim.EMA(net, 0.9)
-        for p in net.parameters():
-            p.grad = torch.ones_like(p)
-        optim.step_all(opts, 0.01)
-        torch.save(optim.state(opts, ema), tmp_path / "state.pt")
-        save_file({k: v.cpu() for k, v in ema.shadow.items()}, tmp_path / "ema.safetensors")
-        (tmp_path / "config.json").write_text('{"step": 1}')
-        again = optim.optimizers(net, settings(), shard=True)
-        optim.resume(tmp_path, again, ema)
-        assert not again[0].state
-        held = again[0].optim.state
-        assert len(held) == len(list(net.parameters()))
-        assert all(t.device.type == device and torch.equal(t, opts[0].optim.state[p][k])
-                   for p, one in held.items() for k, t in one.items())
-        again[0].consolidate_state_dict()
-        assert again[0].state_dict()["state"].keys() == set(range(len(held)))
-    finally:
-        torch.distributed.destroy_process_group()

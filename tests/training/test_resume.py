@@ -1,4 +1,5 @@
 """training/resume.py: the run that goes on is the run that was never interrupted, bit for bit."""
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,9 @@ from torch import nn
 import train_gen
 import train_und
 from common.cli import InputError
-from tiny_runs import gen, identical, log, optimizer, same_run, tensors, und
+from tiny_runs import gen, identical, log, same_run, tensors, und
 from training import optim
-from training.resume import optimizer_state, restore
+from training.resume import checkpoint_to_resume, optimizer_state, restore, tidy
 from weights import checkpoint
 
 
@@ -55,6 +56,49 @@ def test_settings_that_change_no_result_may_change(stage1, phantom):
     """Where a run is cut into micro-batches, saved and logged, and how much memory it takes."""
     more = ("--steps", 30, "--micro-batch", 2, "--save-every", 7, "--keep", 5, "--recompute")
     train_und.main(und(phantom, stage1, *more))
+
+
+# ---- what is looked at before a run, and what is deleted ----
+
+@dataclass
+class Settings:
+    """A training's settings, as far as resuming asks for them."""
+    out: str
+    steps: int = 10
+    lr: float = 1e-3
+    workers: int = 0
+    overwrite: bool = False
+
+
+def write_checkpoint(run, step):
+    checkpoint.save(run, step, config={"settings": vars(Settings(str(run)))},
+                    tensors={"model": {"a": torch.zeros(3)}})
+
+
+def test_the_newest_checkpoint_of_the_same_settings_goes_on(tmp_path):
+    run = tmp_path / "run"
+    assert checkpoint_to_resume(Settings(str(run))) is None
+    assert not run.exists()
+    write_checkpoint(run, 5)
+    for free in ({}, {"steps": 20}, {"steps": 5, "workers": 4}):
+        assert checkpoint_to_resume(Settings(str(run), **free)) == run / "00000005"
+    with pytest.raises(InputError, match="lr=0.001.*--overwrite"):
+        checkpoint_to_resume(Settings(str(run), lr=2e-3))
+
+
+def test_looking_deletes_nothing_and_tidying_only_what_a_run_wrote(tmp_path):
+    """What is refused between the two costs nobody a checkpoint."""
+    write_checkpoint(tmp_path, 5)
+    (tmp_path / "log.jsonl").write_text("{}\n")
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / ".tmp-00000010").mkdir()
+    assert checkpoint_to_resume(Settings(str(tmp_path), lr=2e-3, overwrite=True)) is None
+
+    tidy(tmp_path, anew=False)
+    names = ["00000005", "log.jsonl", "notes.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    tidy(tmp_path, anew=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 # ---- optimizers and the average ----

@@ -1,7 +1,6 @@
 """weights/checkpoint.py: whole or not at all, whatever happens on the way; damage is found."""
 import errno
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -248,34 +247,3 @@ cli(main)
     assert "could not be written" in run.stderr
     assert "Traceback" not in run.stderr
     assert list(tmp_path.iterdir()) == []
-
-
-# ---- a run that starts ----
-
-def test_start_finds_the_checkpoint_to_go_on_from(tmp_path):
-    run = tmp_path / "run"
-    assert checkpoint.start(run, Settings(), False) is None
-    assert not run.exists()
-    write(run, 5)
-    for settings in (Settings(), Settings(steps=20, out="elsewhere", overwrite=True),
-                     Settings(steps=5, workers=4)):
-        assert checkpoint.start(run, settings, False) == run / "00000005"
-    with pytest.raises(InputError, match="5 steps already.*--steps 4"):
-        checkpoint.start(run, Settings(steps=4), False)
-    with pytest.raises(InputError, match="lr=0.001.*--overwrite"):
-        checkpoint.start(run, Settings(lr=2e-3), False)
-
-
-def test_start_looks_and_tidy_deletes(tmp_path):
-    """What is refused between the two costs nobody a checkpoint."""
-    write(tmp_path, 5)
-    (tmp_path / "log.jsonl").write_text("{}\n")
-    (tmp_path / "notes.txt").write_text("mine")
-    before = contents(tmp_path)
-    (tmp_path / ".tmp-00000010").mkdir()
-    assert checkpoint.start(tmp_path, Settings(lr=2e-3), True) is None
-    checkpoint.tidy(tmp_path, anew=False)
-    assert contents(tmp_path) == before
-    assert not (tmp_path / ".tmp-00000010").exists()
-    checkpoint.tidy(tmp_path, anew=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
