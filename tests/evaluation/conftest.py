@@ -54,10 +54,10 @@ def run(phantom, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def words(phantom, run):
-    """words("und", out, *options) -> the command line, over the 24 phantoms of training."""
+    """words("und", out, *options) -> the command line, over phantoms of the training split."""
     def command_line(command, out, *options, data=phantom):
         common = f"--checkpoint {run} --data {data} --split train --out {out} --device cpu"
-        common += " --max-tokens 12 --batch 4 --bootstrap 3"
+        common += " --max-tokens 12 --batch 4 --bootstrap 3 --limit 12"
         if command == "gen":
             common += " --encoder vision --steps 2 --shards 1 --show 2"
         return [*common.split(), *map(str, options)]
