@@ -1,7 +1,11 @@
 """The numbers of the paper's tables; evaluate.py says which there are.
 
-    und, gen, phantom, compare     one table each
-    features, image_metrics        features of images, and FD, KD, precision, recall, density, coverage over them
-    text_metrics, chexbert, radgraph_biovil     metrics of reports, and the networks of others that they need
-    scoring, tables, worklist      scores with intervals, tables and plots, work shared out over processes
+    und, gen, phantom      Table 2; Tables 3 and 4; the phantom's own scores
+    compare, privacy       other people's models from their files; is a training image too near?
+    reading, drawing       the hours of und and gen: reports of many images, images of many reports
+    worklist               long work shared out over processes, continued after an interruption
+    scoring, tables        lists to numbers with intervals; numbers to JSON, Markdown and plots
+    settings               groups of settings that several tables share
+    features, image_metrics    features of images, and FD, KD, precision, recall, density, coverage
+    text_metrics, chexbert, radgraph_biovil    metrics of reports, and other people's networks
 """

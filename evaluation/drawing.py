@@ -29,7 +29,7 @@ class Prompt:
 
 
 @dataclass
-class Study:
+class Experiment:
     """What all sets of drawn images of one command have in common."""
     process: processes.Process
     model: object                   # a UniX: it draws, and reads what it has drawn
@@ -65,26 +65,26 @@ class Drawn:
     failures: dict                  # {id: why it was not drawn, seen or read}
 
 
-def draw(cfg, out, ids, study):
+def draw(cfg, out, ids, experiment):
     """Draw reports, turn the images into features, and read them again -> Drawn.
 
     Takes hours; each of the three steps continues where it was when it is interrupted.
     """
-    captions = [(name, prompt.text) for name, prompt in study.prompts.items()]
+    captions = [(name, prompt.text) for name, prompt in experiment.prompts.items()]
     worklist.claim(out, {
         "checkpoint": str(newest(cfg.checkpoint)), "data": cfg.data, "split": cfg.split,
         "captions": settings_hash(captions), "images": len(ids), "prompt": cfg.prompt,
         "max_tokens": cfg.max_tokens, "dtype": cfg.dtype,
-        **sampling_of(cfg), "size": study.size,
-    }, cfg.overwrite, study.process)
+        **sampling_of(cfg), "size": experiment.size,
+    }, cfg.overwrite, experiment.process)
     folder = out / "images"
     folder.mkdir(exist_ok=True)
 
     # report -> image
     def draw_block(block):
-        return draw_images(cfg, folder, block, study)
+        return draw_images(cfg, folder, block, experiment)
     blocks = worklist.chunks(ids, cfg.batch)
-    rows = worklist.run(out / "images.jsonl", blocks, draw_block, study.process, "drawing")
+    rows = worklist.run(out / "images.jsonl", blocks, draw_block, experiment.process, "drawing")
     files, failures = worklist.split(rows, "file")
     if not files:
         first = next(iter(failures.values()))
@@ -94,26 +94,26 @@ def draw(cfg, out, ids, study):
 
     # image -> features
     generated = None
-    if study.encoder:
-        generated = features.reused(out / "generated.safetensors", study.encoder, images,
-                                    study.process, cfg.batch, ids)
+    if experiment.encoder:
+        generated = features.reused(out / "generated.safetensors", experiment.encoder, images,
+                                    experiment.process, cfg.batch, ids)
         failures |= generated.failures
 
     # image -> report
     questions = dict.fromkeys(ids, cfg.prompt)
-    reports, failed = write_reports(out / "again.jsonl", images, questions, study.model,
-                                    study.tokenizer, cfg, study.process, "reading again")
+    reports, failed = write_reports(out / "again.jsonl", images, questions, experiment.model,
+                                    experiment.tokenizer, cfg, experiment.process, "reading again")
     return Drawn(out, ids, generated, reports, failures | failed)
 
 
-def draw_images(cfg, folder, ids, study):
+def draw_images(cfg, folder, ids, experiment):
     """Draw an image of each report of a block -> rows {"id", "file"}, or {"id", "error"}."""
-    longest = study.model.cfg.max_text
+    longest = experiment.model.cfg.max_text
     rows = []
     drawable = []
     for name in ids:
-        prompt = study.prompts[name]
-        tokens = len(study.tokenizer.prompt(prompt.text))
+        prompt = experiment.prompts[name]
+        tokens = len(experiment.tokenizer.prompt(prompt.text))
         if tokens > longest:
             error = f"the report has {tokens} tokens, this checkpoint reads {longest}."
             rows.append({"id": name, "error": error})
@@ -125,11 +125,11 @@ def draw_images(cfg, folder, ids, study):
     if not drawable:
         return rows
 
-    prompts = [study.prompts[name] for name in drawable]
+    prompts = [experiment.prompts[name] for name in drawable]
     pictures = sample.generate_images(
-        study.model, study.vae, study.tokenizer, [prompt.text for prompt in prompts],
+        experiment.model, experiment.vae, experiment.tokenizer, [prompt.text for prompt in prompts],
         sampling=cfg, numbers=[prompt.number for prompt in prompts], progress=False)[:, 0]
-    settings = {**sampling_of(cfg), "size": study.size}
+    settings = {**sampling_of(cfg), "size": experiment.size}
     for prompt, picture in zip(prompts, pictures):
         save_png(Image.fromarray(picture), folder / prompt.file,
                  reports=prompt.text, number=prompt.number, **settings)

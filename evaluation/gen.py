@@ -19,7 +19,7 @@ from common import processes
 from common.cli import InputError, override
 from common.images import captioned, save_png
 from evaluation import features, radgraph_biovil, scoring, tables
-from evaluation.drawing import Study, draw, prompts_of
+from evaluation.drawing import Experiment, draw, prompts_of
 from evaluation.settings import FeatureNetwork, ReportNetworks, Sweep
 from evaluation.text_metrics import alignment_mean
 from mimic.annotations import FINDINGS
@@ -76,10 +76,10 @@ def main(argv):
     refuse_what_cannot_end(cfg, len(ids), encoder, labeller)
 
     # the hours: draw, read again, extract features
-    study = Study(process, model, vae, tokenizer, size, prompts, encoder, labeller)
-    drawn = draw(cfg, out, ids, study)
-    real = real_features(cfg, images, ids, study) if encoder else None
-    points, failures = draw_sweep(cfg, ids, study, real)
+    experiment = Experiment(process, model, vae, tokenizer, size, prompts, encoder, labeller)
+    drawn = draw(cfg, out, ids, experiment)
+    real = real_features(cfg, images, ids, experiment) if encoder else None
+    points, failures = draw_sweep(cfg, ids, experiment, real)
     if not process.master:
         return 0
     failures |= drawn.failures
@@ -97,7 +97,7 @@ def main(argv):
     elif alignment:
         scores["alignment"] = alignment
     if labeller:
-        scores["cycle"] = cycle_score(study, drawn, cfg.bootstrap)
+        scores["cycle"] = cycle_score(experiment, drawn, cfg.bootstrap)
     if points:
         scores["sweep"] = points
 
@@ -139,7 +139,7 @@ def refuse_what_cannot_end(cfg, reports, encoder, labeller):
 
 # ---- real images, and the sweep ----
 
-def real_features(cfg, images, ids, study):
+def real_features(cfg, images, ids, experiment):
     """Features of the real images with these ids: of a feature file, a folder, or the data set.
 
     images: the packed data set. InputError if an image is not there; one that is there and cannot
@@ -147,17 +147,17 @@ def real_features(cfg, images, ids, study):
     """
     if cfg.real.endswith(".safetensors"):
         real = features.load(cfg.real)
-        if real.encoder != study.encoder.name:
+        if real.encoder != experiment.encoder.name:
             raise InputError(f"{cfg.real} was made by '{real.encoder}', this run uses "
-                             f"'{study.encoder.name}'; extract both with one.")
+                             f"'{experiment.encoder.name}'; extract both with one.")
         refuse_missing(cfg.real, ids, {*real.ids, *real.failures})
         wanted = set(ids)
         real.failures = {name: why for name, why in real.failures.items() if name in wanted}
         return real
     source = features.open_images(cfg.real) if cfg.real else images
     refuse_missing(cfg.real if cfg.real else images.source, ids, set(source.ids))
-    return features.reused(Path(cfg.out) / "real.safetensors", study.encoder, source,
-                           study.process, cfg.batch, ids)
+    return features.reused(Path(cfg.out) / "real.safetensors", experiment.encoder, source,
+                           experiment.process, cfg.batch, ids)
 
 
 def refuse_missing(place, ids, available):
@@ -168,22 +168,22 @@ def refuse_missing(place, ids, available):
                          f"{missing[0]}.")
 
 
-def draw_sweep(cfg, ids, study, real):
+def draw_sweep(cfg, ids, experiment, real):
     """Draw and score every point of --sweep -> (a row for each, on the first process; failures)."""
     rows, failures = [], {}
     for point in cfg.points():
         name = f"steps{point.steps}-cfg{point.cfg:g}"
-        drawn = draw(point, Path(cfg.out) / "sweep" / name, ids[:cfg.sweep_num], study)
+        drawn = draw(point, Path(cfg.out) / "sweep" / name, ids[:cfg.sweep_num], experiment)
         failures |= {f"{name}/{failed}": why for failed, why in drawn.failures.items()}
-        if not study.process.master:
+        if not experiment.process.master:
             continue
         row = {"steps": point.steps, "cfg": point.cfg}
         if real is not None:
-            _, a, b = on_both_sides(real, drawn.features)
-            values = scoring.images(a, b, replicates=cfg.bootstrap)["1"]
+            _, x_real, x_drawn = on_both_sides(real, drawn.features)
+            values = scoring.images(x_real, x_drawn, replicates=cfg.bootstrap)["1"]
             row |= {"fd": values["fd"], "kd": values["kd"]}
-        if study.labeller:
-            values = cycle_score(study, drawn, cfg.bootstrap)
+        if experiment.labeller:
+            values = cycle_score(experiment, drawn, cfg.bootstrap)
             key = "micro" if "micro" in values else "uncertain_as_negative_micro_f1"
             row["cycle_F1"] = values[key]
         rows.append(row)
@@ -200,24 +200,24 @@ def on_both_sides(real, drawn):
 
 def image_scores(cfg, images, prompts, real, drawn):
     """Tables 3 and 4 -> ({"generation", "findings"}, what to mind about them)."""
-    ids, a, b = on_both_sides(real, drawn.features)
+    ids, x_real, x_drawn = on_both_sides(real, drawn.features)
     rows = [{"caption": prompts[name].text, "labels": labels_by_name(images.rows[name]["labels"])}
             for name in ids]
     labelled = {finding for row in rows for finding in row["labels"]}
     names = [finding for finding in FINDINGS if finding in labelled]
     if not names:                       # phantoms have findings of their own
         names = sorted(labelled)
-    by_finding = scoring.by_finding(rows, a, b, names, cfg.bootstrap)
+    by_finding = scoring.by_finding(rows, x_real, x_drawn, names, cfg.bootstrap)
 
     warnings = tables.other_features(real.encoder)
     warnings += [f"FD of {name} is left out: fewer than two images."
                  for name in names if name not in by_finding]
     few = [f"{name} ({row['n_real']})" for name, row in by_finding.items() if row["few"]]
     if few:
-        least = max(scoring.FEW, a.shape[1])
+        least = max(scoring.FEW, x_real.shape[1])
         warnings.append(f"FD of {', '.join(few)} is over fewer than {least} images each: mostly "
                         "the bias of a small sample.")
-    all_images = scoring.images(a, b, cfg.shards, replicates=cfg.bootstrap)
+    all_images = scoring.images(x_real, x_drawn, cfg.shards, replicates=cfg.bootstrap)
     return {"generation": all_images, "findings": by_finding}, warnings
 
 
@@ -242,11 +242,11 @@ def alignment_score(cfg, prompts, drawn):
     return number, []
 
 
-def cycle_score(study, drawn, replicates):
+def cycle_score(experiment, drawn, replicates):
     """F1 of the labels of the reports read off the images against those of the reports drawn."""
-    references = [study.prompts[name].text for name in drawn.reports]
+    references = [experiment.prompts[name].text for name in drawn.reports]
     predictions = list(drawn.reports.values())
-    scores, _ = scoring.label_f1(study.labeller, predictions, references, 10 * replicates)
+    scores, _ = scoring.label_f1(experiment.labeller, predictions, references, 10 * replicates)
     return scores
 
 
