@@ -206,7 +206,7 @@ MORE = {
     "evaluation/text_metrics.py": {"nltk", "rouge_score"},
     "evaluation/scoring.py": {"nltk"},
     "bench/metrics.py": {"torchmetrics", "prdc"},
-    "bench/table5.py": {"matplotlib"},
+    "bench/replication.py": {"matplotlib"},
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 pytest.skip("Table 5 moves to bench/table5.py", allow_module_level=True)
 import torch
 
-from bench import table5 as findings
+from bench import replication as findings
 import train_gen
 from common.processes import InputError
 from helpers import ROOT, close

@@ -1,6 +1,6 @@
 """The paper's two findings about training, made again small: Table 5, and REPA in stage 2. On the phantom, after demo.sh.
 
-    bash demo.sh && python -m bench.table5        # hours on two cores; started again, it goes on where it was
+    bash demo.sh && python -m bench.replication        # hours on two cores; started again, it goes on where it was
 
 (a) From the same stage-2 weights, 300 steps of each of Table 5's rows. (b) Stage 2 from stage 1, with and without REPA.
 Each with several seeds, which choose the samples and their noise (and REPA's projector). Scores are those of
