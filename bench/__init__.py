@@ -7,5 +7,6 @@
     gpu          micro-steps at real sizes on one GPU
     mimic        what prepare_mimic.py costs, on generated data
     metrics      the metrics of images beside the packages that the official code calls
-    table5       Table 5 and REPA on the phantom, with the joint loop of Table 5
+    table5       Table 5's rows: reading and drawing trained together, a loop of its own
+    replication  the paper's two findings about training, made again small on the phantom
 """

@@ -86,7 +86,7 @@ def spoil(step):
 def main(script, words):
     environ = os.environ
     rank = int(environ.get("RANK", 0))
-    sys.path.insert(0, str(Path(script).parent))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))        # for scripts in rooms, too
     restarted = int(environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     to_be_killed = rank == int(environ.get("KILL_RANK", 0)) and not restarted
     if "KILL" in environ and to_be_killed:
