@@ -1,80 +1,105 @@
-"""The paper's two findings about training, made again small: Table 5, and REPA in stage 2. On the phantom, after demo.sh.
+"""The paper's two findings about training, made again small: Table 5, and REPA in stage 2.
 
-    bash demo.sh && python -m bench.replication        # hours on two cores; started again, it goes on where it was
+    bash demo.sh && python -m bench.replication     # hours on two cores; started again, it goes on
 
-(a) From the same stage-2 weights, 300 steps of each of Table 5's rows. (b) Stage 2 from stage 1, with and without REPA.
-Each with several seeds, which choose the samples and their noise (and REPA's projector). Scores are those of
-evaluate.py phantom at 64 px, on phantoms that no run has seen. Toys, not radiographs; nothing here is for clinical use.
+(a) From the same stage-2 weights, 300 steps of each of Table 5's rows (bench/table5.py).
+(b) Stage 2 from stage 1, with REPA and without.
+
+Each with several seeds, which choose the samples and their noise, and REPA's projector. Scores are
+those of `python evaluate.py phantom` at 64 px, on phantoms that no run has seen. Toys, not
+radiographs; nothing here is for clinical use.
 """
-import json
 import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.table5 import ROWS
+from common.cli import InputError, cli, override
+from common.files import read_json, replacing
+from training import curves
 from weights import checkpoint
-from common import processes as common
-from common.processes import InputError
+
+ROOT = Path(__file__).parents[1]
+REPA = ("0.5", "0")                 # weights of its loss: with, without
 
 
 @dataclass
-class FindingsConfig:
+class ReplicationConfig:
     out: str = "out/phantom"        # where demo.sh left und, vae and gen64, and where the runs go
     seeds: int = 3                  # runs of each kind
-    joint_steps: int = 300          # of each row of Table 5
-    repa_steps: int = 600           # of stage 2 with and without REPA
-    every: int = 150                # steps between the checkpoints of (b) that are scored
+    joint_steps: int = 300          # of a row of Table 5
+    repa_steps: int = 600           # of stage 2
+    every: int = 150                # steps between scores of stage 2
     num: int = 200                  # held-out phantoms of a score
     threads: int = 1                # CPU threads of a run
     jobs: int = 2                   # runs at once
 
 
-ROWS = ("0:1-frozen", "1:1", "1:2", "1:4", "0:1")       # understanding : generation samples, as the presets are called
-REPA = ("0.5", "0")             # its weight
-
-
-def scripts(jobs, at_once):
-    """Run command lines, some at once; the first that fails ends all of it."""
-    waiting, running = list(jobs), []
-    while waiting or running:
-        while waiting and len(running) < at_once:
-            print(" ".join(map(str, waiting[0])), flush=True)
-            script, *words = map(str, waiting.pop(0))
-            line = [sys.executable, Path(__file__).parents[1] / script, *words]
-            running.append(subprocess.Popen(line, stdout=subprocess.DEVNULL))
-        done = running.pop(0)
-        if done.wait():
-            for other in running:
-                other.terminate()
-            raise InputError(f"{' '.join(map(str, done.args[1:]))} ended with {done.returncode}; its message is above.")
-
+# ---- what is run ----
 
 def runs_of(cfg):
-    """-> {(kind, seed): (directory, command line)}."""
-    out, found = Path(cfg.out), {}
+    """-> {(row of Table 5 or weight of REPA, seed): (directory, command line)}."""
+    out = Path(cfg.out)
+    runs = {}
     for seed in range(cfg.seeds):
         same = ["--seed", seed, "--threads", cfg.threads, "--eval-every", 50]
         for row in ROWS:
-            place = out / f"table5-{row}" / str(seed)
-            found[row, seed] = place, ["train_gen.py", "--preset", f"phantom-table5-{row}", "--init", out / "gen64",
-                                       "--out", place, "--steps", cfg.joint_steps, "--save-every", cfg.joint_steps, *same]
+            run = out / f"table5-{row}" / str(seed)
+            runs[row, seed] = run, [
+                "-m", "bench.table5", "--preset", f"phantom-table5-{row}",
+                "--init", out / "gen64", "--out", run,
+                "--steps", cfg.joint_steps, "--save-every", cfg.joint_steps, *same]
         for repa in REPA:
-            place = out / f"repa-{repa}" / str(seed)
-            found[repa, seed] = place, ["train_gen.py", "--preset", "phantom", "--repa", repa, "--init", out / "und",
-                                        "--vae", out / "vae", "--out", place, "--steps", cfg.repa_steps,
-                                        "--save-every", cfg.every, "--keep", cfg.repa_steps // cfg.every, *same]
-    return found
+            run = out / f"repa-{repa}" / str(seed)
+            runs[repa, seed] = run, [
+                ROOT / "train_gen.py", "--preset", "phantom", "--repa", repa,
+                "--init", out / "und", "--vae", out / "vae", "--out", run,
+                "--steps", cfg.repa_steps, "--save-every", cfg.every,
+                "--keep", cfg.repa_steps // cfg.every, *same]
+    return runs
 
 
-def score_file(place):
-    return place.with_name(f"score-{place.name}.json")
+def score_file(directory):
+    """Where the scores of a checkpoint lie: beside it, since a checkpoint is never changed."""
+    return directory.with_name(f"score-{directory.name}.json")
 
 
-def score(cfg, place):
-    """The command line that scores a checkpoint; the file that it writes lies beside the checkpoint."""
-    return ["evaluate.py", "phantom", "--size", 64, "--checkpoint", place, "--num", cfg.num, "--bootstrap", 0,
-            "--out", score_file(place).with_suffix("")]
+def score_line(cfg, directory):
+    """The command line that scores a checkpoint."""
+    return [ROOT / "evaluate.py", "phantom", "--size", 64, "--checkpoint", directory,
+            "--num", cfg.num, "--bootstrap", 0, "--out", score_file(directory).with_suffix("")]
+
+
+def execute(lines, at_once):
+    """Run Python with these command lines, some at once. The first that fails ends all of it."""
+    waiting, running = list(lines), []
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            words = [str(word) for word in waiting.pop(0)]
+            print("python", *words, flush=True)
+            running.append(subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL))
+        oldest = running.pop(0)
+        if oldest.wait():
+            for other in running:
+                other.terminate()
+            raise InputError(f"{' '.join(oldest.args[1:])} ended with {oldest.returncode}; its "
+                             "message is above.")
+
+
+# ---- what came out ----
+
+def f1_of(directory):
+    """Micro-F1 of a checkpoint: of written reports, of reports read back from drawn pictures."""
+    scores = read_json(score_file(directory))["scores"]
+    return scores["report"]["micro"], scores["cycle"]["micro"]
+
+
+def error_of(run, step):
+    """The validation error of a run at a step."""
+    steps, errors = curves.read(run)["val_mse"]
+    return float(errors[steps.tolist().index(step)])
 
 
 def deviation(numbers):
@@ -82,75 +107,101 @@ def deviation(numbers):
 
 
 def spread(numbers):
+    """Mean and standard deviation over seeds, for a table."""
     return f"{statistics.mean(numbers):.3f} ± {deviation(numbers):.3f}"
 
 
-def scores(place):
-    found = json.loads(score_file(place).read_text())["scores"]
-    return found["report"]["micro"], found["cycle"]["micro"]
+def show_table5(cfg, runs, start):
+    """Print table (a) -> {row: (report F1s, cycle F1s)}."""
+    print(f"\n(a) Table 5, {cfg.joint_steps} steps each, {cfg.seeds} seeds\n")
+    print("| understanding : generation | report F1 | cycle F1 | validation error |")
+    print("|---|---|---|---|")
+    report, cycle = f1_of(start)
+    print(f"| before | {report:.3f} | {cycle:.3f} | |")
+    table = {}
+    for row in ROWS:
+        directories = [runs[row, seed][0] for seed in range(cfg.seeds)]
+        f1 = [f1_of(run / f"{cfg.joint_steps:08d}") for run in directories]
+        reports, cycles = zip(*f1)
+        errors = [error_of(run, cfg.joint_steps) for run in directories]
+        table[row] = reports, cycles
+        print(f"| {row} | {spread(reports)} | {spread(cycles)} | {spread(errors)} |")
+    return table
 
 
-def losses(run):
-    """{step: validation error} of a run."""
-    rows = map(json.loads, (run / "log.jsonl").read_text().splitlines())
-    return {row["step"]: row["val_mse"] for row in rows if "val_mse" in row}
+def show_repa(cfg, runs, marks):
+    """Print table (b) -> {(weight of REPA, step): cycle F1s}."""
+    print(f"\n(b) stage 2, {cfg.seeds} seeds\n")
+    print("| steps | error, REPA | error, without | cycle F1, REPA | cycle F1, without |")
+    print("|---|---|---|---|---|")
+    table = {}
+    for step in marks:
+        errors = []
+        for repa in REPA:
+            directories = [runs[repa, seed][0] for seed in range(cfg.seeds)]
+            errors.append([error_of(run, step) for run in directories])
+            table[repa, step] = [f1_of(run / f"{step:08d}")[1] for run in directories]
+        cells = [*errors, *(table[repa, step] for repa in REPA)]
+        print(f"| {step} | {' | '.join(map(spread, cells))} |")
+    return table
 
 
-def plot(Figure, path, before, joint, repa):
-    """joint {row: (report F1s, cycle F1s)}, repa {(weight, step): (errors, cycle F1s)}; bars and whiskers over seeds."""
-    middle, width = ((lambda rows, f=f: [f(row) for row in rows]) for f in (statistics.mean, deviation))
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
+def plot(figure, start, joint, repa, marks):
+    """Bars and whiskers over seeds. start: report and cycle F1 before; the rest as shown above."""
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    for n, what in enumerate(("report F1", "cycle F1")):
-        values = [found[n] for found in joint.values()]
-        left.bar([k + 0.4 * n - 0.2 for k in range(len(values))], middle(values), 0.38, yerr=width(values), label=what)
-        left.axhline(before[n], color=f"C{n}", linewidth=0.8, linestyle=":")
-    left.set_xticks(range(len(joint)), joint), left.legend(loc="lower right", fontsize=8)
+    for n, name in enumerate(("report F1", "cycle F1")):
+        values = [f1[n] for f1 in joint.values()]
+        places = [k + 0.4 * n - 0.2 for k in range(len(values))]
+        left.bar(places, list(map(statistics.mean, values)), 0.38,
+                 yerr=list(map(deviation, values)), label=name)
+        left.axhline(start[n], color=f"C{n}", linewidth=0.8, linestyle=":")
+    left.set_xticks(range(len(joint)), joint)
+    left.legend(loc="lower right", fontsize=8)
     left.set_title("(a) from stage 2 by each row of Table 5 (dotted: before)", fontsize=9)
+
     for weight, name in zip(REPA, ("with REPA", "without")):
-        steps = [step for w, step in repa if w == weight]
-        cycles = [repa[weight, step][1] for step in steps]
-        right.errorbar(steps, middle(cycles), width(cycles), marker="o", capsize=3, label=name)
-    right.set_title("(b) stage 2: cycle F1 against steps", fontsize=9), right.legend(fontsize=8)
-    figure.savefig(path, dpi=90)
+        cycles = [repa[weight, step] for step in marks]
+        right.errorbar(list(marks), list(map(statistics.mean, cycles)),
+                       list(map(deviation, cycles)), marker="o", capsize=3, label=name)
+    right.set_title("(b) stage 2: cycle F1 against steps", fontsize=9)
+    right.legend(fontsize=8)
 
 
 def main(argv):
-    cfg = common.override(FindingsConfig(), argv, __doc__)
+    cfg = override(ReplicationConfig(), argv, __doc__)
     try:                                        # now, not after the hours
         from matplotlib.figure import Figure
     except ImportError:
-        raise InputError("the plot needs matplotlib: pip install -r requirements-eval.txt.") from None
+        raise InputError(
+            "the plot needs matplotlib: pip install -r requirements-eval.txt.") from None
     for name in ("gen64", "und", "vae"):
         if not (Path(cfg.out) / name).exists():
             raise InputError(f"there is no {cfg.out}/{name}; demo.sh makes it.")
+
+    # train; runs that are complete end at once
     runs = runs_of(cfg)
-    scripts([line for _, line in runs.values()], cfg.jobs)
+    execute([line for _, line in runs.values()], cfg.jobs)
+
+    # score what has no score yet
     start = checkpoint.newest(Path(cfg.out) / "gen64")
     marks = range(cfg.every, cfg.repa_steps + 1, cfg.every)
-    at = lambda kind, seed, step: runs[kind, seed][0] / f"{step:08d}"
-    wanted = {start, *(at(kind, seed, step) for kind, seed in runs for step in (marks if kind in REPA else [cfg.joint_steps]))}
-    scripts([score(cfg, place) for place in sorted(wanted) if not score_file(place).exists()], cfg.jobs)
+    to_score = {start}
+    for (kind, _), (run, _) in runs.items():
+        for step in marks if kind in REPA else [cfg.joint_steps]:
+            to_score.add(run / f"{step:08d}")
+    missing = [directory for directory in sorted(to_score) if not score_file(directory).exists()]
+    execute([score_line(cfg, directory) for directory in missing], cfg.jobs)
 
-    print(f"\n(a) Table 5, {cfg.joint_steps} steps each, {cfg.seeds} seeds\n")
-    print("| understanding : generation | report F1 | cycle F1 | validation error |\n|---|---|---|---|")
-    print(f"| before | {scores(start)[0]:.3f} | {scores(start)[1]:.3f} | |")
-    joint, drawn = {}, {}
-    for row in ROWS:
-        report, cycle = zip(*(scores(at(row, seed, cfg.joint_steps)) for seed in range(cfg.seeds)))
-        error = [losses(runs[row, seed][0])[cfg.joint_steps] for seed in range(cfg.seeds)]
-        joint[row] = report, cycle
-        print(f"| {row} | {spread(report)} | {spread(cycle)} | {spread(error)} |")
-    print(f"\n(b) stage 2, {cfg.seeds} seeds\n")
-    print("| steps | error, REPA | error, without | cycle F1, REPA | cycle F1, without |\n|---|---|---|---|---|")
-    for step in marks:
-        cells = [[losses(runs[repa, seed][0])[step] for seed in range(cfg.seeds)] for repa in REPA]
-        cells += [[scores(at(repa, seed, step))[1] for seed in range(cfg.seeds)] for repa in REPA]
-        print(f"| {step} | " + " | ".join(map(spread, cells)) + " |")
-        drawn.update({(repa, step): (cells[n], cells[n + 2]) for n, repa in enumerate(REPA)})
-    plot(Figure, Path(cfg.out) / "findings.png", scores(start), joint, drawn)
-    print(f"\nplotted in {cfg.out}/findings.png")
+    # show
+    joint = show_table5(cfg, runs, start)
+    repa = show_repa(cfg, runs, marks)
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    plot(figure, f1_of(start), joint, repa, marks)
+    picture = Path(cfg.out) / "replication.png"
+    with replacing(picture) as temporary:
+        figure.savefig(temporary, format="png", dpi=90)
+    print(f"\nplotted in {picture}")
 
 
 if __name__ == "__main__":
-    common.cli(main)
+    cli(main)
