@@ -1,97 +1,171 @@
-"""What one GPU does, for docs/results.md: not a test, it wants a GPU of 80 GB and some minutes.
+"""What one GPU does: seconds, share of its peak and memory of each stage's micro-step.
 
-    python -m bench.gpu         # seconds, share of the peak and memory of each stage's micro-step at real sizes
+    python -m bench.gpu         # wants a GPU of 80 GB and some minutes
 
-Random weights and texts of 256 tokens (stage 1: 32 + 256), the VAE and RAD-DINO within the step, one process, nothing sharded.
+Real sizes, random weights, texts of 256 tokens (stage 1: 32 + 256). The VAE and RAD-DINO at 518
+pixels are within the step. One process, nothing sharded. docs/results.md has what an H100 gave.
 """
-import sys
 import time
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import processes as common  # noqa: E402
-from training import cost  # noqa: E402
-from training import optim  # noqa: E402
-from training.batches import Batch  # noqa: E402
-from model import UniX, UniXConfig  # noqa: E402
-from repa import Projector  # noqa: E402
-from train_gen import GenStep, TrainConfig  # noqa: E402
-from train_und import UndStep  # noqa: E402
-from vae import VAE, VAEConfig  # noqa: E402
-from vision import RAD_DINO, ViT  # noqa: E402
+from common.cli import InputError, cli, override
+from common.processes import autocast
+from model import UniX, UniXConfig
+from repa import Projector
+from train_gen import GenStep, TrainConfig
+from train_und import UndStep
+from training import cost, optim
+from training.batches import Batch
+from vae import VAE, VAEConfig
+from vision import RAD_DINO, ViT
 
-TEXT = 256
-CASES = [(1, 8, 0, True, False), (2, 8, 16, False, False), (2, 32, 16, False, False), (3, 4, 32, False, False),
-         (2, 8, 16, False, True)]       # stage, images, rows of latents, recompute, compile
+PROMPT, REPORT = 32, 256        # tokens
+INNER = 2048                    # of REPA's projector
 
 
-def module_of(stage, recompute):
-    model = UniX(UniXConfig(generation=stage > 1))
-    model.recompute = recompute
-    if stage == 1:
-        return model, UndStep(model).train()
-    model.freeze("u")
+@dataclass
+class GPUConfig:
+    repeats: int = 8            # micro-steps that are timed together
+    compile: bool = False       # measure stage 2 compiled as well, which takes minutes to begin
+
+
+@dataclass
+class Case:
+    """One micro-step."""
+    stage: int
+    images: int
+    grid: int = 0               # rows of the latents, of 16 pixels each; 0 in stage 1
+    recompute: bool = False
+    compile: bool = False
+
+    def __str__(self):
+        words = [f"stage {self.stage}", f"{self.images} images"]
+        if self.recompute:
+            words.append("recompute")
+        if self.compile:
+            words.append("compiled")
+        return ", ".join(words)
+
+
+CASES = [Case(1, 8, recompute=True), Case(2, 8, 16), Case(2, 32, 16), Case(3, 4, 32)]
+
+
+def module_of(case):
+    """The step module of a stage with random weights, its UniX."""
+    unix = UniX(UniXConfig(generation=case.stage > 1))
+    unix.recompute = case.recompute
+    if case.stage == 1:
+        return UndStep(unix).train(), unix
+    unix.freeze("u")
     vae = VAE(VAEConfig()).to(memory_format=torch.channels_last)
-    parts = (ViT(RAD_DINO), Projector(model.cfg.n_embd, 2048, RAD_DINO.n_embd)) if stage == 2 else (None, None)
-    return model, GenStep(model, vae, *parts, TrainConfig()).train()
+    encoder = projector = None
+    if case.stage == 2:
+        encoder = ViT(RAD_DINO)
+        projector = Projector(unix.cfg.n_embd, INNER, RAD_DINO.n_embd)
+    return GenStep(unix, vae, encoder, projector, TrainConfig()).train(), unix
 
 
-def batch_of(stage, B, grid):
-    T, size = (32 + TEXT, 384) if stage == 1 else (TEXT, 16 * grid)
-    ids = torch.randint(4, 100_000, (B, T))
-    same = dict(index=torch.arange(B), images=torch.zeros(B, 1, size, size, dtype=torch.uint8), ids=ids,
-                valid=torch.ones(B, T, dtype=torch.bool))
-    if stage == 1:
-        labels = ids.roll(-1, 1)
-        labels[:, :32] = -100
-        return Batch(**same, labels=labels)
-    noise, posterior = torch.randn(2, B, 16, grid, grid)
-    return Batch(**same, normal=torch.randn(B), noise=noise, posterior=posterior, dropped=torch.zeros(B, dtype=torch.bool))
+def batch_of(case):
+    """Black images, random texts."""
+    B = case.images
+    T, size = (PROMPT + REPORT, 384) if case.stage == 1 else (REPORT, 16 * case.grid)
+    batch = Batch(
+        index=torch.arange(B),
+        images=torch.zeros(B, 1, size, size, dtype=torch.uint8),
+        ids=torch.randint(4, 100_000, (B, T)),
+        valid=torch.ones(B, T, dtype=torch.bool),
+    )
+    if case.stage == 1:
+        batch.labels = batch.ids.roll(-1, 1)
+        batch.labels[:, :PROMPT] = -100
+    else:
+        batch.normal = torch.randn(B)
+        batch.noise, batch.posterior = torch.randn(2, B, 16, case.grid, case.grid)
+        batch.dropped = torch.zeros(B, dtype=torch.bool)
+    return batch
 
 
-def measure(stage, B, grid, recompute, compiled):
-    torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
-    with torch.device("cuda"):
-        (model, module), batch = module_of(stage, recompute), batch_of(stage, B, grid)
-    optimizers, ema = optim.optimizers(module, TrainConfig(batch_size=B, micro_batch=B)), optim.EMA(model, 0.999)
-    step = cost.Step("u", und=B, text=32 + TEXT, answer=TEXT) if stage == 1 else cost.Step(
-        "g", gen=B, report=TEXT, size=16 * grid, latents=grid ** 2, vae=VAEConfig(),
-        projector=2048 if stage == 2 else 0, encoder=RAD_DINO if stage == 2 else None)
-    step.recompute = recompute
-    if compiled:
+def cost_of(case):
+    """What training/cost.py is asked about it."""
+    if case.stage == 1:
+        return cost.Step("u", und=case.images, text=PROMPT + REPORT, answer=REPORT,
+                         recompute=case.recompute)
+    step = cost.Step("g", gen=case.images, report=REPORT, size=16 * case.grid,
+                     latents=case.grid ** 2, vae=VAEConfig(), recompute=case.recompute)
+    if case.stage == 2:
+        step.projector, step.encoder = INNER, RAD_DINO
+    return step
+
+
+def measure(case, repeats):
+    """Print what a micro-step takes: timed going forward and backward, its memory with updates."""
+    device = torch.device("cuda")
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    with device:
+        module, unix = module_of(case)
+        batch = batch_of(case)
+    cfg = TrainConfig(batch_size=case.images, micro_batch=case.images)
+    optimizers = optim.optimizers(module, cfg)
+    average = optim.EMA(unix, 0.999)
+    if case.compile:
         module.compile()
 
     def micro_step():
-        with common.autocast(torch.device("cuda"), "bfloat16"):
-            out = module(batch)
-        (out[0] / B / TEXT if stage == 1 else (out[0] + 0.5 * out[1]).mean()).backward()
+        with autocast(device, "bfloat16"):
+            output = module(batch)
+        if case.stage == 1:
+            loss = output / case.images / REPORT
+        else:
+            mse, align = output
+            loss = (mse + 0.5 * align).mean()
+        loss.backward()
 
     def update():
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optim.step_all(optimizers, 1e-5)
-        ema.update()
+        average.update()
 
     for _ in range(3):
         micro_step()
-    update(), micro_step(), torch.cuda.synchronize()
+    update()
+    micro_step()
+    torch.cuda.synchronize()
     began = time.perf_counter()
-    for _ in range(8):
+    for _ in range(repeats):
         micro_step()
     torch.cuda.synchronize()
-    seconds = (time.perf_counter() - began) / 8
-    update(), micro_step(), update(), torch.cuda.synchronize()
-    peak = cost.peak_flops(torch.device("cuda"))
-    share = f"{cost.model_flops(model.cfg, step) / seconds / peak:.2f} of the peak" if peak else "of a GPU without a known peak"
-    print(f"stage {stage}, {B} images, recompute {recompute}, compiled {compiled}: {1e3 * seconds:.0f} ms, {B / seconds:.1f} images/s, "
-          f"{share}, {torch.cuda.max_memory_allocated() / 1e9:.1f} GB, estimated {cost.memory(model.cfg, step)['total'] / 1e9:.1f}",
-          flush=True)
+    seconds = (time.perf_counter() - began) / repeats
+    update()
+    micro_step()
+    update()
+    torch.cuda.synchronize()
+
+    step = cost_of(case)
+    share = "of a GPU without a known peak"
+    peak = cost.peak_flops(device)
+    if peak:
+        share = f"{cost.model_flops(unix.cfg, step) / seconds / peak:.2f} of the peak"
+    allocated = torch.cuda.max_memory_allocated() / 1e9
+    parts = cost.memory(unix.cfg, step)
+    estimate = (parts["total"] - parts["libraries"]) / 1e9
+    print(f"{case}: {1e3 * seconds:.0f} ms, {case.images / seconds:.1f} images/s, {share}, "
+          f"{allocated:.1f} GB allocated, {estimate:.1f} estimated", flush=True)
+
+
+def main(argv):
+    cfg = override(GPUConfig(), argv, __doc__)
+    if not torch.cuda.is_available():
+        raise InputError("there is no CUDA device here.")
+    print(torch.__version__, torch.cuda.get_device_name())
+    cases = list(CASES)
+    if cfg.compile:
+        cases.append(Case(2, 8, 16, compile=True))
+    for case in cases:
+        measure(case, cfg.repeats)
 
 
 if __name__ == "__main__":
-    if not torch.cuda.is_available():
-        sys.exit("error: no CUDA device here.")
-    print(torch.__version__, torch.cuda.get_device_name())
-    for case in CASES:
-        measure(*case)
+    cli(main)
