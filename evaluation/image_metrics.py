@@ -94,8 +94,8 @@ def fd(real, fake):
 
 # ---- kernel distance; precision, recall, density and coverage ----
 #
-# Both need the products x.y of all pairs of samples. Those are most of the work, so that both are
-# computed in one pass over them.
+# All of them need the products x.y of all pairs of samples, and these are most of the work. So they
+# are computed once, a block at a time, and every block serves the kernel and the distances.
 
 def row_blocks(n):
     """Slices of at most BLOCK rows that together make up n rows."""
@@ -119,7 +119,11 @@ def squared_distances(products, x_norms, y_norms, rounding):
 
 
 def rounding_error(x_norms, y_norms):
-    """What rounding may leave of the squared distance between equal samples, from their |x|^2."""
+    """What rounding may leave of the squared distance between equal samples, from their |x|^2.
+
+    Float64 rounds at 1e-16 of |x|^2, and the errors of many products add up. Real distances between
+    images are far larger than this.
+    """
     return 2e-12 * float(torch.maximum(x_norms.max(), y_norms.max()))
 
 
@@ -169,9 +173,10 @@ def kd_prdc(real, fake, k=5):
     real_kernel, real_radii = within_set(real, k, rounding)
     fake_kernel, fake_radii = within_set(fake, k, rounding)
 
+    # distances and radii are both squared, which does not change what is nearer
     cross_kernel = 0.0
-    recalled, covered = [], []                              # is a real sample recalled, covered?
-    real_balls = torch.zeros(m, dtype=torch.float64)        # in how many lies a generated sample?
+    recalled, covered = [], []                              # of each real sample: is it?
+    real_balls = torch.zeros(m, dtype=torch.float64)        # real balls around each generated one
     for rows in row_blocks(n):
         products = real[rows] @ fake.T                                      # (rows, m)
         cross_kernel += kernel_sum(products, width)
