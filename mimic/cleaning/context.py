@@ -50,7 +50,7 @@ def cut_clause(sentence, cause):
         # "Discussed with Dr. ___: large pneumothorax." keeps the message
         rest = f"{message}, {rest}" if rest else message
     elif NEGATION.search(gone):
-        return sentence                                 # "..., was discussed, has not resolved"
+        return sentence                 # "The pneumothorax reported by ___ is not seen."
 
     # join the two remains, where they say anything
     head = DANGLING.sub("", head) if facts(head) else ""

@@ -8,7 +8,7 @@ import re
 from mimic.cleaning.sentences import has_words
 from mimic.cleaning.words import (
     CHANGED, CLAUSE_END, COMPARATIVE, EARLIER_STUDY, FINDING, HOW_MUCH, NEGATION, SEVERITY, SIZE,
-    either, facts, pattern)
+    either, pattern)
 
 # ---- of two sizes or degrees the one of today ----
 
@@ -149,7 +149,6 @@ COMMA_BEFORE_CHANGE = pattern(
     r"(?:unchanged|stable|persist\w+|new|improv\w+|worsen\w+|increas\w+|decreas\w+|enlarging|",
     r"resolving) (?!or\b|and\b))")
 INTERVAL = pattern(r"\binterval(?:ly)? (?=\w)")
-STEADY = pattern(r"\b(?:stable|unchanged)\b")
 
 
 def article_for_next_word(match):
@@ -196,7 +195,4 @@ def drop_change_words(clause):
         clause = COMMA_BEFORE_CHANGE.sub("; ", clause)
     left = CHANGE_WORD.sub(article_for_next_word, clause)
     left = INTERVAL.sub("", left)
-
-    if STEADY.search(clause) and not facts(clause):
-        return ""                                           # "stable heart size"
     return left if has_words(left) else ""

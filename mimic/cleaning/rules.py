@@ -23,14 +23,14 @@ from mimic.cleaning.words import MERE_CHANGE, either, facts, pattern
 
 # ---- rules on the whole text ----
 
-# "WET READ: ___ MON 8:10 PM", with or without a version; or the words alone; or a ruled line
+# "WET READ: ___ MON 8:10 PM"; or the words without a time, or a ruled line
 TIMED_STAMP = re.compile(
     r"\b(?:WET|FINAL|PRELIMINARY) READ(?: VERSION #?\d+)?\b:?"
     r"[^.;]{0,60}?\d{1,2}:\d{2}\s?[AP]M\b[.:]?\s*")
 STAMP = re.compile(r"(?:\b(?:WET READ|FINAL REPORT|PRELIMINARY REPORT)\b:?|_{5,})\s*")
 
 # "1. ", "(2) ": at the beginning or after the end of a sentence, and before a word
-LIST_NUMBERS = re.compile(r"(?:(?<=^)|(?<=[.!?;:] ))(?:\(?\d{1,2}[.)] ){1,9}(?=[A-Za-z_(])")
+LIST_NUMBERS = re.compile(r"(?:^|(?<=[.!?;:] ))(?:\(?\d{1,2}[.)] ){1,9}(?=[A-Za-z_(])")
 
 
 def join_lines(text):
@@ -172,6 +172,25 @@ def without_repeats(cleaned):
     return list(first_of.values())
 
 
+def clean_sentence(sentence, rules, affirmed_by, dropped):
+    """What is left of a sentence, or "". Clauses that go are counted in `dropped`.
+
+    `affirmed_by` counts for each finding how many clauses of the report affirm it.
+    """
+    remains = []
+    for clause in clauses(sentence):
+        affirmed_elsewhere = set(affirmed_by - Counter(affirmed(clause)))
+        left, dropped_by = clean_clause(clause, rules, affirmed_elsewhere)
+        if left:
+            remains.append(left.rstrip(" .!?"))
+        elif dropped_by:
+            dropped[dropped_by] += 1
+    if not remains:
+        return ""
+    mark = sentence[-1] if sentence.endswith((".", "!", "?")) else ""
+    return tidy("; ".join(remains) + mark)
+
+
 def clean(text, drop_lateral=False, beside=""):
     """Clean one section of a report -> (text, Counter of the clauses that each rule dropped).
 
@@ -188,24 +207,13 @@ def clean(text, drop_lateral=False, beside=""):
         rules = rules + (LATERAL_RULE,)
 
     # "no new" depends on what other clauses affirm
-    affirmed_by = Counter()                         # finding -> number of clauses that affirm it
+    affirmed_by = Counter()
     if " new " in text:
         affirmed_by = affirmations([text, join_lines(beside)])
 
-    cleaned = []
     dropped = Counter()
-    for sentence in sentences(text):
-        left_of_sentence = []
-        for clause in clauses(sentence):
-            affirmed_elsewhere = set(affirmed_by - Counter(affirmed(clause)))
-            left, dropped_by = clean_clause(clause, rules, affirmed_elsewhere)
-            if left:
-                left_of_sentence.append(left.rstrip(" .!?"))
-            elif dropped_by:
-                dropped[dropped_by] += 1
-        if left_of_sentence:
-            mark = sentence[-1] if sentence.endswith((".", "!", "?")) else ""
-            cleaned.append(tidy("; ".join(left_of_sentence) + mark))
+    cleaned = [clean_sentence(raw, rules, affirmed_by, dropped) for raw in sentences(text)]
+    cleaned = without_repeats(sentence for sentence in cleaned if sentence)
     if not cleaned:
         return None, dropped
-    return " ".join(without_repeats(cleaned)), dropped
+    return " ".join(cleaned), dropped

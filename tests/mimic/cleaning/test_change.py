@@ -58,13 +58,15 @@ Words of change go.
     There is worsening of the left opacity. -> Left opacity.
     New since ___ is a left pneumothorax. -> There is a left pneumothorax.
     Stable, mild cardiomegaly. -> Mild cardiomegaly.
-    Stable to slightly increased left effusion. -> Left effusion.
+    Unchanged to minimally decreased left effusion. -> Left effusion.
     The heart remains moderately enlarged. -> The heart is moderately enlarged.
     Bibasilar opacities remain. -> Bibasilar opacities.
+    Lung volumes remain low. -> Lung volumes are low.
+    Interval central catheter exchange. -> Central catheter exchange.
     Sternotomy wires are again noted. -> Sternotomy wires are noted.
     No pneumothorax, unchanged left effusion. -> No pneumothorax; left effusion.
     There is no left, but an unchanged right effusion. -> There is no left, but a right effusion.
-    Stable heart size. -> nothing
+    Stable appearance of the left upper lobe. -> nothing
 
 A density that is increased is a finding of one film; more fluid is a comparison.
     Increased opacity at the left base. -> same
@@ -75,6 +77,7 @@ What looks like change, or is denied or qualified, stays.
     Improved but not resolved left effusion. -> same
     There is persistent but improved edema. -> same
     No evidence of worsening edema. -> same
+    Interval enlargement of the mass. -> same
     Effusion is unchanged on the left but resolved on the right. -> same
     Compared to the right lung, which is clear, the left lung has edema. -> same
     Scarring from prior radiation in the left upper lobe. -> same

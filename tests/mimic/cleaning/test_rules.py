@@ -29,6 +29,7 @@ TABLE = """
 Stamps, list numbers and repeats go.
     1. 2. Clear lungs. -> Clear lungs.
     1. 5 mm nodule. 2. 1.5 cm mass. -> 5 mm nodule. 1.5 cm mass.
+    FINAL REPORT Clear lungs. -> Clear lungs.
     Fractures of ribs 7 and 8. No effusion. -> same
     No edema. no edema. Clear. -> No edema. Clear.
     Small effusion , on the left . . -> Small effusion, on the left.
@@ -70,6 +71,7 @@ Age, past and the question that is asked go; a finding beside an age stays.
 
 Advice goes, but not where it would take a finding along.
     Right nodule and follow-up radiographs are advised. -> Right nodule.
+    Consider followup radiograph to document resolution. -> nothing
     Left nodule should be followed with CT; no effusion. -> Left nodule; no effusion.
     Recommend CT for left nodule. -> same
 
@@ -167,7 +169,7 @@ def noisy(report, dice):
     return "\n ".join(" ".join(words[start:start + 9]) for start in range(0, len(words), 9))
 
 
-@pytest.mark.parametrize("number", [60, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [60, pytest.param(1000, marks=pytest.mark.slow)])
 def test_facts_survive_the_noise_around_them(number):
     """A phantom's report has its facts, no noise is left, and cleaning twice is once."""
     for seed in range(number):
@@ -193,4 +195,4 @@ def test_contrived_texts_take_no_time(unit, length):
     start = time.process_time()
     clean(text)
     guard(text, text)
-    assert time.process_time() - start < 2          # half a second for 20,000 characters here
+    assert time.process_time() - start < 4          # half a second for 20,000 characters
