@@ -20,10 +20,11 @@ def janus_port(tmp_path_factory):
     config = transformers.JanusConfig(
         text_config=dict(
             model_type="llama", hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=4, vocab_size=100_600, rms_norm_eps=1e-6,
+            num_attention_heads=4, num_key_value_heads=4, vocab_size=100_600, rms_norm_eps=1e-3,
             tie_word_embeddings=False),
         vision_config=dict(
-            **TOWER, projection_dim=32, mlp_ratio=4.0, num_image_tokens=16, depth=2),
+            **TOWER, projection_dim=32, mlp_ratio=4.0, num_image_tokens=16, depth=2,
+            layer_norm_eps=1e-3),
         vq_config=dict(
             embed_dim=8, num_embeddings=32, base_channels=32, channel_multiplier=[1, 1],
             num_res_blocks=1, projection_dim=32, latent_channels=8, image_token_embed_dim=32,
