@@ -3,7 +3,6 @@ import errno
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
@@ -16,25 +15,14 @@ from helpers import ROOT
 from weights import checkpoint
 
 
-@dataclass
-class Settings:
-    lr: float = 1e-3
-    steps: int = 10
-    out: str = ""
-    overwrite: bool = False
-    interval: tuple = (0.4, 1.0)
-    workers: int = 0
-
-
-def write(run, step, value=0.0, settings=Settings(), **options):
+def write(run, step, value=0.0, **options):
     """A small checkpoint whose tensor "a" holds a value -> its directory."""
     tensors = {
         "model": {"a": torch.full((3,), value), "b": torch.ones(2, 4).T},
         "ema": {"a": torch.zeros(3)},
     }
-    config = {"format": "open-unix", "settings": asdict(settings)}
-    checkpoint.save(run, step, config=config, tensors=tensors, tokenizer='{"é": 1}',
-                    state={"n": torch.arange(3)}, **options)
+    checkpoint.save(run, step, config={"format": "open-unix"}, tensors=tensors,
+                    tokenizer='{"é": 1}', state={"n": torch.arange(3)}, **options)
     return run / f"{step:08d}"
 
 

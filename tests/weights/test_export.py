@@ -68,10 +68,14 @@ def test_a_model_that_began_as_janus_comes_back_as_it_was(tmp_path, capsys):
 def test_what_came_with_a_release_survives_a_checkpoint_of_ours(tmp_path, capsys):
     """Release -> checkpoint of ours -> release: the same bytes, the dropped tensors included."""
     model, tokenizer = a_unix()
-    head = unused_from_nothing(model.cfg)
-    model.unused = {name: torch.randn(tensor.shape) for name, tensor in head.items()
+    pooling_head = {name: torch.randn(tensor.shape)
+                    for name, tensor in unused_from_nothing(model.cfg).items()
                     if "attn_pool" in name}
+    model.unused = pooling_head
     export_release(model, None, tokenizer, tmp_path / "before")
+    written = load_file(tmp_path / "before" / "model.safetensors")
+    assert all(torch.equal(written[name], pooling_head[name]) for name in pooling_head)
+
     model, _, tokenizer = weights.load(tmp_path / "before")
     checkpoint.save(tmp_path / "run", 3, config=weights.describe(model), tokenizer=tokenizer.json,
                     tensors={"model": weights.model_tensors(model)})
