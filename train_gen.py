@@ -46,7 +46,7 @@ class TrainConfig(RunConfig):
     repa: float = 0.5                   # weight of the alignment loss; 0 turns it off
     repa_inner: int = 2048              # width of its projector
     repa_encoder: str = "pretrained/rad-dino"   # whom to align with; "": the vision tower
-    repa_size: int = 0                  # pixels that it gets; 0: what it was trained on; 224 is cheap
+    repa_encoder: str = "pretrained/rad-dino"   # whom to align with; "": the vision tower
     text_dropout: float = 0.1           # share of samples without text
     shift: float = 1.0                  # of the training times
     # optimizer (Table 1, stage 2)
@@ -208,10 +208,7 @@ def validate(run, module, val, n=256, bins=5):
     ...: near 0 fine detail is learnt, near 1 the layout.
     """
     total = torch.zeros(2, bins, dtype=torch.float64, device=run.device)    # errors, how many
-    mine = range(run.rank, min(n, len(val.data)), run.world)
-    for start in range(0, len(mine), run.cfg.micro_batch):
-        indices = mine[start:start + run.cfg.micro_batch]
-        batch = Samples.collate([val[(-1, i)] for i in indices]).to(run.device)
+    for batch in run.validation_batches(val, n):
         with run.autocast():
             error = module(batch)[0].double()
         t = flow.sample_t(batch.normal, run.cfg.shift)

@@ -121,10 +121,7 @@ def samples(cfg, model, tokenizer, split):
 def validate(run, module, val, n=256):
     """Mean cross-entropy per report token on the first n validation images, over all processes."""
     total = torch.zeros(2, dtype=torch.float64, device=run.device)      # cross-entropy, tokens
-    mine = range(run.rank, min(n, len(val.data)), run.world)
-    for start in range(0, len(mine), run.cfg.micro_batch):
-        indices = mine[start:start + run.cfg.micro_batch]
-        batch = Samples.collate([val[(-1, i)] for i in indices]).to(run.device)
+    for batch in run.validation_batches(val, n):
         with run.autocast():
             loss = module(batch)
         total += torch.stack([loss, batch.tokens]).double()

@@ -59,6 +59,17 @@ def write_jsonl(path, rows):
     write_text(path, json_lines(rows))
 
 
+def cut_torn_line(path):
+    """Take half a line off the end of a file that grows line by line, so that it can grow on.
+
+    A kill may have come while the line was written.
+    """
+    content = Path(path).read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+
+
 def flush(path):
     """Wait until a file, or the names in a directory, are on the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)

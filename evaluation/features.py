@@ -30,7 +30,8 @@ from common.cli import InputError
 from common.files import replacing
 from common.images import IMAGES, read_image
 from common.packed import Packed
-from evaluation.worklist import chunks, gather
+from common.processes import gather
+from evaluation.worklist import chunks, meet
 from vision import normalize, preprocess
 
 FORMAT = "open-unix features 1"
@@ -210,6 +211,7 @@ def extract(encoder, images, process, batch=32, ids=None):
         if pictures:
             vectors.update(zip(pictures, encoder(torch.stack(list(pictures.values())))))
 
+    meet()                              # the slowest may take longer than gather waits
     for their_vectors, their_failures in gather((vectors, failures)):
         vectors.update(their_vectors)
         failures.update(their_failures)

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from common.cli import InputError, differences
-from common.files import json_lines, read_json, read_jsonl, write_bytes, write_json, write_jsonl
+from common.files import cut_torn_line, json_lines, read_json, read_jsonl, write_json, write_jsonl
 
 
 # ---- processes that wait for each other ----
@@ -34,15 +34,6 @@ def meet():
     """Wait until all processes are here."""
     if dist.is_initialized():
         dist.barrier(patient_group())
-
-
-def gather(value):
-    """One value of each process -> the list of all of them, on every process."""
-    if not dist.is_initialized():
-        return [value]
-    values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value, patient_group())
-    return values
 
 
 # ---- blocks ----
@@ -124,14 +115,6 @@ def run(path, blocks, work, process, title="working"):
 def parts_of(path):
     """The files of single processes: of this run, and of one that was cut short."""
     return sorted(path.parent.glob(f"{path.stem}.part*.jsonl"))
-
-
-def cut_torn_line(path):
-    """Take off a last line without an end: a kill came while it was being written."""
-    content = path.read_bytes()
-    whole, line_end, torn = content.rpartition(b"\n")
-    if torn:
-        write_bytes(path, whole + line_end)
 
 
 def append(path, rows):

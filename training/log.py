@@ -5,7 +5,6 @@
 is a line of training in <out>/log.jsonl; a line of validation has "val_loss" or "val_mse" instead.
 `python -m training.curves RUN...` draws them.
 """
-import json
 import math
 import time
 from collections import Counter
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.cli import InputError
-from common.files import json_lines, write_jsonl
+from common.files import cut_torn_line, json_lines, read_jsonl, write_jsonl
 
 # fields of a line that differ between two equal runs, because they speak of time
 TIMED = ("img_s", "u_tok_s", "g_tok_s", "wait", "mfu")
@@ -27,9 +26,8 @@ class Log:
         self.path = Path(path)
         self.boards = boards
         if self.path.exists():
-            text = self.path.read_text(encoding="utf-8")
-            whole = text.rpartition("\n")[0]        # a kill may have torn the last line
-            lines = [json.loads(line) for line in whole.split("\n") if line]
+            cut_torn_line(self.path)
+            lines = read_jsonl(self.path)
             write_jsonl(self.path, [line for line in lines if line["step"] <= step])
 
     def write(self, **fields):

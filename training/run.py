@@ -31,7 +31,7 @@ from common import processes
 from common.cli import InputError, differences, option
 from common.processes import all_sum, gather, print0
 from training import cost, optim
-from training.batches import loader
+from training.batches import Samples, loader
 from training.log import Log, Meter, open_boards
 from training.resume import checkpoint_to_resume, optimizer_state, restore, tidy
 from weights import checkpoint
@@ -241,6 +241,13 @@ class Run:
         n = samples.batch_size // (micro_batch * self.world)
         while True:
             yield self.meter.take(batches, n)
+
+    def validation_batches(self, samples, n):
+        """This process's share of the first n samples, with fixed noise, on its device."""
+        mine = range(self.rank, min(n, len(samples.data)), self.world)
+        for start in range(0, len(mine), self.cfg.micro_batch):
+            indices = mine[start:start + self.cfg.micro_batch]
+            yield Samples.collate([samples[(-1, i)] for i in indices]).to(self.device)
 
     def exchange_gradients(self, now):
         """DDP exchanges gradients in the last micro-step only: call it before every forward pass.

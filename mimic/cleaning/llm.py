@@ -22,7 +22,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common.cli import InputError
-from common.files import settings_hash
+from common.files import cut_torn_line, settings_hash
 from mimic.cleaning.endpoint import Endpoint, Refused, host_of, on_this_machine
 from mimic.cleaning.guards import guard, parse
 
@@ -179,14 +179,11 @@ def stored(path, prompt):
     """
     if not path.exists():
         return {}
-    content = path.read_bytes()
-    whole = content[:content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        os.truncate(path, len(whole))
+    cut_torn_line(path)
 
     answers = {}
     damaged = 0
-    for line in whole.splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
