@@ -46,7 +46,7 @@ class TrainConfig(RunConfig):
     repa: float = 0.5                   # weight of the alignment loss; 0 turns it off
     repa_inner: int = 2048              # width of its projector
     repa_encoder: str = "pretrained/rad-dino"   # whom to align with; "": the vision tower
-    repa_encoder: str = "pretrained/rad-dino"   # whom to align with; "": the vision tower
+    repa_size: int = 0                  # its pixels; 0: what it was trained on; 224 is cheap
     text_dropout: float = 0.1           # share of samples without text
     shift: float = 1.0                  # of the training times
     # optimizer (Table 1, stage 2)

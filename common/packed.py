@@ -27,7 +27,6 @@ from common.cli import InputError
 from common.files import json_lines, read_json, read_jsonl, settings_hash, write_bytes, write_json
 
 SCHEMA = 1
-write = write_bytes      # until the callers import it from common.files
 
 
 def describe(task, size, settings):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from common.cli import InputError, cli, override      # noqa: F401 (until the callers import them from there)
+from common.cli import InputError
 
 
 # ---- processes and devices ----
@@ -139,8 +139,8 @@ def generator(*key):
 def ahead(pool, make, keys, depth):
     """make(key) of every key, in order, computed by the workers of a pool ahead of time.
 
-    pool: a ThreadPoolExecutor or ProcessPoolExecutor, or None to compute when asked. depth: how many
-    results may wait, which bounds the memory.
+    pool: a ThreadPoolExecutor or ProcessPoolExecutor, or None to compute when asked. depth: how
+    many results may wait, which bounds the memory.
     """
     if pool is None:
         yield from map(make, keys)

@@ -257,7 +257,7 @@ def test_release_round_trip(model, tmp_path):
 
 def test_export_refuses(model, tmp_path):
     """A VAE that the layout cannot describe, a directory that holds something."""
-    from common.processes import InputError
+    from common.cli import InputError
     from helpers import tiny_vae
 
     class Stub:
@@ -286,7 +286,7 @@ def test_export_of_a_model_that_never_met_a_release(model, tmp_path, capsys):
 def test_strict(tmp_path):
     """A renamed, a missing and a misshapen tensor are refused, both sides named."""
     from safetensors.torch import save_file
-    from common.processes import InputError
+    from common.cli import InputError
     tensors = load_file(GOLDEN / "unix_tiny.safetensors")
     name = "language_model.model.layers.1.mlp_moe_gen.up_proj.weight"
     for change, words in (({"llm2vae.extra": tensors[name].clone()}, ["unknown to us", "llm2vae.extra"]),

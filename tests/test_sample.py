@@ -13,7 +13,8 @@ from weights import checkpoint
 import flow
 import sample
 import weights
-from common.processes import InputError, generator
+from common.cli import InputError
+from common.processes import generator
 from helpers import ROOT, randomise, tiny_config, tiny_vae
 from common.images import NOTICE
 from model import UniX

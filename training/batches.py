@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields
 import torch
 
 from common.cli import InputError
-from common.packed import Packed        # noqa: F401 (until the callers import it from there)
 from common.processes import ahead, generator
 from tokenizer import pad
 
