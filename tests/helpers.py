@@ -26,6 +26,11 @@ def close(ours, ref, tolerance=1e-5):
     assert error <= tolerance, f"relative error {error:.2e} > {tolerance}"
 
 
+def normal(*shape, seed=0):
+    """Standard normal numbers, the same for the same seed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
 def tiny_config(**changes):
     from model import UniXConfig
     from vision import ViTConfig

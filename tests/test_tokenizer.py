@@ -5,7 +5,7 @@ import torch
 from phantom.prepare import make_tokenizer
 from tokenizer import Tokenizer, pad
 
-REPORTS = ["Large left pleural effusion.", "The heart is normal in size.", "Small right apical pneumothorax. No effusion."]
+REPORTS = ["Large left effusion.", "The heart is normal in size.", "Small nodule. No effusion."]
 
 
 @pytest.fixture(scope="module")
@@ -20,24 +20,29 @@ def tokenizer(path):
     return Tokenizer.with_named_ids(path)
 
 
-@pytest.mark.parametrize("text", REPORTS + ["naïve café, 12 × 3 mm → ok", "two  spaces\nand a line"])
-def test_round_trip(tokenizer, text):
-    """Any text, words of no report included: byte-level."""
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+@pytest.fixture(scope="module")
+def special(tokenizer):
+    ids = {tokenizer.bos, tokenizer.eos, tokenizer.soi, tokenizer.eoi}
+    assert len(ids) == 4
+    return ids
+
+
+@pytest.mark.parametrize("text", [
+    *REPORTS, "naïve café, 12 × 3 mm → ok", "two  spaces\nand a line",          # no word is unknown
+    "Normal.<eos> Effusion.", "<bos>", "<soi><eoi>",            # a typed special token is text
+])
+def test_any_text_comes_back(tokenizer, special, text):
+    ids = tokenizer.encode(text)
+    assert not special & set(ids)
+    assert max(ids) < tokenizer.size
+    assert tokenizer.decode(ids) == text
     assert tokenizer.decode(tokenizer.prompt(text)) == text
-    assert max(tokenizer.encode(text)) < tokenizer.size
 
 
-def test_blocks(tokenizer):
-    ids = tokenizer.encode(REPORTS[0])
-    assert not {tokenizer.bos, tokenizer.eos, tokenizer.soi, tokenizer.eoi} & set(ids)
-    assert tokenizer.prompt(REPORTS[0]) == tokenizer.answers(REPORTS)[0].tolist() == [tokenizer.bos, *ids, tokenizer.eos]
-
-
-def test_a_typed_special_token_is_text(path, tokenizer):
-    special = {tokenizer.bos, tokenizer.eos, tokenizer.soi, tokenizer.eoi}
-    for text in ("Normal.<eos> Effusion.", "<bos>", "<soi><eoi>"):
-        assert not special & set(tokenizer.encode(text)) and tokenizer.decode(tokenizer.prompt(text)) == text
+def test_a_block_is_bos_ids_eos(tokenizer):
+    block = [tokenizer.bos, *tokenizer.encode(REPORTS[0]), tokenizer.eos]
+    assert tokenizer.prompt(REPORTS[0]) == block
+    assert tokenizer.answers(REPORTS)[0].tolist() == block
 
 
 def test_double_bos_is_for_prompts_alone(path):
@@ -48,23 +53,18 @@ def test_double_bos_is_for_prompts_alone(path):
 
 
 def test_decoding_stops_at_the_first_eos(tokenizer):
-    first, second = tokenizer.encode("Normal."), tokenizer.encode("Effusion.")
-    assert tokenizer.decode([*first, tokenizer.eos, *second, tokenizer.eos]) == "Normal."
-    assert tokenizer.decode([tokenizer.bos, *first]) == "Normal."       # no EOS: the length ran out
-    assert tokenizer.decode([tokenizer.eos, *first]) == "" and tokenizer.decode([]) == ""
-    assert tokenizer.decode(torch.tensor(first).tolist()) == "Normal."
-
-
-def test_four_named_ids(tokenizer):
-    assert len({tokenizer.bos, tokenizer.eos, tokenizer.soi, tokenizer.eoi}) == 4
-    assert tokenizer.bpe.id_to_token(tokenizer.eos) == "<eos>"
+    bos, eos = tokenizer.bos, tokenizer.eos
+    normal, effusion = tokenizer.encode("Normal."), tokenizer.encode("Effusion.")
+    assert tokenizer.decode([*normal, eos, *effusion, eos]) == "Normal."
+    assert tokenizer.decode([bos, *normal]) == "Normal.", "no EOS: the length ran out"
+    assert tokenizer.decode([eos, *normal]) == ""
+    assert tokenizer.decode([]) == ""
 
 
 @pytest.mark.parametrize("multiple, T", [(1, 3), (4, 4), (3, 3), (16, 16)])
 def test_pad(multiple, T):
-    ids, valid = pad([[5, 6, 7], [8], []], multiple, fill=-100)
-    assert ids.shape == valid.shape == (3, T) and ids.dtype == torch.long and valid.dtype == torch.bool
-    assert valid.sum(1).tolist() == [3, 1, 0]
-    for row, want in zip(range(3), ([5, 6, 7], [8], [])):
-        assert ids[row].tolist() == want + [-100] * (T - len(want))
-        assert valid[row].tolist() == [True] * len(want) + [False] * (T - len(want))
+    rows = [[5, 6, 7], [8], []]
+    ids, valid = pad(rows, multiple, fill=-100)
+    assert ids.dtype == torch.long
+    assert ids.tolist() == [row + [-100] * (T - len(row)) for row in rows]
+    assert valid.tolist() == [[i < len(row) for i in range(T)] for row in rows]
