@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import weights
 from common.cli import InputError
-from helpers import close, some_tokenizer, tiny_config
+from helpers import close, some_tokenizer, tiny_config, tiny_vae
 from model import UniX
 from vae import VAE, VAEConfig
 from weights import checkpoint, layouts
@@ -107,6 +107,16 @@ def test_an_export_wants_a_generation_branch(tmp_path):
     model, tokenizer = a_unix(generation=False)
     with pytest.raises(InputError, match="no generation branch"):
         export_release(model, None, tokenizer, tmp_path / "UniX")
+
+def test_an_export_refuses_another_vae_and_a_directory_with_files(tmp_path):
+    """The layout cannot say which VAE it is; nothing is overwritten."""
+    model, tokenizer = a_unix()
+    with pytest.raises(InputError, match="no kl-f16"):
+        export_release(model, tiny_vae(), tokenizer, tmp_path / "UniX")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        export_release(model, None, tokenizer, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 # ---- a small checkpoint of ours ----
