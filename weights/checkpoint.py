@@ -31,8 +31,8 @@ def replacing_directory(path):
     write into `temporary`, which exists and is empty.
 
     When the block ends well, all files are flushed to the disk and the temporary directory takes
-    the place of `path`. When it fails it is removed, and what was at `path` stays. InputError where
-    the disk refuses.
+    the place of `path`. When the disk refuses, it is removed, what was at `path` stays, and the
+    error is an InputError.
     """
     final = Path(path)
     temporary = final.with_name(f".tmp-{final.name}")
@@ -46,6 +46,7 @@ def replacing_directory(path):
 
         # a directory cannot be renamed onto one that holds files, so the old one steps aside first
         if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
             final.rename(old)
         temporary.rename(final)
         flush(final.parent)
@@ -53,6 +54,8 @@ def replacing_directory(path):
     except (OSError, RuntimeError, SafetensorError) as error:
         # torch reports a full disk as a RuntimeError
         shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not final.exists():
+            old.rename(final)
         raise InputError(f"{final} could not be written ({error}); what was written before is "
                          "whole. Free some space and start the same command.") from error
 

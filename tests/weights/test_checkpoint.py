@@ -150,15 +150,18 @@ MOMENTS = {
 }
 
 
-def interrupt(monkeypatch, moment, error):
-    """Raise the error at that moment; a file of tensors or states is there by then."""
+def interrupt(monkeypatch, moment, error, call=1):
+    """Raise the error at the n-th call of that moment; tensors or states are in a file by then."""
     owner, name = MOMENTS[moment]
     original = getattr(owner, name)
+    calls = []
 
     def fail(*args, **options):
-        if moment in ("tensors", "state"):
+        calls.append(args)
+        if moment in ("tensors", "state") or len(calls) != call:
             original(*args, **options)
-        raise error
+        if len(calls) == call:
+            raise error
     monkeypatch.setattr(owner, name, fail)
 
 
@@ -178,15 +181,31 @@ def test_a_kill_leaves_the_earlier_checkpoint_whole(tmp_path, monkeypatch, momen
     assert not list(tmp_path.glob(".tmp-*"))
 
 
-def test_a_kill_while_the_same_step_is_written_again(tmp_path, monkeypatch):
-    """The new one is complete, under its temporary name, before the old one steps aside."""
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_kill_while_the_same_step_is_written_again(tmp_path, monkeypatch, call):
+    """Under its temporary name the new one is complete before the old one steps aside (1), so also
+    while there is none under the final name (2). The next attempt finds its way."""
     write(tmp_path, 5, 1.0)
     with monkeypatch.context() as patch:
-        interrupt(patch, "rename", Kill())
+        interrupt(patch, "rename", Kill(), call)
         with pytest.raises(Kill):
             write(tmp_path, 5, 2.0)
-    assert holds(tmp_path / "00000005", 1.0)
     assert checkpoint.read_config(tmp_path / ".tmp-00000005", thorough=True)["step"] == 5
+    assert (tmp_path / "00000005").exists() == (call == 1)
+    write(tmp_path, 5, 3.0)
+    write(tmp_path, 5, 4.0)
+    assert holds(tmp_path / "00000005", 4.0)
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_disk_that_refuses_the_last_step_gives_the_old_one_back(tmp_path, monkeypatch):
+    write(tmp_path, 5, 1.0)
+    with monkeypatch.context() as patch:
+        interrupt(patch, "rename", FULL, call=2)
+        with pytest.raises(InputError, match="could not be written"):
+            write(tmp_path, 5, 2.0)
+    assert holds(tmp_path / "00000005", 1.0)
+    assert not list(tmp_path.glob(".tmp-*"))
 
 
 @pytest.mark.parametrize("moment, error", [

@@ -85,8 +85,8 @@ def test_dtype_is_that_of_the_file_or_the_one_asked_for():
     ({"pos_embed": torch.ones(3, 4, dtype=torch.int32)}, "positions holds torch.int32, not float"),
     ({"h.0.q.bias": torch.ones(4, dtype=torch.int32)}, "h.0.v.bias belong together and differ"),
     ({"h.0.q.bias": torch.ones(3)}, "h.0.v.bias belong together and differ"),
-], ids=["missing", "one of three missing", "unknown", "renamed", "our own name", "shape", "integers",
-        "one of three in integers", "one of three too short"])
+], ids=["missing", "one of three missing", "unknown", "renamed", "our own name", "shape",
+        "integers", "one of three in integers", "one of three too short"])
 def test_what_does_not_fit_is_refused_and_both_sides_are_named(changes, sentence):
     source = {**toy_file(), **changes}
     source = {name: tensor for name, tensor in source.items() if tensor is not None}
