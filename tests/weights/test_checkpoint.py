@@ -181,20 +181,21 @@ def test_a_kill_leaves_the_earlier_checkpoint_whole(tmp_path, monkeypatch, momen
     assert not list(tmp_path.glob(".tmp-*"))
 
 
-@pytest.mark.parametrize("call", [1, 2])
-def test_a_kill_while_the_same_step_is_written_again(tmp_path, monkeypatch, call):
-    """Under its temporary name the new one is complete before the old one steps aside (1), so also
-    while there is none under the final name (2). The next attempt finds its way."""
+@pytest.mark.parametrize("moment, call, whole", [
+    ("rename", 1, ".tmp-00000005"),         # before the old one steps aside
+    ("rename", 2, ".tmp-00000005"),         # before the new one takes its place
+    ("flush", 7, "00000005"),               # after that: five files and a directory were flushed
+])
+def test_a_kill_while_the_same_step_is_written_again(tmp_path, monkeypatch, moment, call, whole):
+    """The new one is complete before the old one goes, and the next attempt finds its way."""
     write(tmp_path, 5, 1.0)
     with monkeypatch.context() as patch:
-        interrupt(patch, "rename", Kill(), call)
+        interrupt(patch, moment, Kill(), call)
         with pytest.raises(Kill):
             write(tmp_path, 5, 2.0)
-    assert checkpoint.read_config(tmp_path / ".tmp-00000005", thorough=True)["step"] == 5
-    assert (tmp_path / "00000005").exists() == (call == 1)
+    assert checkpoint.read_config(tmp_path / whole, thorough=True)["step"] == 5
     write(tmp_path, 5, 3.0)
-    write(tmp_path, 5, 4.0)
-    assert holds(tmp_path / "00000005", 4.0)
+    assert holds(tmp_path / "00000005", 3.0)
     assert not list(tmp_path.glob(".tmp-*"))
 
 
