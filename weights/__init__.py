@@ -7,7 +7,8 @@
     load         a directory -> (model, VAE, tokenizer)
     export       pass weights on: averaged and halved, or in the release's layout
 
-This room alone offers its functions here, so that one reads `weights.load(directory)`.
+This room alone offers its functions here, so that one reads `weights.load(directory)`: that is the
+function. The module of the same name is reached as `from weights.load import ...`.
 """
 from weights.load import (
     describe,
