@@ -81,6 +81,7 @@ def parse(argv, types, with_preset=False):
     given = {}
     words = list(argv)
     while words:
+        # --key, --key=value, --no-key
         word = words.pop(0)
         if not word.startswith("--"):
             raise InputError(
@@ -91,6 +92,7 @@ def parse(argv, types, with_preset=False):
         if negated:
             key = key[3:]
         if key not in types and not (key == "preset" and with_preset):
+            # cutoff 0: there is always a nearest one to offer
             nearest = difflib.get_close_matches(key, types, n=1, cutoff=0)
             raise InputError(f"unknown option {option(key)}; the nearest is {option(nearest[0])}.")
         kind = types.get(key, str)
@@ -103,7 +105,7 @@ def parse(argv, types, with_preset=False):
             given[key] = not negated and value.lower() != "false"
             continue
 
-        # all others take one, lists and tuples as many as follow
+        # all others take one value; lists and tuples take as many as follow, up to the next --
         several = typing.get_origin(kind) in (list, tuple)
         values = [value] if equals else []
         while not equals and words and not words[0].startswith("--") and (several or not values):
@@ -111,6 +113,7 @@ def parse(argv, types, with_preset=False):
         if not values:
             raise InputError(f"{option(key)} needs a value.")
         converted = convert(key, values if several else values[0], kind)
+        # a list may be given in pieces: --image a --image b
         if key in given and typing.get_origin(kind) is list:
             converted = given[key] + converted
         given[key] = converted
@@ -122,12 +125,14 @@ def convert(key, value, kind):
     if typing.get_origin(kind) is list:
         inner, = typing.get_args(kind)
         return [convert(key, word, inner) for word in value]
+    # a tuple has a fixed length, and may be written with commas: --cfg-interval 0.4,1
     if typing.get_origin(kind) is tuple:
         inner = typing.get_args(kind)
         words = [word for part in value for word in part.split(",")]
         if len(words) != len(inner):
             raise InputError(f"{option(key)} takes {len(inner)} values, got {len(words)}.")
         return tuple(convert(key, word, inner_kind) for word, inner_kind in zip(words, inner))
+    # int, float and str convert by being called; nan and inf are floats that no setting wants
     try:
         number = kind(value)
         if kind is float and not math.isfinite(number):
@@ -141,6 +146,7 @@ def help_text(cfg, doc, presets):
     """The docstring, then every field with its default and the comment that stands behind it in the
     source.
     """
+    # comments are no part of a class at run time, so they are read from its source
     classes = [c for c in type(cfg).__mro__ if dataclasses.is_dataclass(c)]
     source = "".join(inspect.getsource(c) for c in classes)
     inherited = {field.name for c in classes[1:] for field in dataclasses.fields(c)}
@@ -155,6 +161,7 @@ def help_text(cfg, doc, presets):
         if default not in ("", [], None):
             text += f" [{default}]"
         lines.append(f"  {option(field.name):<20} {text}")
+    # presets at the end, each as the fields that it changes
     for name, values in presets.items():
         lines.append(f"preset {name}: " + ", ".join(f"{key}={value}" for key, value in
         values.items()))
@@ -169,6 +176,8 @@ def differences(theirs, ours, free=()):
     its values. A field that one side lacks counts as None there.
     """
     theirs, ours = (json.loads(json.dumps(settings)) for settings in (theirs, ours))
+
+    # fields of both sides: one that is new or gone is a difference too
     keys = sorted(theirs.keys() | ours.keys())
     return {key: (theirs.get(key), ours.get(key))
             for key in keys if key not in free and theirs.get(key) != ours.get(key)}
@@ -184,6 +193,7 @@ def speaks_for_all():
     then the others wait a little, and torchrun ends them when the first has failed.
     """
     if dist.is_initialized():
+        # `add` is atomic and gives the sum, so exactly one process gets 1
         try:
             return dist.distributed_c10d._get_default_store().add("errors", 1) == 1
         except dist.DistError:          # the process that keeps the store has spoken and ended
@@ -204,12 +214,14 @@ def cli(main):
             print(f"error: {error}", file=sys.stderr)
         leave_at_once(2)
     except OSError as error:
+        # not every OSError knows its file: a full disk, for one
         name = error.filename if error.filename else "a file"
         reason = error.strerror if error.strerror else error
         print(f"error: {name} could not be read or written: {reason}.", file=sys.stderr)
         leave_at_once(2)
     except KeyboardInterrupt:
-        leave_at_once(130)
+        leave_at_once(130)              # what a shell expects: 128 + SIGINT
+    # all went well on this rank, and on the others too, or they would have ended it
     if dist.is_initialized():
         dist.destroy_process_group()
     sys.exit(code)

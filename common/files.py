@@ -24,6 +24,7 @@ def replacing(path):
     removed. Nothing is fsynced here: a checkpoint, which must survive a power cut, calls `flush`
     itself.
     """
+    # beside it, because a file can only be renamed within one file system
     path = Path(path)
     temporary = path.with_name(f".tmp-{path.name}")
     try:
@@ -72,6 +73,7 @@ def cut_torn_line(path):
 
 def flush(path):
     """Wait until a file, or the names in a directory, are on the disk (fsync)."""
+    # a directory can be opened for reading only, and fsync is content with that
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
@@ -81,6 +83,7 @@ def flush(path):
 
 def read_text(path):
     """The text of a UTF-8 file without its byte-order mark; InputError if it is no such file."""
+    # bytes first: in text mode Python would turn \r\n and lone \r into \n
     try:
         return Path(path).read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError):
@@ -111,6 +114,7 @@ def read_json(path):
 
 def read_jsonl(path):
     """The values of a file of JSON lines. InputError names the line that is damaged."""
+    # numbers count blank lines too, as an editor does
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
@@ -132,5 +136,6 @@ def digest(path):
 
 def settings_hash(settings):
     """16 hexadecimal digits that tell settings apart. The order of their keys does not matter."""
+    # 64 bits: settings are compared with a few others, not with all there could be
     text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]

@@ -63,6 +63,7 @@ def read_grey(file, largest=0, min_side=32, max_aspect=8.0):
     at a half or a quarter of its size, as long as that leaves twice as much as is wanted.
     """
     try:
+        # the content decides what it is, not the name
         if is_dicom(file):
             return read_dicom(file, min_side, max_aspect)
         image = Image.open(file)
@@ -92,10 +93,12 @@ def check_size(size, min_side, max_aspect):
 
 def to_grey(image):
     """A loaded PIL image -> 8-bit grey, upright; see the rules at the top of this file."""
+    # asked before anything makes a new image of it, which would forget the tags
     white_is_zero = is_tiff_white_is_zero(image)
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         return scale(np.asarray(image), turn_over=white_is_zero)
+    # 8 bits: what is transparent shows the black of the air around a patient
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
@@ -121,6 +124,7 @@ def scale(values, turn_over=False):
     values = np.asarray(values, dtype=np.float64)
     if not np.isfinite(values).all():
         raise Unusable("it holds values that are no numbers")
+    # which number is white
     low, high = values.min(), values.max()
     if low < 0:
         return stretch(-values if turn_over else values)
@@ -159,6 +163,7 @@ def read_dicom(file, min_side, max_aspect):
         from pydicom.pixels import apply_modality_lut, apply_voi_lut
     except ImportError:
         raise Unusable("a DICOM file needs pydicom 3 (pip install pydicom)") from None
+    # modality LUT: rescale slope and intercept. VOI LUT: the window that a viewer would show
     try:
         dataset = pydicom.dcmread(file)
         check_size((int(dataset.Columns), int(dataset.Rows)), min_side, max_aspect)

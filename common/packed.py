@@ -65,10 +65,12 @@ class Shard:
         if not self.rows:
             self.temporary.unlink()
             return {}
+        # the index and the rows are small: they are made in memory
         offsets = io.BytesIO()
         np.save(offsets, np.array(self.offsets, dtype=np.int64))
         contents = {"idx.npy": offsets.getvalue(), "jsonl": json_lines(self.rows).encode("utf-8")}
 
+        # the images lie on the disk already and only get their name
         self.temporary.replace(self.directory / f"{self.name}.bin")
         hashes = {f"{self.name}.bin": self.digest.hexdigest()}
         for ending, content in contents.items():
@@ -92,6 +94,7 @@ class Writer:
         self.shards = 0                 # how many are finished
         self.counts = Counter()         # images of each split
         self.info = describe(task, size, settings)
+        # dataset.json goes first: from here on this is no data set until `close`
         self.directory.mkdir(parents=True, exist_ok=True)
         for old in [*self.directory.glob("dataset.json"), *self.directory.glob("[0-9]*")]:
             old.unlink()
@@ -120,6 +123,7 @@ class Writer:
         return self
 
     def __exit__(self, kind, *_):
+        # after an exception there is no dataset.json, so what was written is no data set
         if kind is None:
             self.close()
 
@@ -140,6 +144,7 @@ class Packed:
         self.places = []                # of each: (number of its shard, place in it, offset, bytes)
         self.files = {}                 # descriptors of the shards that have been opened
         self.latents = None             # (mean, logvar) a shard, see open_latents
+        # all rows are held in memory, the images stay on the disk
         self.shards = sorted(self.directory.glob("[0-9]*.jsonl"))
         for number, path in enumerate(self.shards):
             rows, offsets = read_shard(path)
@@ -149,6 +154,7 @@ class Packed:
                     self.rows.append(row)
                     self.places.append((number, i, start, end - start))
 
+        # a shard that is missing altogether shows in the counts only
         counts = self.info["counts"]
         expected = sum(counts.values()) if split is None else counts.get(split, 0)
         if len(self.rows) != expected:
@@ -176,6 +182,7 @@ class Packed:
 
     def encoded(self, i):
         """The bytes of image i as they were packed, a PNG or a JPEG."""
+        # a shard is opened when it is first needed, and stays open
         number, _, offset, length = self.places[i]
         if number not in self.files:
             path = self.shards[number].with_suffix(".bin")
@@ -205,6 +212,7 @@ class Packed:
         except SafetensorError:
             raise InputError(f"a latents file in {self.directory} is damaged; encode anew "
                              "(python -m training.latents).") from None
+        # latents of another VAE would be learnt without an error, so they say where they are from
         if any(file.metadata() != {"vae": vae_hash, "data": self.info["hash"]} for file in files):
             raise InputError(
                 f"the latents in {self.directory} come from another VAE or data set; encode them "

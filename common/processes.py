@@ -46,6 +46,7 @@ def setup(device="auto", threads=0, deterministic=False):
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.use_deterministic_algorithms(True)
 
+    # which device; "auto" takes a GPU if there is one
     if device not in ("auto", "cpu") and not device.startswith("cuda"):
         raise InputError(f"--device {device} is none of auto, cpu, cuda.")
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -53,7 +54,8 @@ def setup(device="auto", threads=0, deterministic=False):
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    if "RANK" not in os.environ:        # torchrun sets it
+    # torchrun sets RANK for each process that it starts; every rank gets a GPU of its own
+    if "RANK" not in os.environ:
         return Process(0, 1, torch.device(device))
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -145,6 +147,7 @@ def ahead(pool, make, keys, depth):
     if pool is None:
         yield from map(make, keys)
         return
+    # `depth` results are computed or waiting while the caller works on the one before them
     waiting = deque()
     for key in keys:
         waiting.append(pool.submit(make, key))

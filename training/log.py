@@ -32,6 +32,7 @@ class Log:
 
     def write(self, **fields):
         """Add a line. `step` must be among the fields; numbers that are not finite become null."""
+        # opened for each line, so that `tail -f` and a kill find whole lines
         line = {name: finite(value) for name, value in fields.items()}
         try:
             with open(self.path, "a", encoding="utf-8") as file:
@@ -39,6 +40,7 @@ class Log:
         except OSError as error:        # it does not say which file
             raise InputError(f"{self.path} could not be written ({error.strerror}). Free some "
                              "space and start the same command.") from None
+        # boards draw numbers; lists and names stay in the file
         numbers = {name: value for name, value in line.items() if isinstance(value, float)}
         for board in self.boards:
             board(fields["step"], numbers)
@@ -135,6 +137,7 @@ class Meter:
 
     def rates(self):
         """The numbers of a log line; counting starts anew."""
+        # this process counts what it did itself; all devices do the same
         seconds = time.perf_counter() - self.began
         flops = self.counts.pop("flops", 0)
         rates = {f"{name}_s": n * self.devices / seconds for name, n in self.counts.items()}

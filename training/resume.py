@@ -27,9 +27,11 @@ def checkpoint_to_resume(cfg):
 
     A run made with other settings is refused, except for those in FREE, which change no result.
     """
+    # thorough: every byte is hashed, since a run must not go on from one that has changed
     if cfg.overwrite or not checkpoint.checkpoints(cfg.out):
         return None
     directory = checkpoint.newest(cfg.out, thorough=True)
+    # the same run? Then everything that decides a result is the same
     config = checkpoint.read_config(directory)
     different = differences(config["settings"], asdict(cfg), FREE)
     if different:
@@ -47,6 +49,7 @@ def tidy(out, anew):
 
     Half-written checkpoints go; for a new start (--overwrite) old ones and the log go too.
     """
+    # names that only a run gives: a user's own files stay
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     leftovers = list(out.glob(".tmp-*"))
@@ -96,6 +99,7 @@ def restore(directory, optimizers, ema):
             optimizer.state.clear()
             for parameter, values in optimizer.optim.state.items():
                 values["step"] = values["step"].to(parameter.device)
+    # the average, by name: it must be of exactly the weights that are trained
     ema.steps = saved["ema_steps"]
     average = load_file(directory / "ema.safetensors")
     assert average.keys() == ema.shadow.keys(), "the average is not of what the run trains"

@@ -182,13 +182,16 @@ class Run:
     def __init__(self, cfg, stage):
         self.cfg = cfg
         self.stage = stage
+
+        # who we are among the processes
         self.process = processes.setup(cfg.device, cfg.threads, cfg.deterministic)
         self.rank = self.process.rank
         self.world = self.process.world
         self.device = self.process.device
         self.master = self.process.master       # this one writes files and shows progress
+        # one run, one command; then the checkpoint to go on from, or None
         check_ranks_agree(cfg)
-        self.resume = checkpoint_to_resume(cfg)     # the checkpoint to go on from, or None
+        self.resume = checkpoint_to_resume(cfg)
 
     def prepare(self, module, average_of, adamw_only=()):
         """Optimizer, average, DDP and log, once it is known what is frozen.
@@ -197,6 +200,7 @@ class Run:
         average_of: the part of it whose averaged weights are kept.
         adamw_only: parts of names of matrices that stay with AdamW when Muon has the others.
         """
+        # what is not frozen gets an optimizer and an average; a resumed run gets its own back
         cfg = self.cfg
         self.trained = module
         self.optimizers = optim.optimizers(module, cfg, adamw_only, cfg.shard)
@@ -219,6 +223,7 @@ class Run:
             boards = open_boards(cfg.boards, cfg.out, asdict(cfg))
             tidy(cfg.out, anew=self.resume is None)
             self.lines = Log(Path(cfg.out) / "log.jsonl", self.step, boards)
+        # what is shown and asked for while it runs
         self.meter = Meter(cost.peak_flops(self.device, cfg.dtype), self.world)
         self.bar = tqdm(total=cfg.steps, initial=self.step, desc=f"stage {self.stage}", unit="step",
                         disable=not self.master)
@@ -268,9 +273,11 @@ class Run:
         losses: one tensor a micro-step, without gradient. names: of each, the ids of its samples.
         A step whose gradient is no number is skipped, and the samples to blame are logged.
         """
+        # the norm is the same on all processes, since DDP has summed the gradients
         cfg = self.cfg
         self.norm = float(clip_grad_norm_(self.trained.parameters(), cfg.clip))     # CPU-GPU sync
         self.lr = optim.lr_at(self.step, cfg.lr, cfg.warmup, cfg.steps, cfg.decay)
+        # a step without numbers counts, but moves nothing
         self.step += 1
         self.culprits = self.skipped.culprits(self.norm, losses, names)
         if self.culprits:
@@ -278,6 +285,7 @@ class Run:
         else:
             optim.step_all(self.optimizers, self.lr)
             self.ema.update()
+        # a signal reaches the processes at different moments; here they agree on the step
         self.bar.update()
         self.stopping = self.stop.agree(self.device)
 
@@ -305,6 +313,7 @@ class Run:
 
     def log(self, **losses):
         """A line of training: the losses, learning rate, norm of the gradient, and speed."""
+        # the rates are of the time since the last line
         rates = self.meter.rates()
         skipped = {"skipped": self.culprits} if self.culprits else {}
         shown = {name: f"{value:.4g}" for name, value in losses.items()}
@@ -336,6 +345,7 @@ class Run:
         """
         cfg = self.cfg
         with self.meter.paused():
+            # all processes take part in gathering, the first one writes
             state = optimizer_state(self.optimizers, self.ema, self.skipped.in_a_row)
             if self.master:
                 checkpoint.save(
