@@ -82,8 +82,10 @@ class Settings:
 
     def __post_init__(self):
         choices = {
-            "dataset": ("mimic", "openi", "table"), "gen_split": ("official", "chexgenbench"),
-            "clean": ("rules", "llm", "none"), "fit": ("pad", "stretch", "crop"),
+            "dataset": sources.SOURCES,
+            "gen_split": ("official", "chexgenbench"),
+            "clean": ("rules", "llm", "none"),
+            "fit": ("pad", "stretch", "crop"),
             "format": ("jpg", "png"),
         }
         for name, known in choices.items():
@@ -166,7 +168,8 @@ def prepare(cfg, out):
     skipped = left_out + shards.finish(sets, jobs, cfg.shard)
 
     # what became of everything; an image that both tasks skip for one reason counts once
-    return check.report(cfg, out, sets, list(dict.fromkeys(skipped)), len({i.id for i in asked}))
+    images = {item.id for item in asked}
+    return check.report(cfg, out, sets, list(dict.fromkeys(skipped)), len(images))
 
 
 if __name__ == "__main__":

@@ -267,7 +267,8 @@ def refuse_leak(root, und_size, gen_size):
     if leaked:
         raise InputError(
             f"{len(leaked)} patients whom one task trains on are held out by the other in {root}; "
-            "joint training needs one split for both: prepare_mimic.py --gen-split official.")
+            "joint training needs one split for both: python prepare_mimic.py --gen-split "
+            "official.")
 
 
 def patients(packed, training):
