@@ -74,7 +74,9 @@ def identity(cfg, task, sizes, jobs):
 
     The code is no part of it: an edited comment must not make another data set of it.
     """
-    names = DECISIVE + DECISIVE_WITH_LLM if cfg.clean == "llm" else DECISIVE
+    names = list(DECISIVE)
+    if cfg.clean == "llm":
+        names += DECISIVE_WITH_LLM
     settings = {name: value for name, value in asdict(cfg).items() if name in names}
     settings["sizes"] = sizes
 
@@ -256,19 +258,21 @@ def pack_all(cfg, root, sets, jobs, reports, answers):
         with tqdm(total=len(jobs), unit="images", smoothing=0.05) as bar:
             for number, shard_jobs in enumerate(shards_of(jobs, cfg.shard)):
                 unfinished = [data_set for data_set in sets if not finished(data_set, number)]
-                if unfinished:
-                    tasks = {data_set.task for data_set in unfinished}
-                    stamps = {task: [stamp(root, reports, job, task) for job in shard_jobs]
-                              for task in tasks}
-                    targets = [(data_set.task, data_set.size) for data_set in unfinished]
-                    work = partial(pack_image, cfg, root, targets)
-                    texts = with_texts(shard_jobs, tasks, reports, answers)
-                    # a slow disk must not let finished pictures pile up in the memory
-                    results = ahead(pool, work, texts, depth=8 * workers)
-                    pack_shard(unfinished, number, shard_jobs, stamps, results, bar)
-                else:
+                if not unfinished:
                     bar.initial += len(shard_jobs)      # the rate is that of this run's images
                     bar.update(len(shard_jobs))
+                    continue
+
+                # stamps first: a file that changes while it is packed is noticed by the next run
+                tasks = {data_set.task for data_set in unfinished}
+                stamps = {task: [stamp(root, reports, job, task) for job in shard_jobs]
+                          for task in tasks}
+                targets = [(data_set.task, data_set.size) for data_set in unfinished]
+                work = partial(pack_image, cfg, root, targets)
+                texts = with_texts(shard_jobs, tasks, reports, answers)
+                # so far ahead and no further: a slow disk must not let pictures fill the memory
+                results = ahead(pool, work, texts, depth=8 * workers)
+                pack_shard(unfinished, number, shard_jobs, stamps, results, bar)
     except BrokenProcessPool:
         raise InputError("a worker was killed, most likely for want of memory; run again with "
                          "fewer --workers.") from None

@@ -140,3 +140,25 @@ def pack_noise(root, task="und", train=13, val=3):
             Image.fromarray(noise_picture(i)).save(png, "PNG")
             writer.add(png.getvalue(), noise_row(i, "train" if i < train else "val"))
     return root
+
+
+def dicom_file(values, photometric="MONOCHROME1"):
+    """The bytes of a DICOM file that holds whole numbers (H, W) with 12 bits each."""
+    pydicom = pytest.importorskip("pydicom")
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    dataset = pydicom.Dataset()
+    dataset.file_meta = meta
+    dataset.Rows, dataset.Columns = values.shape
+    dataset.SamplesPerPixel = 1
+    dataset.BitsAllocated = 16
+    dataset.BitsStored = 12
+    dataset.HighBit = 11
+    dataset.PixelRepresentation = 0
+    dataset.PhotometricInterpretation = photometric
+    dataset.PixelData = values.astype(np.uint16).tobytes()
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()

@@ -17,6 +17,7 @@ from PIL import Image
 
 import prepare_mimic
 from common.packed import Packed
+from helpers import dicom_file
 from mimic.annotations import FINDINGS
 
 METADATA = (
@@ -106,29 +107,6 @@ def png(image):
 def encoded(image, form, **options):
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def dicom_file(pixels, photometric="MONOCHROME1"):
-    """The bytes of a DICOM file with 12 bits a pixel."""
-    import pydicom
-    from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
-    meta.MediaStorageSOPInstanceUID = "1.2.3"
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-    dataset.Rows, dataset.Columns = pixels.shape
-    dataset.SamplesPerPixel = 1
-    dataset.PhotometricInterpretation = photometric
-    dataset.PixelRepresentation = 0
-    dataset.BitsAllocated = 16
-    dataset.BitsStored = 12
-    dataset.HighBit = 11
-    dataset.PixelData = pixels.astype(np.uint16).tobytes()
-    buffer = io.BytesIO()
-    pydicom.dcmwrite(buffer, dataset)
     return buffer.getvalue()
 
 

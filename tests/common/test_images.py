@@ -10,7 +10,7 @@ from PIL import Image
 from common.cli import InputError
 from common.images import (
     NOTICE, Unusable, captioned, checked, image_files, read_grey, read_image, save_png)
-from helpers import SHARED, needs_films
+from helpers import SHARED, dicom_file, needs_films
 
 RAMP = np.linspace(0, 1, 64)[None].repeat(48, 0)            # 48 rows, 64 columns, dark to bright
 
@@ -191,23 +191,8 @@ def test_damage_anywhere_is_read_or_one_sentence(kind):
 
 def dicom(tmp_path, photometric):
     """A DICOM file without an ending that holds the ramp with 12 bits."""
-    pydicom = pytest.importorskip("pydicom")
-    meta = pydicom.dataset.FileMetaDataset()
-    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = "1.2.3"
-    dataset = pydicom.Dataset()
-    dataset.file_meta = meta
-    dataset.Rows, dataset.Columns = RAMP.shape
-    dataset.SamplesPerPixel = 1
-    dataset.BitsAllocated = 16
-    dataset.BitsStored = 12
-    dataset.HighBit = 11
-    dataset.PixelRepresentation = 0
-    dataset.PhotometricInterpretation = photometric
-    dataset.PixelData = (RAMP * 4000).astype(np.uint16).tobytes()
     path = tmp_path / "IM00001"
-    dataset.save_as(path, enforce_file_format=True)
+    path.write_bytes(dicom_file(RAMP * 4000, photometric))
     return path
 
 

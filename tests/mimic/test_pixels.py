@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from common.images import Unusable
+from helpers import dicom_file
 from mimic import pixels
-from mimic_tree import dicom_file, film
+from mimic_tree import film
 
 
 def reason(path):

@@ -54,14 +54,12 @@ def test_a_second_header_on_the_line_is_text():
 
 
 @pytest.mark.parametrize("header, name", [
-    ("IMPRESSON", "impression"), ("FINDNGS", "findings"), ("CONCLUSION", "impression"),
-    ("FINDINGS AND IMPRESSION", "impression"), ("FINDINGS/IMPRESSION", "impression"),
-    ("CHEST, TWO VIEWS", "findings"), ("REASON FOR EXAM", "indication"),
-    ("CLINICAL INDICATION", "indication"), ("CLINICAL HISTORY", "history"),
-    ("CLINICAL INFORMATION", "history"), ("PRELIMINARY IMPRESSION", "impression"),
-    ("OTHER FINDINGS", "findings"), ("PAST HISTORY", "history"),
-    ("COMPARISON STUDY", "comparison"), ("ADDENDUM A", "addendum"), ("PORTABLE AP", "findings"),
-    ("RIBS, LEFT", "findings"), ("TECHNIQUE", "technique"), ("SOMETHING", "something"),
+    ("IMPRESSON", "impression"), ("FINDINGS AND IMPRESSION", "impression"),
+    ("CHEST, TWO VIEWS", "findings"), ("REASON FOR EXAM", "indication"),        # in the table
+    ("PRELIMINARY IMPRESSION", "impression"), ("OTHER FINDINGS", "findings"),   # a word inside
+    ("PAST HISTORY", "history"), ("COMPARISON STUDY", "comparison"), ("ADDENDUM A", "addendum"),
+    ("PORTABLE AP", "findings"), ("RIBS, LEFT", "findings"),                    # a view
+    ("TECHNIQUE", "technique"), ("SOMETHING", "something"),
 ])
 def test_names_of_headers(header, name):
     assert sections.canonical(header) == name

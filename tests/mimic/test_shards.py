@@ -2,12 +2,12 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 import zipfile
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +16,7 @@ from common.packed import Packed
 from helpers import ROOT
 from mimic import shards
 from mimic_tree import hashes, make, prepare
+from scripts import alive
 
 
 def times(folder):
@@ -47,6 +48,7 @@ def test_interrupted_anywhere_ends_with_the_same_bytes(packed_mimic, tmp_path, m
     monkeypatch.undo()
     assert not list(tmp_path.glob("*/dataset.json"))
     finished = times(tmp_path)
+    (tmp_path / "gen-32" / ".tmp-00099.bin").write_bytes(b"left by a kill")
 
     prepare(packed_mimic, tmp_path, "--shard", 32)
     assert times(tmp_path).items() >= finished.items()
@@ -56,16 +58,23 @@ def test_interrupted_anywhere_ends_with_the_same_bytes(packed_mimic, tmp_path, m
 
 @pytest.mark.slow
 def test_killed_and_run_again(packed_mimic, tmp_path):
+    """The same bytes in the end, and no worker lives on without its parent."""
     line = [sys.executable, ROOT / "prepare_mimic.py", "--images", packed_mimic.jpg, "--reports",
             packed_mimic.zip, "--out", tmp_path / "out", "--und-sizes", 48, "--gen-sizes", 32, 48,
             "--max-bad", 1, "--shard", 32, "--workers", 2]
     process = subprocess.Popen([str(word) for word in line], stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL, cwd=tmp_path)
+    children = []
     deadline = time.time() + 60
-    while not list(tmp_path.glob("out/*/.tmp-*.bin")) and time.time() < deadline:
+    while len(children) < 2 and time.time() < deadline:         # packing has begun
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
     process.wait()
+    deadline = time.time() + 10
+    while any(alive(child) for child in children) and time.time() < deadline:
+        time.sleep(0.1)
+    assert len(children) == 2 and not any(alive(child) for child in children)
     assert prepare(packed_mimic, tmp_path / "out", "--shard", 32) == 0
     assert hashes(tmp_path / "out") == hashes(packed_mimic.out)
 
