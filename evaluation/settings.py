@@ -36,6 +36,7 @@ SWEPT = re.compile(r"steps=[1-9]\d*(,[1-9]\d*)*|cfg=\d+(\.\d+)?(,\d+(\.\d+)?)*")
 @dataclass
 class Sweep(Sampling):
     """Sampling settings, and a grid over two of them: number of steps and guidance scale."""
+    seed: int = 0                   # report number i is drawn from the noise (seed, i)
     sweep: list[str] = field(default_factory=list)      # steps=4,8 cfg=1,2: score each combination
 
     def __post_init__(self):
