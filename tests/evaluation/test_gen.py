@@ -1,5 +1,6 @@
 """`evaluate.py gen`: each wording is drawn once from its own noise, judged, and read again."""
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ from PIL import Image
 import sample
 import weights
 from common.cli import InputError
-from evaluation import chexbert, features, gen, image_metrics, radgraph_biovil, text_metrics
-from evaluation import worklist
+from evaluation import chexbert, drawing, features, gen, image_metrics, radgraph_biovil
+from evaluation import text_metrics, worklist
 
 
 @pytest.fixture
@@ -52,11 +53,15 @@ def test_a_report_that_cannot_be_drawn_is_named(words, altered, tmp_path, result
     assert not list((tmp_path / "out" / "images").glob("train-00000[01]*"))
 
 
-def test_ids_that_no_file_name_tells_apart_are_refused(words, altered, tmp_path):
-    def change(n, row):
-        row["id"] = {0: "a/b", 1: "a:b"}.get(n, row["id"])
+def test_a_wording_is_drawn_for_the_first_image_that_has_it():
+    def prompts(**reports):
+        rows = {name: {"report": report} for name, report in reports.items()}
+        return drawing.prompts_of(SimpleNamespace(rows=rows))
+
+    assert prompts(a="Clear.", b="Clear.", c="Edema.") == {
+        "a": drawing.Prompt(0, "Clear.", "a.png"), "c": drawing.Prompt(1, "Edema.", "c.png")}
     with pytest.raises(InputError, match="differ only in characters that no file name can hold"):
-        gen.main(words("gen", tmp_path / "out", data=altered("gen-32", change)))
+        prompts(**{"a/b": "Clear.", "a:b": "Edema."})
 
 
 # ---- the scores ----
