@@ -17,7 +17,7 @@ def completion(answer):
 
 
 class Server:
-    """Answers with `reply(number of the request, body)`: an int is an HTTP status.
+    """Answers with `reply(number of the request, body)`: an int is a status, bytes are sent raw.
 
     `bodies` holds the requests so far, `url` is the address for --llm-url.
     """
@@ -34,10 +34,14 @@ class Server:
                     outer.bodies.append(body)
                     number = len(outer.bodies)
                 answer = reply(number, body)
-                content = json.dumps(completion(answer)).encode()
+                content = answer
+                if not isinstance(answer, bytes):
+                    content = json.dumps(completion(answer)).encode()
                 self.send_response(answer if isinstance(answer, int) else 200)
                 if answer == 429:
                     self.send_header("Retry-After", "0")
+                if answer == 302:
+                    self.send_header("Location", outer.url + "/elsewhere")
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)

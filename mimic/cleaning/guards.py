@@ -189,7 +189,7 @@ DENIED_BEHIND = re.compile(r"\w* (?:has|have|is|are) (?:been )?(?:resolved|not)\
 def labels(text):
     """{class: "yes" or "no"} of the classes that a flat text names. A "yes" outweighs a "no".
 
-    >>> labels("no left effusion. edema. the pneumothorax has resolved")
+    >>> labels("no left effusion. edema, no edema at the bases. the pneumothorax has resolved")
     {'Pleural Effusion': 'no', 'Edema': 'yes', 'Pneumothorax': 'no'}
     """
     verdicts = {}
@@ -320,7 +320,7 @@ def changed_degrees(raw, clean):
     before = degrees(MERE_CHANGE.sub(" ", today))
     after = degrees(MERE_CHANGE.sub(" ", clean))
 
-    # a degree is lost only if what it belongs to has stayed
+    # a degree may go with what it belongs to; "": if it is nowhere any more, it is lost in any case
     stayed = {span.word for span in finding_spans(clean)} | set(SIDE_WORD.findall(clean)) | {""}
     lost = {degree for degree, word in before - after if word in stayed}
     new = {degree for degree, _ in after - before}

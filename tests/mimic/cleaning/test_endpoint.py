@@ -35,7 +35,7 @@ def test_the_host_of_an_address_is_the_one_that_requests_go_to(url, host, here):
     "http://127.0.0.1@example.com/v1", "http://localhost:8000@example.com/",
     "http://example.com#@127.0.0.1/", "http://example.com\\@127.0.0.1/v1",
     "http://example.com\t@127.0.0.1/", "http://[::1", "http://[::1].example.com/v1",
-    "http://[::1]example.com/", "http://[::1%25eth0]/", "http://[example.com]/v1",
+    "http://[::1]example.com/", "http://[1:2]/", "http://[::1%25eth0]/", "http://[example.com]/v1",
     "http://\u2460.0.0.1/", "http://localho\u017ft/v1",
 ])
 def test_addresses_that_two_readers_could_read_differently_are_refused(url):
@@ -44,10 +44,12 @@ def test_addresses_that_two_readers_could_read_differently_are_refused(url):
 
 
 def test_a_busy_server_is_waited_for(serve):
-    server = serve(lambda number, body: {1: 429, 2: 503}.get(number, {"findings": "Clear."}))
+    """Waiting helps against a queue, an error of the server, and what is no chat completion."""
+    busy = {1: 429, 2: 503, 3: b"{}", 4: b"\xff", 5: b'{"choices": [3]}'}
+    server = serve(lambda number, body: busy.get(number, {"findings": "Clear."}))
     endpoint = Endpoint(Settings(llm_url=server.url))
     assert endpoint.ask(MESSAGES) == ('{"findings": "Clear."}', "stop")
-    assert len(server.bodies) == 3 and endpoint.answered == 1
+    assert len(server.bodies) == 6 and endpoint.answered == 1
 
 
 def test_a_server_that_stays_busy_ends_the_run(serve):

@@ -58,7 +58,7 @@ def test_a_bad_answer_is_asked_for_again_with_the_complaint(serve, path):
     assert second["method"] == "rules" and second["text"] is None
     assert second["flags"][0].startswith("llm refused: ")
     retry = next(body for body in server.bodies if len(body["messages"]) == 6)
-    assert "Your last answer was refused" in retry["messages"][5]["content"]
+    assert "was refused: the answer was not json" in retry["messages"][5]["content"]
 
 
 def test_a_report_cannot_end_its_own_fence():
@@ -116,6 +116,7 @@ def test_a_server_that_refuses_everything_ends_the_run(serve, path, number):
 
 def test_answers_are_stored_for_the_user_alone_and_nothing_is_asked_twice(serve, path):
     server = serve(good)
+    path.touch(0o644)
     answers = llm.clean_all(settings(server), path, TEXTS[:2])
     assert {answer["method"] for answer in answers.values()} == {"llm"} and len(server.bodies) == 2
     assert path.stat().st_mode & 0o777 == 0o600
@@ -123,11 +124,12 @@ def test_answers_are_stored_for_the_user_alone_and_nothing_is_asked_twice(serve,
         file.write(b'{"key": "s5000')                                   # a kill tore the last line
     again = llm.clean_all(settings(server), path, TEXTS)
     assert again[FIRST] == json.loads(json.dumps(answers[FIRST]))
-    assert len(server.bodies) == 4 and len(path.read_text().splitlines()) == 4
+    keys = [json.loads(line)["key"] for line in path.read_text().splitlines()]
+    assert len(server.bodies) == 4 and sorted(keys) == [key for key, *_ in TEXTS]
 
 
 @pytest.mark.parametrize("text, more", [
-    ("Other text, clear lungs.", {}), (TEXTS[0][1], {"llm_model": "another"}),
+    (TEXTS[0][1] + " Clear lungs.", {}), (TEXTS[0][1], {"llm_model": "another"}),
     (TEXTS[0][1], {"llm_extra": '{"seed": 1}'}), (TEXTS[0][1], {"llm_judge": True})])
 def test_another_text_or_request_is_asked_anew(serve, path, text, more):
     server = serve(lambda number, body: good(number, body) if len(body["messages"]) > 2 else "{}")
