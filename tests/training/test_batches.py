@@ -11,8 +11,8 @@ from common.processes import Process
 from helpers import NOISE_SIZE, noise_picture, pack_noise
 from training.batches import Samples, loader
 
-N, BATCH = 13, 4                # images to train on, samples of a step
-CPU = torch.device("cpu")
+N, BATCH, STEPS = 13, 4, 10     # images to train on, samples of a step, three epochs
+KEYS = [(step, i) for step in range(STEPS) for i in range(BATCH)]
 
 
 class Letters:
@@ -32,11 +32,11 @@ def root(tmp_path_factory):
     return pack_noise(root, "gen")
 
 
-def samples(root, task="und", split="train", seed=0, batch=BATCH, text_dropout=0.3):
+def samples(root, task="und", split="train", seed=0, batch=BATCH, text_dropout=0.3, max_text=64):
     data = Packed(root, task, NOISE_SIZE, split)
     if task == "und":
-        return Samples(data, Letters(), 64, seed, batch)
-    return Samples(data, Letters(), 64, seed, batch, latent=(4, 2, 2), text_dropout=text_dropout)
+        return Samples(data, Letters(), max_text, seed, batch)
+    return Samples(data, Letters(), max_text, seed, batch, (4, 2, 2), text_dropout)
 
 
 def collate(data, keys):
@@ -67,20 +67,17 @@ def same(ours, theirs):
     return True
 
 
-def steps_of(root, task, world, micro, steps=range(6), seed=0, workers=0):
-    """What all processes together see in some steps, in the order of the index in the batch."""
+def loaded(root, task, world=1, micro=BATCH, first_step=0, workers=0):
+    """What all processes together see, in the order of the index in the batch."""
     streams = []
     for rank in range(world):
-        process = Process(rank, world, CPU)
-        data = samples(root, task, seed=seed)
-        streams.append(loader(data, process, micro, steps.start, steps.stop, workers))
+        process = Process(rank, world, torch.device("cpu"))
+        streams.append(loader(samples(root, task), process, micro, first_step, STEPS, workers))
     rows = []
-    for _ in range(len(steps) * BATCH // (world * micro)):
-        for stream in streams:
-            batch = next(stream)
+    for batches in zip(*streams, strict=True):
+        for batch in batches:
             assert len(batch.index) == micro
             rows += rows_of(batch)
-    assert all(next(stream, None) is None for stream in streams)
     return rows
 
 
@@ -88,27 +85,19 @@ def steps_of(root, task, world, micro, steps=range(6), seed=0, workers=0):
 
 @pytest.mark.parametrize("task", ["und", "gen"])
 def test_a_sample_depends_on_its_key_alone(root, task):
-    """Asked for in any order, from a fresh object, between others."""
-    keys = [(step, i) for step in range(8) for i in range(BATCH)]
-    forward = rows_of(collate(samples(root, task), keys))
-    backward = rows_of(collate(samples(root, task), keys[::-1]))
-    assert same(forward, backward[::-1])
-
-
-@pytest.mark.parametrize("task", ["und", "gen"])
-def test_processes_and_micro_batches_do_not_matter(root, task):
-    """Nor do threads, nor where a run was interrupted. The seed does."""
-    rows = steps_of(root, task, world=1, micro=BATCH)
-    for world, micro in ((1, 2), (1, 1), (2, 2), (2, 1), (4, 1)):
-        assert same(steps_of(root, task, world, micro), rows), (world, micro)
-    assert same(steps_of(root, task, 1, 2, steps=range(3, 6)), rows[3 * BATCH:])
-    assert same(steps_of(root, task, 1, BATCH, workers=1), rows)
-    assert not same(steps_of(root, task, 1, BATCH, seed=1), rows)
+    """Not on order, processes, micro-batches, threads or where a run goes on. The seed counts."""
+    rows = rows_of(collate(samples(root, task), KEYS))
+    assert same(rows_of(collate(samples(root, task), KEYS[::-1])), rows[::-1])
+    for world, micro in ((1, 4), (1, 1), (2, 2), (2, 1), (4, 1)):
+        assert same(loaded(root, task, world, micro), rows), (world, micro)
+    assert same(loaded(root, task, first_step=3), rows[3 * BATCH:])
+    assert same(loaded(root, task, workers=3, micro=1), rows)
+    assert not same(rows_of(collate(samples(root, task, seed=1), KEYS)), rows)
 
 
 def test_a_batch_that_does_not_divide_is_refused(root):
     with pytest.raises(InputError, match="multiple of 6"):
-        loader(samples(root), Process(0, 2, CPU), 3, 0, 1)
+        loader(samples(root), Process(0, 2, torch.device("cpu")), 3, 0, 1)
 
 
 def test_every_epoch_is_a_permutation(root):
@@ -119,35 +108,15 @@ def test_every_epoch_is_a_permutation(root):
     assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != list(range(N))
 
 
-def test_threads_read_ahead_in_order(root):
-    """Over two epochs and more, so that threads meet where one permutation ends."""
-    process = Process(0, 1, CPU)
-    orders = []
-    for workers in (0, 3):
-        batches = loader(samples(root), process, 2, 0, 3 * N, workers)
-        orders.append([batch.index.tolist() for batch in batches])
-    assert orders[0] == orders[1]
-    assert len(set(map(tuple, orders[0]))) > N
-
-
-def test_what_goes_wrong_in_a_thread_is_raised(root):
-    data = samples(root)
-    data.texts["report"] = []
-    with pytest.raises(IndexError):
-        next(loader(data, Process(0, 1, CPU), 2, 0, 9, 2))
-
-
 # ---- what is in a sample ----
 
 def test_noise_is_never_shared(root):
     """The same picture in another epoch has other noise; nothing else is random."""
-    data = samples(root, "gen")
-    batch = collate(data, [(step, i) for step in range(60) for i in range(BATCH)])
+    batch = collate(samples(root, "gen"), [(step, i) for step in range(60) for i in range(BATCH)])
     for draws in (batch.noise, batch.posterior, batch.normal[:, None]):
         assert len(draws.flatten(1).unique(dim=0)) == len(draws)
         assert abs(draws.mean()) < 0.2 and abs(draws.std() - 1) < 0.2
     assert not torch.equal(batch.noise, batch.posterior)
-    assert len(batch.index.unique()) == N
     for picture, n in zip(batch.images[:, 0], batch.index.tolist()):
         assert np.array_equal(picture.numpy(), noise_picture(n))
 
@@ -160,19 +129,19 @@ def test_text_is_dropped_at_its_rate(root, rate, tolerance):
 
 
 def test_validation_is_fixed_and_keeps_its_text(root):
-    ours = samples(root, "gen", "val", text_dropout=1.0)
-    theirs = samples(root, "gen", "val", text_dropout=1.0, batch=32)
     keys = [(-1, i) for i in range(3)]
-    batch = collate(ours, keys)
+    batch = collate(samples(root, "gen", "val", text_dropout=1.0), keys)
     assert batch.index.tolist() == [0, 1, 2] and not batch.dropped.any()
-    assert same(rows_of(batch), rows_of(collate(theirs, keys)))
+    in_other_batches = collate(samples(root, "gen", "val", text_dropout=1.0, batch=32), keys)
+    assert same(rows_of(batch), rows_of(in_other_batches))
 
 
 def test_only_the_report_carries_loss(root):
     """[BOS ask EOS BOS report EOS]: BOS predicts the first token of the report, its last EOS."""
     data = samples(root)
-    batch = collate(data, [(0, i) for i in range(BATCH)])
+    batch = collate(data, KEYS[:BATCH])
     assert batch.ids.size(1) % 16 == 0 and batch.labels.shape == batch.ids.shape
+    assert data.ids(batch) == [f"é-{n}" for n in batch.index.tolist()]
     carrying = 0
     for i, n in enumerate(batch.index.tolist()):
         report = Letters().encode(data.data.rows[n]["report"])
@@ -194,27 +163,17 @@ def test_what_is_drawn_from_is_the_report_alone(root):
     assert sample["ids"] == [30, *Letters().encode(report), 31] and "labels" not in sample
 
 
-def test_the_images_of_a_batch_have_names(root):
-    data = samples(root)
-    batch = collate(data, [(0, 0), (0, 1)])
-    assert data.ids(batch) == [f"é-{n}" for n in batch.index.tolist()]
-
-
 # ---- texts that are too long ----
 
-@pytest.mark.parametrize("task", ["und", "gen"])
-def test_a_long_report_stops_the_run_and_is_named(root, task):
-    data = samples(root, task)
-    words = r"the report of image é-\d+ has \d+ tokens, more than max_text 6"
-    with pytest.raises(InputError, match=words):
-        Samples(data.data, Letters(), 6, 0, 4, data.latent)
-
-
-def test_a_long_prompt_stops_the_run(root):
+def test_a_long_text_stops_the_run_and_is_named(root):
+    for task in ("und", "gen"):
+        words = r"the report of image é-\d+ has \d+ tokens, more than max_text 6"
+        with pytest.raises(InputError, match=words):
+            samples(root, task, max_text=6)
     data = Packed(root, "und", NOISE_SIZE)
-    data.rows = [{**row, "prompt": "a" * 70} for row in data.rows]
+    data.rows[0] = {**data.rows[0], "prompt": "a" * 70}
     with pytest.raises(InputError, match="the prompt of .* max_text"):
-        Samples(data, Letters(), 64, 0, 4)
+        Samples(data, Letters(), 64, 0, BATCH)
 
 
 def test_the_longest_text_is_known(root):

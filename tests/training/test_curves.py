@@ -34,16 +34,21 @@ def test_a_log_is_read_by_quantity(tmp_path):
 
 
 @pytest.mark.parametrize("lines, sentence", [
-    (None, "has no log.jsonl"),
-    ([], "is empty"),
-    ([{"step": 1, "mse": 1.0}, "{broken\n"], "line 2 of"),
-    (["[1]\n"], "line 1 of"),
-    (['{"mse": 1}\n'], "line 1 of"),
-])
+    ([], "is empty"), ([{"step": 1, "mse": 1.0}, "{broken\n"], "line 2 of"),
+    (["[1]\n"], "line 1 of"), (['{"mse": 1}\n'], "line 1 of")])
 def test_a_bad_log_ends_in_one_sentence(tmp_path, lines, sentence):
-    run = tmp_path / "a" if lines is None else write_run(tmp_path / "a", *lines)
     with pytest.raises(InputError, match=sentence):
-        curves.read(run)
+        curves.read(write_run(tmp_path / "a", *lines))
+
+
+def test_without_runs_logs_or_matplotlib_a_sentence_says_what_to_do(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="name the directories"):
+        curves.main(["--out", "curves.png"])
+    with pytest.raises(InputError, match="has no log.jsonl"):
+        curves.main([str(tmp_path / "nowhere")])
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(InputError, match="pip install matplotlib"):
+        curves.main([str(write_run(tmp_path / "a", {"step": 1, "mse": 1.0}))])
 
 
 def test_smoothing_is_the_mean_of_neighbours():
@@ -52,16 +57,9 @@ def test_smoothing_is_the_mean_of_neighbours():
     np.testing.assert_allclose(curves.smooth(np.ones(9), 4), 1.0)
 
 
-def test_runs_are_named_by_what_tells_them_apart(tmp_path):
-    a, b = tmp_path / "a/gen", tmp_path / "b/gen"
-    assert list(curves.names_of([a, b, b]).values()) == ["a/gen", "b/gen"]
-    assert list(curves.names_of([a]).values()) == ["gen"]
-
-
 @pytest.mark.parametrize("quantity, values, logarithmic", [
     ("mse", [2.0, 0.1], True), ("mse", [0.3, 0.2], False),
-    ("repa", [-0.1, -0.9], False), ("lr", [1e-3, 1e-9], False),
-])
+    ("repa", [-0.1, -0.9], False), ("lr", [1e-3, 1e-9], False)])
 def test_losses_that_fall_far_get_a_logarithmic_axis(quantity, values, logarithmic):
     assert curves.wants_log(quantity, [np.array(values)]) == logarithmic
 
@@ -70,22 +68,11 @@ def test_a_picture_of_two_runs(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     lines = [{"step": n, "mse": 2 / n, "lr": 0.1, "val_mse_bins": [1 / n, 2 / n]}
              for n in range(1, 99)]
-    first, second = write_run(tmp_path / "a", *lines), write_run(tmp_path / "b", lines[0])
+    first, second = write_run(tmp_path / "a/gen", *lines), write_run(tmp_path / "b/gen", lines[0])
+    assert list(curves.names_of([first, second, second]).values()) == ["a/gen", "b/gen"]
     out = tmp_path / "curves.png"
     curves.main([str(first), str(second), "--out", str(out)])
     assert "mse, val_mse_bins, lr of 2 run(s)" in capsys.readouterr().out
     with Image.open(out) as picture:
         assert picture.width > 3 * picture.height           # three panels in a row
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "curves.png"]
-
-
-def test_without_matplotlib_a_sentence_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(InputError, match="pip install matplotlib"):
-        curves.main([str(write_run(tmp_path / "a", {"step": 1, "mse": 1.0}))])
-
-
-@pytest.mark.parametrize("argv", [[], ["--out", "curves.png"]])
-def test_without_a_run_there_is_nothing_to_draw(argv):
-    with pytest.raises(InputError, match="name the directories"):
-        curves.main(argv)

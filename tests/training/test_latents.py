@@ -21,27 +21,22 @@ def data(phantom, tmp_path):
     return tmp_path
 
 
+def files(data):
+    """{number of a shard: the file of its latents}"""
+    return {int(path.name[:5]): path for path in data.glob("gen-32/*.latents.safetensors")}
+
+
 def encode(data, vae):
-    """Run the command -> the files that it wrote now, by number of their shard."""
-    before = written(data)
+    """Run the command -> the numbers of the shards that it encoded now."""
+    before = {number: path.stat().st_ino for number, path in files(data).items()}
     latents.main(f"--vae {vae} --data {data} --sizes 32 --device cpu".split())
-    after = written(data)
+    after = {number: path.stat().st_ino for number, path in files(data).items()}
     return [number for number in sorted(after) if after[number] != before.get(number)]
-
-
-def written(data):
-    paths = data.glob("gen-32/*.latents.safetensors")
-    return {int(path.name[:5]): path.stat().st_ino for path in paths}
-
-
-def path(data, shard):
-    return data / "gen-32" / f"{shard:05d}.latents.safetensors"
 
 
 def test_what_is_stored_is_what_the_encoder_says(data, vae_run):
     vae = weights.find_vae(vae_run)
     packed = Packed(data, "gen", 32, "val")                 # images of the last shard
-    assert not packed.open_latents(weights.vae_hash(vae))
     encode(data, vae_run)
     assert packed.open_latents(weights.vae_hash(vae))
     for i in range(len(packed)):
@@ -53,20 +48,17 @@ def test_what_is_stored_is_what_the_encoder_says(data, vae_run):
             close(stored, moment[0], 1e-5)
 
 
-def test_a_shard_that_has_its_latents_is_passed_over(data, vae_run):
+def test_only_what_is_missing_damaged_or_of_another_vae_is_encoded(data, vae_run, tmp_path):
     assert encode(data, vae_run) == [0, 1, 2]
     assert encode(data, vae_run) == []
-    path(data, 1).unlink()                                  # as if the run had been killed
-    path(data, 2).write_bytes(path(data, 2).read_bytes()[:-1])
+    files(data)[1].unlink()                                 # as if the run had been killed
+    files(data)[2].write_bytes(files(data)[2].read_bytes()[:-1])
     assert encode(data, vae_run) == [1, 2]
 
-
-def test_latents_of_another_vae_are_replaced(data, vae_run, tmp_path):
     vae = tiny_vae()
     vae.quant_conv.bias.data += 1
     checkpoint.save(tmp_path / "vae", 1, config=weights.describe(vae=vae),
                     tensors={"vae": vae.state_dict()})
-    encode(data, vae_run)
     assert encode(data, tmp_path / "vae") == [0, 1, 2]
     assert Packed(data, "gen", 32).open_latents(weights.vae_hash(vae))
 
@@ -78,21 +70,19 @@ def test_processes_share_the_shards(data, vae_run, monkeypatch):
         assert encode(data, vae_run) == shards
 
 
-def test_a_kill_leaves_no_half_of_a_file(data, vae_run, monkeypatch):
+def test_a_full_disk_leaves_no_half_of_a_file(data, vae_run, monkeypatch):
     def full_disk(tensors, path, metadata):
         path.write_bytes(b"half")
         raise OSError("no space left")
     monkeypatch.setattr(latents, "save_file", full_disk)
     with pytest.raises(OSError):
         encode(data, vae_run)
-    assert not list(data.glob("gen-32/*latents*")) and not list(data.glob("gen-32/.tmp*"))
+    assert not files(data) and not list(data.glob("gen-32/.tmp*"))
 
 
 @pytest.mark.parametrize("words, sentence", [
-    ("--vae nowhere", "nowhere"),
-    ("--data nowhere", "no packed data set at nowhere/gen-32"),
-    ("--batch 0", "--batch 0 must be 1 or more"),
-])
+    ("--vae nowhere", "nowhere"), ("--data nowhere", "no packed data set at nowhere/gen-32"),
+    ("--batch 0", "--batch 0 must be 1 or more")])
 def test_what_is_missing_is_said(data, vae_run, words, sentence):
     line = f"--vae {vae_run} --data {data} --sizes 32 --device cpu {words}"
     with pytest.raises(InputError, match=sentence):
