@@ -92,7 +92,8 @@ def test_ids_in_any_kind_of_list(tmp_path, content):
     assert annotations.read_ids(tmp_path / "ids", {"a-1", "b.png", "c"}) == {"a-1", "b.png"}
 
 
-def test_ids_in_another_encoding(tmp_path):
-    (tmp_path / "ids").write_bytes("Sj\u00f6gren".encode("latin-1"))
-    with pytest.raises(InputError, match="UTF-8"):
+@pytest.mark.parametrize("content, message", [(b"x\ny\n", "no image"), (b"Sj\xf6gren", "UTF-8")])
+def test_lists_that_name_nothing(tmp_path, content, message):
+    (tmp_path / "ids").write_bytes(content)
+    with pytest.raises(InputError, match=message):
         annotations.read_ids(tmp_path / "ids", {"a"})

@@ -1,7 +1,5 @@
 """Who trains, validates and tests: protocols, pinned tests, no leak from reading to drawing."""
-import pytest
 
-from common.cli import InputError
 from mimic import splits
 from mimic.sources import Item, LeftOut, hashed_split
 from mimic_tree import dicom_id, write_table
@@ -108,9 +106,3 @@ def test_splits_by_hash_do_not_change():
     """Open-I has no official split: whoever prepared it earlier must get the same one."""
     names = [hashed_split(f"CXR{n}") for n in range(3955)]
     assert [names.count(split) for split in ("train", "val", "test")] == [2735, 412, 808]
-
-
-def test_ids_that_are_not_there(tmp_path):
-    (tmp_path / "ids.txt").write_text("x\ny\n")
-    with pytest.raises(InputError, match="names no image"):
-        splits.assign(Settings(test_ids=str(tmp_path / "ids.txt")), [item("a")], LeftOut())
