@@ -1,7 +1,4 @@
 """Packing by many processes: the same bytes whatever happens, and no other data set by mistake."""
-import json
-import os
-import shutil
 import subprocess
 import sys
 import time

@@ -1,7 +1,6 @@
 """Where images and reports lie: every layout that people have, and tables that are wrong."""
 import csv
 import gzip
-import json
 import shutil
 from types import SimpleNamespace
 

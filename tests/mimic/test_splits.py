@@ -1,5 +1,4 @@
 """Who trains, validates and tests: protocols, pinned tests, no leak from reading to drawing."""
-
 from mimic import splits
 from mimic.sources import Item, LeftOut, hashed_split
 from mimic_tree import dicom_id, write_table
