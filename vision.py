@@ -90,7 +90,8 @@ class ViT(nn.Module):
         n_tokens = cfg.grid ** 2 + cfg.class_token
         self.patch = nn.Conv2d(3, cfg.n_embd, cfg.patch_size, cfg.patch_size)
         self.cls = nn.Parameter(torch.zeros(1, 1, cfg.n_embd)) if cfg.class_token else None
-        self.positions = nn.Parameter(torch.randn(1, n_tokens, cfg.n_embd) * 0.02)
+        self.positions = nn.Parameter(torch.empty(1, n_tokens, cfg.n_embd))
+        nn.init.normal_(self.positions, std=0.02)
         self.blocks = nn.ModuleList(ViTBlock(cfg) for _ in range(cfg.n_layer))
         self.norm = nn.LayerNorm(cfg.n_embd, cfg.norm_eps)
 

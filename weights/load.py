@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from common.cli import InputError
 from model import UniX, UniXConfig, position_table
@@ -35,34 +36,46 @@ from weights.sizes import (
     vae_config,
 )
 
-# what tells one kind of checkpoint from the others
+# a tensor that one kind of checkpoint has and no other kind
 RELEASE_MARK = UNIX.theirs("norm_g.weight")[0]
 JANUS_MARK = JANUS.theirs("connector.0.weight")[0]
 PORT_MARK = JANUS_HF.theirs("connector.0.weight")[0]
 
 
+class WithoutStorage(TorchFunctionMode):
+    """A network that is built in `with WithoutStorage():` has weights without memory or values.
+
+    The obvious `with torch.device("meta")` draws random numbers on that device, and for them torch
+    imports its whole compiler, which takes seconds. Here only `torch.empty`, from which layers make
+    their weights, goes to the meta device, and no random numbers are drawn. What is computed, such
+    as the position table of a UniX, has its values.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if kwargs is None:
+            kwargs = {}
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"]             # not filled
+        if function is torch.empty:
+            kwargs = {**kwargs, "device": "meta"}
+        return function(*args, **kwargs)
+
+
 def without_storage(network, cfg):
-    """A network whose parameters have shapes and no values yet."""
-    with torch.device("meta"):
+    """A network whose weights have shapes and no values yet."""
+    with WithoutStorage():
         return network(cfg)
-
-
-def unix_without_storage(cfg):
-    """The same of a UniX; its position table has values, since that is a formula and in no file."""
-    model = without_storage(UniX, cfg)
-    if cfg.generation:
-        model.build_positions()
-    return model
 
 
 # ---- models of others ----
 
 def load_unix(path, config=None, dtype=torch.float32):
-    """The released UniX, a directory or one safetensors file.
+    """The released UniX, a directory or one safetensors file -> UniX.
 
     Without a config, sizes are read off the tensors, and the choices are those of the release: a
     tanh GELU in the connector, two BOS before a prompt. What we do not use is kept in
-    `model.unused`, so that an export gives it back.
+    `model.unused`, so that an export writes it again. dtype: of all weights. InputError where a
+    file is no UniX, is damaged, or is contradicted by the config.json beside it.
     """
     source = read_tensors(path)
     if RELEASE_MARK not in source:
@@ -71,7 +84,7 @@ def load_unix(path, config=None, dtype=torch.float32):
     model = load_translated(path, source, UNIX, config, dtype)
     model.unused = dropped(source, UNIX)
 
-    # the position table is dropped because it is a formula; so look whether it is
+    # we compute the position table by a formula and drop the file's, so see that they are the same
     table = source.get("latent_pos_embed.pos_embed")
     if table is not None and not is_position_table(table, model.cfg):
         raise InputError(f"{path}: latent_pos_embed.pos_embed is not the sine-cosine table "
@@ -89,7 +102,7 @@ def is_position_table(table, cfg):
 
 
 def load_janus(path, config=None, dtype=torch.float32, generation=False):
-    """Janus-Pro, as its authors or as Hugging Face keep it.
+    """Janus-Pro, as its authors or as Hugging Face keep it -> UniX.
 
     It gives a UniX its understanding set, vision tower and connector. The biases of q, k, v start
     at 0 and the gains of the QK norm at 1, since Janus has none. generation=True adds a generation
@@ -126,16 +139,18 @@ def load_translated(path, source, layout, config, dtype):
     if config is None:
         with reading_sizes(path, layout.title):
             config = unix_config(source, layout, path)
-    return fill_translated(unix_without_storage(config), source, layout, path, dtype)
+    return fill_translated(without_storage(UniX, config), source, layout, path, dtype)
 
 
 def load_rad_dino(path, dtype=torch.float32):
-    """RAD-DINO, or another Dinov2Model of Hugging Face -> vision.ViT."""
+    """RAD-DINO, or another Dinov2Model of Hugging Face, file or directory -> vision.ViT."""
     source = read_tensors(path)
     settings = config_section(path, "")
     with reading_sizes(path, DINO.title):
         cfg = tower_config(Sizes(source, DINO), settings)
     refuse_contradictions(cfg, settings, path)
+
+    # a ViT of ours has the exact GELU alone in its MLPs
     activation = settings.get("hidden_act", "gelu")
     if activation != "gelu":
         raise InputError(f"{path}: config.json says hidden_act {activation}; DINOv2 has gelu.")
@@ -148,11 +163,13 @@ def load_vae(path, config=None, dtype=torch.float32):
     """A KL autoencoder, file or directory: kl-f16's `.ckpt`, a safetensors file of ours, or
     diffusers' AutoencoderKL.
 
-    Without a config, sizes are read off the tensors; scale and shift are those of kl-f16.
+    Without a config (VAEConfig), sizes are read off the tensors; the scale and shift of latents are
+    in no file, so they are those that UniX has for kl-f16.
     """
     source = read_tensors(path)
     layout = LDM
     with reading_sizes(path, "a kl-f16 autoencoder"):
+        # latent-diffusion's levels are called encoder.down.0, those of diffusers down_blocks.0
         if any("_blocks." in name for name in source):
             layout = DIFFUSERS
             source = mirrored(source)
@@ -170,6 +187,7 @@ def mirrored(source):
     There decoder.up_blocks.0 is the lowest resolution; in latent-diffusion decoder.up.0 is the
     highest one.
     """
+    # the decoder has as many levels as the encoder: "encoder.down_blocks.3.resnets.…" says 3
     encoder_levels = [int(name.split(".")[2]) for name in source
                       if name.startswith("encoder.down_blocks.")]
     last = max(encoder_levels)
@@ -183,6 +201,7 @@ def mirrored(source):
 
 def find_vae(path, dtype=torch.float32):
     """The VAE at a path: that of a run or checkpoint of ours, or a kl-f16, file or directory."""
+    # a kl-f16 is read at once; ours is looked for in the newest checkpoint of a run
     is_run = bool(checkpoints(path))
     if not is_run and config_section(path, "").get("format") != "open-unix":
         return load_vae(path, dtype=dtype)
@@ -217,13 +236,14 @@ def load_ours(directory, config, ema, dtype):
     if "model" not in config:
         only = ", only a VAE" if "vae" in config else ""
         raise InputError(f"{directory} holds no model{only}.")
+    # the average holds only the weights that were trained; the others are as they were
     path = directory / "model.safetensors"
     saved = read_tensors(path)
     averaged = directory / "ema.safetensors"
     if ema and averaged.exists():
         saved.update(read_tensors(averaged))
 
-    # what a released UniX brought along and we do not use: see `model_tensors`
+    # what came with a released UniX and we do not use is saved under "unused.": see `model_tensors`
     tensors = {}
     unused = {}
     for name, tensor in saved.items():
@@ -233,7 +253,7 @@ def load_ours(directory, config, ema, dtype):
             tensors[name] = tensor
 
     cfg = our_config(UniXConfig, config["model"], directory)
-    model = fill(unix_without_storage(cfg), tensors, path, dtype)
+    model = fill(without_storage(UniX, cfg), tensors, path, dtype)
     model.unused = unused
     vae = load_our_vae(directory, config, dtype) if "vae" in config else None
     return model, vae
@@ -256,6 +276,7 @@ def our_config(kind, settings, directory):
 
 def load_theirs(directory, dtype):
     """-> (model, vae) of a directory of the released UniX or of Janus-Pro, told apart by names."""
+    # this costs little: the file is memory-mapped, so that tensors are not read for their names
     names = read_tensors(directory).keys()
     if RELEASE_MARK in names:
         model = load_unix(directory, dtype=dtype)
@@ -271,6 +292,7 @@ def load_theirs(directory, dtype):
 
 def refuse_mismatch(model, vae, tokenizer, directory):
     """InputError if tokenizer or VAE do not belong to the model."""
+    # a number without a row in the embedding would end in an unreadable error of the GPU
     cfg = model.cfg
     largest = max(tokenizer.bpe.get_vocab().values())
     if max(cfg.bos, cfg.eos, cfg.soi, cfg.eoi, largest) >= cfg.vocab_size:
@@ -293,6 +315,7 @@ def load_tokenizer(directory, cfg=None):
         if cfg is not None:
             remedy = "copy it from where the weights came from."
         raise InputError(f"{directory} lacks tokenizer.json; {remedy}")
+    # ours names its special tokens; that of Janus-Pro has other names, and cfg the numbers
     try:
         if cfg is None:
             tokenizer = Tokenizer.with_named_ids(path)
@@ -301,6 +324,7 @@ def load_tokenizer(directory, cfg=None):
     except Exception as error:          # `tokenizers` raises nothing finer for a damaged file
         raise InputError(f"{path} is no tokenizer: {error}.") from None
 
+    # the tokenizer of another model may have fewer tokens, or lack a special one by name
     special = (tokenizer.bos, tokenizer.eos, tokenizer.soi, tokenizer.eoi)
     absent = [number for number in special
               if number is None or tokenizer.bpe.id_to_token(number) is None]
@@ -313,8 +337,10 @@ def load_tokenizer(directory, cfg=None):
 # ---- what a checkpoint of ours says about itself ----
 
 def model_tensors(model):
-    """{name: tensor} of everything in a UniX that is saved. What a released UniX brought along and
-    we do not use is called `unused.*`."""
+    """{name: tensor} of everything in a UniX that is saved.
+
+    What came with a released UniX and we do not use is called `unused.*`.
+    """
     unused = {f"unused.{name}": tensor for name, tensor in model.unused.items()}
     return {**model.state_dict(), **unused}
 
@@ -331,6 +357,7 @@ def describe(model=None, vae=None):
 
 def vae_hash(vae):
     """16 hexadecimal digits of a network's weights, to tell which VAE stored latents come from."""
+    # in fp32, so that a VAE loaded in half precision from an fp16 file has the same hash as in fp32
     total = hashlib.sha256()
     for name, tensor in sorted(vae.state_dict().items()):
         total.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
