@@ -16,7 +16,7 @@ from model import UniX, UniXConfig, time_features
 from repa import Projector, repa_loss
 from vision import ViTConfig
 from weights import layouts
-from weights.export import export_release, unused_from_nothing
+from weights.export import export_release, made_up_unused
 
 pytestmark = needs_golden
 
@@ -291,7 +291,7 @@ def test_every_full_size_name():
     recorded = json.loads((GOLDEN / "key_shapes_full.json").read_text())["unix"]
     with torch.device("meta"):
         used = UniX(UniXConfig()).state_dict()
-        unused = unused_from_nothing(UniXConfig())
+        unused = made_up_unused(UniXConfig())
     used = {layouts.UNIX.theirs(name)[0]: x for name, x in used.items()}
     assert {name: list(x.shape) for name, x in {**used, **unused}.items()} == recorded
     assert all(name.startswith(tuple(layouts.UNIX.dropped)) for name in unused)

@@ -7,8 +7,9 @@
     load         a directory -> (model, VAE, tokenizer)
     export       pass weights on: averaged and halved, or in the release's layout
 
-This room alone offers its functions here, so that one reads `weights.load(directory)`: that is the
-function. The module of the same name is reached as `from weights.load import ...`.
+This is the only room that offers its functions under its own name, so that scripts can say
+`weights.load(directory)`. That name is the function; what else is in the module of the same name is
+imported with `from weights.load import ...`.
 """
 from weights.load import (
     describe,

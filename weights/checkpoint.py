@@ -9,6 +9,9 @@ A checkpoint is written under a temporary name beside its final one, flushed, th
 a kill at any moment leaves the old or the new one whole. `config.json` lists the sizes and hashes
 of the other files: a checkpoint that lacks a byte is not whole, and a run does not resume from one
 in which a byte has changed.
+
+The directories of others (a released UniX, Janus-Pro) have a config.json without such a list; they
+are read by the same functions and not checked.
 """
 import shutil
 import sys
@@ -31,8 +34,9 @@ def replacing_directory(path):
     write into `temporary`, which exists and is empty.
 
     When the block ends well, all files are flushed to the disk and the temporary directory takes
-    the place of `path`. When the disk refuses, it is removed, what was at `path` stays, and the
-    error is an InputError.
+    the place of `path`. When the disk refuses, the temporary directory is removed, what was at
+    `path` stays, and an InputError says so. A kill may leave the temporary directory behind; its
+    name is no checkpoint's, and the next attempt removes it.
     """
     final = Path(path)
     temporary = final.with_name(f".tmp-{final.name}")
@@ -41,10 +45,13 @@ def replacing_directory(path):
         shutil.rmtree(temporary, ignore_errors=True)        # what an earlier kill has left
         temporary.mkdir(parents=True)
         yield temporary
+
+        # flush first: a file system may put a rename on the disk before the bytes it speaks of
         for written in [*temporary.rglob("*"), temporary]:
             flush(written)
 
-        # a directory cannot be renamed onto one that holds files, so the old one steps aside first
+        # a directory cannot be renamed onto one that holds files, so the old one steps aside first;
+        # a kill between the two renames leaves both of them whole, under their temporary names
         if final.exists():
             shutil.rmtree(old, ignore_errors=True)
             final.rename(old)
@@ -69,6 +76,7 @@ def write(directory, *, config, tensors, tokenizer=None, state=None):
     """
     with replacing_directory(directory) as temporary:
         for name, table in tensors.items():
+            # safetensors refuses a tensor that is a transposed view of another
             table = {key: tensor.detach().contiguous() for key, tensor in table.items()}
             save_file(table, temporary / f"{name}.safetensors")
         if tokenizer is not None:
@@ -76,7 +84,7 @@ def write(directory, *, config, tensors, tokenizer=None, state=None):
         if state is not None:
             torch.save(state, temporary / "state.pt")
 
-        # config.json comes last, since it lists the others
+        # config.json comes last, since it lists the other files
         paths = sorted(temporary.iterdir())
         sizes = {path.name: path.stat().st_size for path in paths}
         hashes = {path.name: digest(path) for path in paths}
@@ -86,6 +94,7 @@ def write(directory, *, config, tensors, tokenizer=None, state=None):
 def save(run, step, keep=2, *, config, **parts):
     """Write checkpoint `step` of a run's directory; of the older ones the newest `keep` stay."""
     write(Path(run) / f"{step:08d}", config={**config, "step": step}, **parts)
+    # only now, when the new checkpoint is whole, may an old one go
     for old in checkpoints(run)[:-keep]:
         shutil.rmtree(old)
 
@@ -94,6 +103,7 @@ def save(run, step, keep=2, *, config, **parts):
 
 def checkpoints(run):
     """The checkpoint directories of a run, oldest first."""
+    # with eight digits names sort as numbers do; half-written directories are called .tmp-...
     return sorted(path for path in Path(run).glob("[0-9]" * 8) if path.is_dir())
 
 
@@ -116,10 +126,9 @@ def read_config(directory, thorough=False):
 
 
 def refuse_damage(directory, config, thorough):
-    """InputError if the files beside config.json are not those that it lists.
-
-    A directory of others lists none, and nothing is checked.
-    """
+    """InputError if the files beside config.json are not those that it lists."""
+    # sizes are compared always, since that costs nothing; hashes only where a run is resumed,
+    # since a full-size checkpoint has gigabytes to read
     hashes = config.get("sha256", {})
     for name, size in config.get("files", {}).items():
         path = directory / name
@@ -138,8 +147,8 @@ def refuse_damage(directory, config, thorough):
 def newest(path, thorough=False):
     """The checkpoint at a path: `path` itself, or the newest whole one of the run there.
 
-    A damaged checkpoint of a run is passed over with a line on stderr; see `read_config` for
-    `thorough`.
+    A damaged checkpoint of a run is passed over with a line on stderr. thorough: see `read_config`.
+    InputError where there is no whole checkpoint.
     """
     path = Path(path)
     if (path / "config.json").exists():
@@ -147,6 +156,7 @@ def newest(path, thorough=False):
     if not path.is_dir():
         raise InputError(f"there is no checkpoint at {path}.")
 
+    # a run: try the newest first
     directories = checkpoints(path)
     if not directories:
         raise InputError(f"{path} holds neither a config.json nor a checkpoint.")

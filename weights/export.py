@@ -38,11 +38,12 @@ ASSUMED_PIXELS = {"mean": ViTConfig().mean, "std": ViTConfig().std}
 def export_release(model, vae, tokenizer, directory):
     """Write a model in the release's layout, whole or not at all.
 
-    The directory gets model.safetensors, config.json, tokenizer.json and, where vae is a kl-f16,
-    vae/. Tensors that we dropped when the release was loaded are given back. Those that a model
-    never had are made: position tables by their formula, the pooling head as zeros. Both this and
-    what the authors' code will do otherwise is printed. Our own configuration lies in config.json
-    too, so that `load` gets the same model back.
+    The directory gets model.safetensors, config.json, tokenizer.json and, unless vae is None, vae/.
+    Tensors that we do not use and dropped when the release was loaded are written again. For a
+    model that never had them they are made up: position tables by their formula, the pooling head
+    as zeros. A line on stdout says so, and another one names the settings of this model that the
+    authors' code will not follow. config.json also holds our own configuration, so that `load` gets
+    the same model back.
 
     InputError if the layout cannot describe the model or its VAE, or if the directory holds files.
     """
@@ -50,7 +51,7 @@ def export_release(model, vae, tokenizer, directory):
     refuse_what_the_layout_cannot_say(model, vae)
     refuse_files_in(directory)
 
-    # say what will differ
+    # say what will differ from the model as it is here
     if not model.unused:
         print("unused tensors were never loaded: position tables are written from their formula, "
               "the pooling head as zeros")
@@ -59,8 +60,10 @@ def export_release(model, vae, tokenizer, directory):
         print("the authors' code assumes what this model was not trained with: "
               + ", ".join(differences))
 
+    # ours under their names, then what their code wants and ours does not use: the tensors that
+    # came with the release, where there are any, go over the made-up ones
     tensors = {UNIX.theirs(name)[0]: tensor for name, tensor in model.state_dict().items()}
-    tensors |= unused_from_nothing(model.cfg)
+    tensors |= made_up_unused(model.cfg)
     tensors |= model.unused
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     about = {"language_config": llama_config(model.cfg), "open_unix": asdict(model.cfg)}
@@ -72,7 +75,7 @@ def export_release(model, vae, tokenizer, directory):
         if vae is not None:
             (temporary / "vae").mkdir()
             torch.save({"state_dict": vae.state_dict()}, temporary / "vae" / "kl-f16d16.ckpt")
-            # JSON is YAML, too
+            # every JSON text is YAML, too, so that no YAML library is needed
             write_json(temporary / "vae" / "config.yaml", {"model": ldm_config(vae)})
 
 
@@ -83,6 +86,7 @@ def refuse_what_the_layout_cannot_say(model, vae):
                          "(train_gen.py makes it).")
     if vae is None:
         return
+    # widths and levels go into vae/config.yaml, but no file of the layout has a place for these
     kl_f16 = VAEConfig()
     for field in ("norm_groups", "scale", "shift"):
         if vars(vae.cfg)[field] != vars(kl_f16)[field]:
@@ -98,7 +102,7 @@ def refuse_files_in(directory):
 
 
 def other_assumptions(cfg):
-    """What the authors' code assumes and this model was not trained with: "field value", a list."""
+    """What the authors' code assumes and cfg, a UniXConfig, has otherwise: ["field value"]."""
     differences = []
     for config, assumed in ((cfg, ASSUMED), (cfg.vision, ASSUMED_PIXELS)):
         for field, value in assumed.items():
@@ -121,8 +125,10 @@ def llama_config(cfg):
     }
 
 
-def unused_from_nothing(cfg):
-    """{their name: tensor} of what UNIX drops, for a model that never met a release."""
+def made_up_unused(cfg):
+    """{their name: tensor} in place of what `layouts.UNIX` drops, for a model that never had it."""
+    # timm's attention pooling, in which one learned query looks at all patches; reports are written
+    # from the patches themselves, so zeros do no harm
     W, inner = cfg.vision.n_embd, cfg.vision.n_inner
     pooling_head = {
         "latent": (1, 1, W),
@@ -144,6 +150,8 @@ def unused_from_nothing(cfg):
 
 def ldm_config(vae):
     """What latent-diffusion's code builds the autoencoder from."""
+    # after configs/autoencoder/autoencoder_kl_16x16x16.yaml of CompVis/latent-diffusion; the
+    # resolution only decides at which level there is attention: at the lowest, here
     cfg = vae.cfg
     sizes = {
         "double_z": True,
@@ -169,13 +177,17 @@ def ldm_config(vae):
 # ---- a small checkpoint of ours ----
 
 def shrink(source, target):
-    """Write the averaged weights of a run in fp16, without what only training needs."""
+    """Write the averaged weights of a run in fp16, without what only training needs.
+
+    source: a run or checkpoint of ours. InputError if target holds files.
+    """
     refuse_files_in(target)
     model, vae, tokenizer = load(source)
     tensors = {"model": halved(model_tensors(model))}
     if vae is not None:
         tensors["vae"] = halved(vae.state_dict())
 
+    # where the weights come from stays in the configuration
     config = describe(model, vae)
     for key, value in read_config(newest(source)).items():
         if key in ("stage", "step", "settings"):

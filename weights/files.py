@@ -37,7 +37,8 @@ class Nothing:
     """An empty class in place of one that Lightning's checkpoints name beside the weights."""
 
 
-# torch's reader takes Nothing where a file names that class, so none of Lightning's code is needed
+# kl-f16's file of 2022 names this class of Lightning as the key of a callback's state; torch's
+# reader takes Nothing where it stands, so neither Lightning nor any of its code is needed
 INERT = [(Nothing, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")]
 
 
@@ -50,6 +51,8 @@ def read_tensors(path):
     path = Path(path)
     if path.is_dir():
         path = file_of_weights(path)
+
+    # the libraries report damage by many kinds of error; all of them become one sentence
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -77,13 +80,15 @@ def file_of_weights(directory):
 
 def read_state_dict(path):
     """{name: tensor} of a file that `torch.save` wrote."""
-    # a zip archive, whose table of contents stands at its end; before torch 1.6 a plain pickle,
-    # which cannot be memory-mapped
+    # such a file is a zip archive, whose table of contents stands at its end, so that one cut short
+    # is none; before torch 1.6 it was a plain pickle, which cannot be memory-mapped
     is_whole_archive = zipfile.is_zipfile(path)
     with open(path, "rb") as file:
         begins_as_archive = file.read(2) == b"PK"
     if begins_as_archive and not is_whole_archive:
         raise InputError(f"{path} is cut short; download it again.")
+
+    # weights_only: no class is looked up but tensors, plain containers and the inert one
     with torch.serialization.safe_globals(INERT):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_whole_archive)
 
@@ -108,6 +113,7 @@ def is_table_of_tensors(content):
 def read_shards(index, file_of):
     """The tensors of all shards beside an index file. file_of {tensor: name of its shard} is what
     the index says; it must name exactly what is in the shards."""
+    # an index comes from others: it must not lead us to files outside of its directory
     if not isinstance(file_of, dict) or not all(map(is_file_name, file_of.values())):
         raise InputError(f"{index} does not say which file beside it holds which tensor.")
     names = sorted(set(file_of.values()))
@@ -123,6 +129,7 @@ def read_shards(index, file_of):
         pairs |= {(key, name) for key in shard}
         tensors |= shard
 
+    # what is on the disk and not in the index, or the other way round, or in another shard
     differences = {key for key, _ in pairs ^ set(file_of.items())}
     if differences:
         raise InputError(f"{index} and its shards differ in {few(differences)}.")
@@ -151,22 +158,25 @@ def translate(shapes, source, layout):
     """The tensors of a file under our names. shapes {our name: shape} says which ones are wanted.
 
     What the layout drops is left out. A tensor that the layout does not know keeps its name, and
-    one that the file lacks stays away: `fill` then refuses the whole.
+    for one that the file lacks there is no entry: `fill` then refuses the file and names both.
+    InputError where tensors that are joined differ in shape or type.
     """
-    left = dict(source)
+    # every wanted tensor takes its pieces out of what remains of the file
+    remaining = dict(source)
     tensors = {}
     for ours, shape in shapes.items():
         theirs = layout.theirs(ours)
         if not theirs:
             tensors[ours] = torch.full(shape, first_value(ours, layout))
-        elif all(name in left for name in theirs):
-            pieces = [left.pop(name) for name in theirs]
+        elif all(name in remaining for name in theirs):
+            pieces = [remaining.pop(name) for name in theirs]
             if len({(piece.dtype, piece.shape) for piece in pieces}) > 1:
                 raise InputError(
                     f"{', '.join(theirs)} belong together and differ in shape or type.")
             tensors[ours] = reshaped(pieces, shape)
 
-    for name, tensor in left.items():
+    # nobody wanted what remains now: either the layout drops it, or it is unknown
+    for name, tensor in remaining.items():
         if name.startswith(tuple(layout.dropped)):
             continue
         # a tensor of theirs must not pass for ours because it happens to have one of our names
@@ -176,7 +186,7 @@ def translate(shapes, source, layout):
 
 
 def first_value(ours, layout):
-    """What a tensor starts with that only we have."""
+    """The value that a tensor which only we have is filled with at first."""
     for ending, value in layout.new.items():
         if ours.endswith(ending):
             return value
@@ -186,14 +196,15 @@ def first_value(ours, layout):
 def reshaped(pieces, shape):
     """Pieces of one tensor joined; reshaped where it differs from `shape` by axes of length 1.
 
-    So a table (1, N, C) becomes our (N, C), and a linear layer (C, C) a 1x1 convolution.
+    So a table (1, N, C) becomes our (N, C), and a linear layer (C, C) a 1x1 convolution. A tensor
+    that differs in more than that is returned as it is; `fill` then names the two shapes.
     """
     tensor = pieces[0]
     if len(pieces) > 1:
         tensor = torch.cat(pieces)
     if [n for n in tensor.shape if n != 1] == [n for n in shape if n != 1]:
         return tensor.reshape(shape)
-    return tensor                           # `fill` names the two shapes
+    return tensor
 
 
 def dropped(source, layout):
@@ -210,6 +221,7 @@ def fill(module, tensors, source, dtype=None):
     InputError names what is missing, unknown, misshapen or no floating-point number. source is the
     file's path, for the message.
     """
+    # names first: torch's own strict loading would print hundreds of them
     wanted = module.state_dict()
     missing = wanted.keys() - tensors.keys()
     unknown = tensors.keys() - wanted.keys()
@@ -220,6 +232,7 @@ def fill(module, tensors, source, dtype=None):
         if tensor.shape != wanted[name].shape:
             raise InputError(f"{source}: {name} has shape {tuple(tensor.shape)}, "
                              f"the configuration wants {tuple(wanted[name].shape)}.")
+        # weights in 8-bit integers would have scales beside them, which we do not read
         if not tensor.is_floating_point():
             raise InputError(f"{source}: {name} holds {tensor.dtype}, not floating-point numbers.")
 

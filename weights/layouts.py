@@ -37,11 +37,13 @@ class Layout:
         if ours.endswith(tuple(self.new)):
             return ()
 
+        # our numbers fill the {} of theirs in the same order:
         # "layers.3.u.norm1.weight" -> "layers.{}.u.norm1.weight" and the number 3
         numbers = re.findall(r"\.(\d+)(?=\.)", ours)
         template = re.sub(r"\.\d+(?=\.)", ".{}", ours)
 
-        # the name itself comes first, since some keys hold a number: "connector.0"
+        # look for the whole name, then for its module; first with its numbers, since a key may hold
+        # one ("connector.0"), then with {} in their place
         for name in (ours, template):
             module, _, leaf = name.rpartition(".")
             for key, ending in ((name, ""), (module, f".{leaf}")):
@@ -59,9 +61,10 @@ def under(ours, theirs, table, mark=""):
     """
     longer = {}
     for name, value in table.items():
-        values = [value] if isinstance(value, str) else value
-        marked = [theirs + text.replace("@", mark) for text in values]
-        longer[ours + name] = marked[0] if isinstance(value, str) else marked
+        if isinstance(value, str):
+            longer[ours + name] = theirs + value.replace("@", mark)
+        else:
+            longer[ours + name] = [theirs + text.replace("@", mark) for text in value]
     return longer
 
 
@@ -80,7 +83,7 @@ LLAMA = {       # one layer; the release marks the generation set by `_moe_gen` 
     "mlp.up": "mlp@.up_proj",
     "mlp.down": "mlp@.down_proj",
 }
-TIMM = {        # the vision tower as timm has it, in Janus-Pro and the release
+TIMM = {        # the vision tower, SigLIP, as timm has it; so in Janus-Pro and in the release
     "patch": "patch_embed.proj",
     "positions": "pos_embed",
     "norm": "norm",
@@ -91,7 +94,7 @@ TIMM = {        # the vision tower as timm has it, in Janus-Pro and the release
     "blocks.{}.fc1": "blocks.{}.mlp.fc1",
     "blocks.{}.fc2": "blocks.{}.mlp.fc2",
 }
-PORT_BLOCK = {  # one block of the same tower in transformers, which keeps q, k and v apart
+PORT_BLOCK = {  # one block of the same tower in transformers, which does not join q, k and v
     "norm1": "layer_norm1",
     "norm2": "layer_norm2",
     "qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
@@ -101,14 +104,16 @@ PORT_BLOCK = {  # one block of the same tower in transformers, which keeps q, k 
 }
 POOL = "the pooling head: reports are written from the patches"
 
-# Janus-Pro has neither biases nor norms for queries and keys: biases start at 0, gains at 1
+# Janus-Pro has neither the biases of q, k and v nor the norms of q and k. Biases start at 0 and
+# change nothing. Gains start at 1, but the norms do change the network: stage 1 has to heal that
 NEW_SINCE_JANUS = {
     ".q.bias": 0.0, ".k.bias": 0.0, ".v.bias": 0.0, ".q_norm.weight": 1.0, ".k_norm.weight": 1.0,
 }
+# its images are in [-1, 1], padded with grey to a square
 JANUS_PIXELS = dict(mean=(0.5,) * 3, std=(0.5,) * 3, pad=127)
 
 
-# ---- one model with two branches, and the one that it begins from ----
+# ---- UniX, and Janus-Pro, which it begins from ----
 
 UNIX = Layout(
     "the released UniX",
@@ -179,7 +184,7 @@ JANUS_HF = Layout(
 )
 
 
-# ---- encoders ----
+# ---- encoders: RAD-DINO for REPA and for metrics, CheXbert for metrics ----
 
 DINO_BLOCK = {
     "norm1": "norm1",
@@ -200,7 +205,7 @@ DINO = Layout(
         "norm": "layernorm",
         **under("blocks.{}.", "encoder.layer.{}.", DINO_BLOCK),
     },
-    dropped={"embeddings.mask_token": "for its training"},
+    dropped={"embeddings.mask_token": "in place of hidden patches, in its training alone"},
     vision=dict(class_token=True, layer_scale=True,
                 mean=RAD_DINO.mean, std=RAD_DINO.std, pad=RAD_DINO.pad),
 )
@@ -230,7 +235,7 @@ CHEXBERT = Layout(
 )
 
 
-# ---- the autoencoder: our names are latent-diffusion's, so only diffusers' differ ----
+# ---- the autoencoder: ours has latent-diffusion's names, so only those of diffusers differ ----
 
 RESNET = {
     "norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2",
@@ -265,6 +270,7 @@ AUTOENCODER = {
 LDM = Layout(
     "kl-f16 as latent-diffusion has it",
     names={ours: ours for ours in AUTOENCODER},
-    dropped={"loss.": "LPIPS and the discriminator of its training"},
+    dropped={"loss.": "LPIPS and the discriminator, of its training alone"},
 )
+# the same network under other names; its levels have to be turned first, see above
 DIFFUSERS = Layout("a KL autoencoder of diffusers", names=AUTOENCODER)

@@ -23,20 +23,23 @@ class Sizes:
         self.layout = layout
 
     def shape(self, ours):
-        """The shape of a tensor; of one that is joined from several, that of the first."""
+        """The shape of a tensor; of one that is joined from several, that of the first. KeyError
+        where the file has no such tensor."""
         return self.source[self.layout.theirs(ours)[0]].shape
 
     def count(self, ours):
         """How many layers there are: `ours` is a name with {} for the layer's number."""
-        n = 0
-        while self.layout.theirs(ours.format(n))[0] in self.source:
-            n += 1
-        return n
+        n_layers = 0
+        while self.layout.theirs(ours.format(n_layers))[0] in self.source:
+            n_layers += 1
+        return n_layers
 
 
 @contextmanager
 def reading_sizes(path, title):
-    """What goes wrong in this block means that the file at `path` is not what it should be."""
+    """`with reading_sizes(path, "RAD-DINO"):` an error inside becomes the InputError that the file
+    at `path` is not RAD-DINO."""
+    # a missing tensor, a shape with too few axes, a width of 0, sizes that no configuration takes
     try:
         yield
     except (LookupError, TypeError, ValueError, ZeroDivisionError, AssertionError) as error:
@@ -55,6 +58,7 @@ def config_section(directory, *keys):
         return {}
     config = read_config(directory)
 
+    # the same section has had several names, in the release and in ports of Janus
     section = {}
     for key in keys:
         candidate = config if key == "" else config.get(key)
@@ -64,6 +68,7 @@ def config_section(directory, *keys):
 
     if not isinstance(section, dict):
         raise InputError(f"{path}: {' or '.join(keys)} is no table of settings.")
+    # True is an int in Python, so the type is compared and not asked for by isinstance
     for key in ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta"):
         value = section.get(key, 1)
         if type(value) not in (int, float) or not value > 0:
@@ -85,7 +90,8 @@ SAME_VALUE = {
     "max_latent_size": "max_latent_size",
     "z_channels": "latent_channels",
 }
-# what a UniX has no field for: one latent is one token, and its side is a sixteenth of the image's
+# what is fixed in a UniX and no field of its configuration: a token per latent pixel, and latents
+# of a sixteenth of the picture's side
 ALWAYS = {"latent_patch_size": 1, "downsample": 16}
 CONNECTOR_GELU = {"tanh": "gelu_pytorch_tanh", "none": "gelu"}      # our name -> theirs
 
@@ -115,17 +121,21 @@ def tower_config(sizes, settings, prefix=""):
 
     settings: the section of config.json about it, for what the tensors do not tell.
     """
-    n_embd, _, patch_size, _ = sizes.shape(prefix + "patch.weight")
+    n_embd, _, patch_size, _ = sizes.shape(prefix + "patch.weight")     # a convolution (C, 3, p, p)
     choices = sizes.layout.vision
+
+    # the table has a row a patch of a square image, and one for the class token
     positions = sizes.shape(prefix + "positions")[-2]
     if choices.get("class_token"):
         positions -= 1
     grid = int(positions ** 0.5)
+
+    # heads leave no trace in a shape; in DINOv2 and in the SigLIP-L of Janus they are 64 wide
     return ViTConfig(
         image_size=grid * patch_size,
         patch_size=patch_size,
         n_layer=sizes.count(prefix + "blocks.{}.norm1.weight"),
-        n_head=settings.get("num_attention_heads", max(1, n_embd // 64)),   # SigLIP, DINOv2: 64
+        n_head=settings.get("num_attention_heads", max(1, n_embd // 64)),
         n_embd=n_embd,
         n_inner=sizes.shape(prefix + "blocks.0.fc1.weight")[0],
         norm_eps=settings.get("layer_norm_eps", 1e-6),
@@ -136,6 +146,7 @@ def tower_config(sizes, settings, prefix=""):
 def unix_config(source, layout, path):
     """UniXConfig of a released UniX or Janus-Pro: what our export wrote into config.json, else what
     the tensors say."""
+    # an export of ours: nothing has to be guessed
     if "open_unix" in config_section(path, ""):
         return UniXConfig(**config_section(path, "open_unix"))
 
@@ -149,6 +160,7 @@ def unix_config(source, layout, path):
     text = config_section(path, "language_config", "llm_config", "text_config")
     vocab_size, n_embd = sizes.shape("embed.weight")
     n_layer = sizes.count("layers.{}.u.norm1.weight")
+    # repa_layer is a setting of training, and a smaller model may have fewer than the paper's 8
     fields = dict(
         n_layer=n_layer,
         n_head=text.get("num_attention_heads", max(1, n_embd // 128)),
@@ -162,7 +174,8 @@ def unix_config(source, layout, path):
         **layout.model,
     )
 
-    # what only the release has tells more: the norm of the queries is as wide as a head
+    # the release tells more: the norm of its queries is as wide as a head, its position table has
+    # a row a latent of the largest picture
     if layout is UNIX:
         head_width = sizes.shape("layers.0.u.heads.q_norm.weight")[0]
         table_rows = source["latent_pos_embed.pos_embed"].shape[0]
@@ -170,6 +183,7 @@ def unix_config(source, layout, path):
         fields["latent_channels"] = sizes.shape("latent_in.weight")[1]
         fields["max_latent_size"] = int(table_rows ** 0.5)
 
+    # what config.json says about the network must be what has just been read
     cfg = UniXConfig(**fields)
     for settings in (text, config_section(path, ""), config_section(path, "vae_config")):
         refuse_contradictions(cfg, settings, path)
@@ -180,7 +194,7 @@ def vae_config(sizes):
     """VAEConfig read off the tensors: channels of the levels, residual blocks, latent channels."""
     n_levels = sizes.count("encoder.down.{}.block.0.conv1.weight")
     channels = [sizes.shape(f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(n_levels)]
-    ch, in_channels = sizes.shape("encoder.conv_in.weight")[:2]
+    ch, in_channels = sizes.shape("encoder.conv_in.weight")[:2]         # (ch, 3, 3, 3)
     return VAEConfig(
         ch=ch,
         ch_mult=tuple(n // ch for n in channels),

@@ -16,7 +16,7 @@ from helpers import close, some_tokenizer, tiny_config, tiny_vae
 from model import UniX
 from vae import VAE, VAEConfig
 from weights import checkpoint, layouts
-from weights.export import export_release, main, shrink, unused_from_nothing
+from weights.export import export_release, main, shrink, made_up_unused
 
 
 # ---- the release's layout ----
@@ -69,7 +69,7 @@ def test_what_came_with_a_release_survives_a_checkpoint_of_ours(tmp_path, capsys
     """Release -> checkpoint of ours -> release: the same bytes, the dropped tensors included."""
     model, tokenizer = a_unix()
     pooling_head = {name: torch.randn(tensor.shape)
-                    for name, tensor in unused_from_nothing(model.cfg).items()
+                    for name, tensor in made_up_unused(model.cfg).items()
                     if "attn_pool" in name}
     model.unused = pooling_head
     export_release(model, None, tokenizer, tmp_path / "before")
