@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import torch.nn as nn
 from torch.overrides import TorchFunctionMode
 
 from common.cli import InputError
@@ -42,6 +43,10 @@ JANUS_MARK = JANUS.theirs("connector.0.weight")[0]
 PORT_MARK = JANUS_HF.theirs("connector.0.weight")[0]
 
 
+# what torch's layers and ours fill their weights with at first
+RANDOM = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+
+
 class WithoutStorage(TorchFunctionMode):
     """A network that is built in `with WithoutStorage():` has weights without memory or values.
 
@@ -54,7 +59,7 @@ class WithoutStorage(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if kwargs is None:
             kwargs = {}
-        if getattr(function, "__module__", "") == "torch.nn.init":
+        if function in RANDOM:
             return kwargs["tensor"]             # not filled
         if function is torch.empty:
             kwargs = {**kwargs, "device": "meta"}
