@@ -36,6 +36,7 @@ def test_frozen_text_costs_no_copy(monkeypatch):
     assert bench.prefix(size, 64, 1, "float32")["memory_ratio"] > ratio + 0.6
 
 
+@pytest.mark.slow
 def test_the_shares_of_a_step_add_up():
     figures = bench.utilisation(TINY, 1, "float32")
     assert sum(figures["where"].values()) == pytest.approx(1)
