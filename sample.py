@@ -96,6 +96,17 @@ PRESETS = {
 }
 
 
+def preset_for(model, cfg, argv, doc):
+    """The settings of a command line, now that the model is known.
+
+    With the released weights, the options that were not given take the release's values, unless
+    the command line names a preset itself.
+    """
+    if model.cfg.double_bos and not cfg.preset:
+        return override(type(cfg)(), ["--preset=release", *argv], doc, PRESETS)
+    return cfg
+
+
 # ---- report -> image ----
 
 def guided(model, blocks, sampling):
@@ -172,6 +183,16 @@ def latent_side(model, vae, size):
         raise InputError(f"--size {size}: this checkpoint draws multiples of {vae.factor} up to "
                          f"{largest} pixels.")
     return size // vae.factor
+
+
+def check_report(name, report, model, tokenizer):
+    """InputError if the model cannot draw this report, called `name`: it is empty or too long."""
+    tokens, longest = len(tokenizer.prompt(report)), model.cfg.max_text
+    if not report.strip():
+        raise InputError(f"{name} is empty; write what the picture should show.")
+    if tokens > longest:
+        raise InputError(f"{name} has {tokens} tokens, this checkpoint reads {longest}; shorten "
+                         "it.")
 
 
 # ---- image -> report ----
@@ -267,11 +288,7 @@ def draw(cfg, model, vae, tokenizer, reports, failures):
     What is wrong with a report becomes a sentence in `failures`, and the others are drawn.
     """
     def fits(name, report):
-        n, most = len(tokenizer.prompt(report)), model.cfg.max_text
-        if not report.strip():
-            raise InputError(f"{name} is empty; write what the picture should show.")
-        if n > most:
-            raise InputError(f"{name} has {n} tokens, this checkpoint reads {most}; shorten it.")
+        check_report(name, report, model, tokenizer)
         return report
 
     numbered = [(f"report {i}", report) for i, report in enumerate(reports, start=1)]
@@ -345,9 +362,7 @@ def main(argv):
     device = setup(cfg.device).device
     model, vae, tokenizer = weights.load(
         cfg.checkpoint, ema=not cfg.raw, dtype=torch_dtype(cfg.dtype))
-    if model.cfg.double_bos and not cfg.preset:
-        # Released weights: options that were not given take the release's values.
-        cfg = override(SampleConfig(), ["--preset=release", *argv], __doc__, PRESETS)
+    cfg = preset_for(model, cfg, argv, __doc__)
     model = model.to(device)
     if vae is not None:
         vae = vae.to(device)

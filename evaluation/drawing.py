@@ -108,17 +108,13 @@ def draw(cfg, out, ids, experiment):
 
 def draw_images(cfg, folder, ids, experiment):
     """Draw an image of each report of a block -> rows {"id", "file"}, or {"id", "error"}."""
-    longest = experiment.model.cfg.max_text
-    rows = []
-    drawable = []
+    rows, drawable = [], []
     for name in ids:
         prompt = experiment.prompts[name]
-        tokens = len(experiment.tokenizer.prompt(prompt.text))
-        if tokens > longest:
-            error = f"the report has {tokens} tokens, this checkpoint reads {longest}."
-            rows.append({"id": name, "error": error})
-        elif not prompt.text.strip():
-            rows.append({"id": name, "error": "the report is empty."})
+        try:
+            sample.check_report("the report", prompt.text, experiment.model, experiment.tokenizer)
+        except InputError as error:
+            rows.append({"id": name, "error": str(error)})
         else:
             drawable.append(name)
             rows.append({"id": name, "file": prompt.file})

@@ -58,9 +58,7 @@ def main(argv):
     process = processes.setup(cfg.device)
     dtype = processes.torch_dtype(cfg.dtype)
     model, vae, tokenizer = weights.load(cfg.checkpoint, dtype=dtype)
-    if model.cfg.double_bos and not cfg.preset:
-        # released weights: options that were not given take the release's values
-        cfg = override(GenConfig(), ["--preset=release", *argv], __doc__, sample.PRESETS)
+    cfg = sample.preset_for(model, cfg, argv, __doc__)
     out = Path(cfg.out)
 
     # whose reports are drawn, and which networks judge the images

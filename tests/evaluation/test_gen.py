@@ -49,7 +49,7 @@ def test_a_report_that_cannot_be_drawn_is_named(words, altered, tmp_path, result
     failures = result(tmp_path / "out")["failures"]
     assert list(failures) == ["train-000000", "train-000001"]
     assert "tokens, this checkpoint reads 64" in failures["train-000000"]
-    assert failures["train-000001"] == "the report is empty."
+    assert failures["train-000001"] .startswith("the report is empty")
     assert not list((tmp_path / "out" / "images").glob("train-00000[01]*"))
 
 
