@@ -103,10 +103,14 @@ def test_another_data_set_is_replaced_only_if_told_to(root, tmp_path):
     assert contents(tmp_path) == contents(root)
 
 
-def test_a_run_that_was_killed_goes_on_with_the_same_command(root, tmp_path):
+def test_a_run_that_was_killed_goes_on_with_the_same_command(root, tmp_path, monkeypatch):
+    def killed(cfg):
+        (tmp_path / "gen-64" / "dataset.json").unlink()
+        raise KeyboardInterrupt
     run(tmp_path)
-    (tmp_path / "phantom.json").unlink()
-    (tmp_path / "gen-64" / "dataset.json").unlink()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prepare, "write_data_set", killed)
+        run(tmp_path, "--overwrite")
     run(tmp_path)
     assert contents(tmp_path) == contents(root)
 
