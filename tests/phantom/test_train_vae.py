@@ -130,3 +130,18 @@ def test_the_vae_is_the_average_and_every_checkpoint_knows_its_scale(data, out):
 def test_what_cannot_run_is_refused_in_one_sentence(data, out, words, sentence):
     with pytest.raises(InputError, match=sentence):
         run(data, out, *words.split())
+
+
+def test_a_batch_must_divide_into_the_processes(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.run.processes.setup", lambda *_: Process(0, 3, CPU))
+    with pytest.raises(InputError, match="--batch-size 4 does not divide into 3 processes"):
+        run(data, tmp_path)
+
+
+def test_a_fresh_autoencoder_has_silent_branches_and_a_narrow_posterior():
+    vae = train_vae.build(train_vae.TrainConfig(ch=8, ch_mult=[1, 2], norm_groups=4))
+    x = torch.randn(1, 8, 6, 6)
+    added = vae.encoder.down[0].block[0](x) - x             # no more than a constant
+    assert added.std(dim=(2, 3)).max() < 1e-6
+    _, logvar = vae.moments(torch.zeros(1, 3, 16, 16))
+    assert -5 < logvar.mean() < -3
