@@ -121,7 +121,7 @@ def dense(name):
 
 
 # files that have not been rewritten yet; the list only shrinks
-NOT_YET = set(FILES + TESTS)
+NOT_YET = {"tests/helpers.py", "tests/test_bare.py"}
 
 
 @pytest.mark.parametrize("name", [*FILES, *TESTS])
