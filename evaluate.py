@@ -17,6 +17,7 @@ import difflib
 from common.cli import InputError, cli
 from evaluation import compare, gen, phantom, privacy, und
 
+# a command is a function from the words behind its name to an exit code; None is 0, too
 COMMANDS = {
     "phantom": phantom.main,
     "und": und.main,
@@ -33,6 +34,7 @@ def main(argv):
         return 0
     command, *settings = argv
     if command not in COMMANDS:
+        # cutoff 0: however wrong the word is, one name is the nearest
         nearest = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0)
         raise InputError(f"there is no table '{command}'; say what to evaluate, one of "
                          f"{', '.join(COMMANDS)}. The nearest is {nearest[0]}.")

@@ -31,6 +31,7 @@ class MetricsBenchConfig:
 def random_features(n, width):
     """Two sets (n, width), the second moved; variances fall as k^-0.5, as RAD-DINO's might."""
     rng = np.random.default_rng(0)
+    # falling variances, turned by a random rotation: neither round nor aligned with the axes
     scale = np.arange(1, width + 1) ** -0.25
     rotation, _ = np.linalg.qr(rng.normal(size=(width, width)))
     real = rng.normal(size=(n, width)) * scale
@@ -51,11 +52,13 @@ class Identity(torch.nn.Module):
 
 def official(real, fake):
     """The three calls of the official code: FD, KD with one subset that holds all samples, prdc."""
+    # imported here, so that our own peak of memory is measured without them
     from prdc import compute_prdc
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
     n, width = real.shape
     fid = FrechetInceptionDistance(feature=Identity(width))
+    # one subset of all samples: what 100 of them would repeat
     kid = KernelInceptionDistance(feature=Identity(width), subsets=1, subset_size=n)
     for metric in (fid, kid):
         metric.update(torch.tensor(real), real=True)
@@ -83,6 +86,7 @@ def main(argv):
         raise InputError(
             f"{' and '.join(missing)} must be there: pip install torchmetrics==1.9.0 prdc==0.2.")
     real, fake = random_features(cfg.images, cfg.width)
+    # one call before the clock starts, so that no measurement pays for warming up
     image_metrics.distribution(real, fake)
     our_peak = peak_memory()            # before the packages are imported
 
@@ -98,6 +102,7 @@ def main(argv):
             results[name], *spent = measure(call, real, fake)
             seconds[name].append(spent)
 
+    # the figures that docs/evaluation.md quotes
     threads = torch.get_num_threads()
     print(f"{cfg.images} x {cfg.width} on each side, {threads} threads, median of {cfg.repeats}")
     for name, spent in seconds.items():

@@ -70,8 +70,10 @@ class BertBlock(nn.Module):
     def forward(self, x, mask):
         B, T, C = x.shape                                       # batch, tokens, width
         q, k, v = self.qkv(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
+        # mask (B, 1, 1, T) is False at padding; there is no causal order, BERT sees both sides
         y = F.scaled_dot_product_attention(q, k, v, mask)
         y = y.transpose(1, 2).reshape(B, T, C)
+        # post-norm: the norm follows the sum; gelu is the exact one, not the tanh approximation
         x = self.norm1(x + self.proj(y))
         return self.norm2(x + self.fc2(F.gelu(self.fc1(x))))
 
@@ -88,16 +90,19 @@ class CheXbert(nn.Module):
         self.types = nn.Embedding(2, cfg.n_embd)        # first or second text; we have no second
         self.norm = nn.LayerNorm(cfg.n_embd, cfg.norm_eps)
         self.blocks = nn.ModuleList(BertBlock(cfg) for _ in range(cfg.n_layer))
+        # No Finding is yes or no; the others are blank, positive, negative or uncertain
         n_codes = [2 if label == "no_finding" else 4 for label in LABELS]
         self.heads = nn.ModuleList(nn.Linear(cfg.n_embd, n) for n in n_codes)
 
     def forward(self, ids, valid):
         """Token ids (B, T), valid (B, T) False at padding -> 14 logits (B, 4), the last (B, 2)."""
         B, T = ids.shape
+        # positions are learned, so their number limits the text; every token is of the first text
         x = self.words(ids) + self.positions.weight[:T] + self.types.weight[0]          # (B, T, C)
         x = self.norm(x)
         for block in self.blocks:
             x = block(x, valid[:, None, None])
+        # only the first token, [CLS], is read, as BERT classifiers do
         return [head(x[:, 0]) for head in self.heads]
 
     @torch.inference_mode()
@@ -111,6 +116,7 @@ class CheXbert(nn.Module):
         codes = []
         starts = range(0, len(reports), batch)
         for start in tqdm(starts, desc="CheXbert", unit="batch", disable=not progress, leave=False):
+            # short reports are padded to the longest of the batch, and `valid` says where
             texts = [one_line(text, cut) for text in reports[start:start + batch]]
             rows = [torch.tensor(self.tokenizer.encode(text).ids) for text in texts]
             ids = pad_sequence(rows, batch_first=True)          # with 0, which is [PAD]
@@ -136,12 +142,15 @@ def load(path):
     InputError if the file is missing, or is anything but the tensors of a CheXbert.
     """
     path = Path(path)
+    # a folder or the file itself; the tokenizer is beside it in either case
     if path.is_dir():
         path = path / "chexbert.pth"
     if not path.exists():
         raise InputError(f"there is no CheXbert at {path}; {GET}.")
+    # the authors trained with DataParallel, which puts "module." in front of every name
     tensors = {name.removeprefix("module."): value for name, value in read_tensors(path).items()}
     cfg = read_config(tensors, path)
+    # on the meta device a network costs no memory until `fill` gives it the tensors of the file
     with torch.device("meta"):
         model = CheXbert(cfg, load_tokenizer(path.parent, cfg))
     shapes = {name: value.shape for name, value in model.state_dict().items()}
@@ -159,12 +168,14 @@ def read_config(tensors, path):
         raise InputError(f"{path} is not CheXbert: its sizes cannot be read ({error}).") from None
     if width % HEAD_WIDTH:
         raise InputError(f"{path} is not CheXbert: a width of {width} is not {HEAD_WIDTH} a head.")
+    # bert.encoder.layer.<number>.attention...: the numbers are counted
     layers = {name.split(".")[3] for name in tensors if name.startswith("bert.encoder.layer.")}
     return BertConfig(vocab_size, len(layers), width // HEAD_WIDTH, width, n_inner, max_text)
 
 
 def load_tokenizer(folder, cfg):
     """BERT's tokenizer: a text -> [CLS], word pieces in lower case, [SEP]; cfg.max_text at most."""
+    # tokenizer.json comes first: it is a whole tokenizer, vocab.txt only its words
     paths = [folder / name for name in ("tokenizer.json", "vocab.txt") if (folder / name).exists()]
     if not paths:
         raise InputError(
@@ -178,6 +189,7 @@ def load_tokenizer(folder, cfg):
             tokenizer = BertWordPieceTokenizer(str(path), lowercase=True)
     except Exception as error:          # the library raises a plain Exception for a damaged file
         raise InputError(f"{path} is no tokenizer: {error}.") from None
+    # with the vocabulary of another BERT, each id would mean another word, and nothing would fail
     if tokenizer.get_vocab_size() != cfg.vocab_size:
         raise InputError(
             f"{path} has {tokenizer.get_vocab_size()} word pieces, chexbert.pth {cfg.vocab_size}; "
@@ -196,6 +208,7 @@ def main(argv):
     reports = text_lines(path)
     if not reports:
         raise InputError(f"{path} holds no report; write one a line.")
+    # codes on standard output, for the next program; what they mean on standard error
     for codes in load(folder).label(reports):
         print(",".join(str(code) for code in codes))
     print("order: " + ", ".join(LABELS), file=sys.stderr)

@@ -44,9 +44,11 @@ def extract_features(argv):
         raise InputError("say which images: `python evaluate.py features --images DIR --out "
                          "a.safetensors`.")
     process = processes.setup(cfg.device)
+    # the images first: a wrong folder should stop us before a network is loaded
     images = features.open_images(cfg.images, cfg.split)
     encoder = load_encoder(cfg, process.device)
     result = features.extract(encoder, images, process, cfg.batch)
+    # every process has all features now; one of them writes the file
     if not process.master:
         return 0
     features.save(cfg.out, result)
@@ -59,6 +61,7 @@ def load_encoder(cfg, device):
     """RAD-DINO, or the vision tower of a checkpoint, as the network of features."""
     if cfg.encoder == "rad-dino":
         return features.rad_dino(cfg.rad_dino, cfg.route, device)
+    # the whole checkpoint is loaded for its tower alone: a tower has no file of its own
     model, _, _ = weights.load(cfg.checkpoint, dtype=processes.torch_dtype(cfg.dtype))
     return features.tower(model.to(device))
 
@@ -94,6 +97,7 @@ def main(argv):
         raise InputError("say what to compare: `python evaluate.py compare real.safetensors "
                          "generated.safetensors`.")
     process = processes.setup(cfg.device)
+    # extraction is what takes long; the metrics themselves take seconds
     if process.world > 1:
         raise InputError("compare runs in one process; extract features under torchrun with "
                          "`evaluate.py features`.")
@@ -116,6 +120,7 @@ def compare_images(cfg, process):
         generated_ids = ids
     warnings = tables.other_features(real.encoder)
     shared = set(ids) & set(generated_ids)
+    # some names in common is hardly what was meant: say what the number then is
     if shared and not paired:
         warnings.append(
             f"{len(shared)} of {len(ids)} and {len(generated_ids)} names are in both sets: they "
@@ -131,6 +136,7 @@ def compare_images(cfg, process):
 
 def load_features(cfg, process):
     """Features of both sides: read from files, or extracted from folders."""
+    # both sides by one encoder, which is loaded once
     encoder = None
     sides = []
     for path in (cfg.real, cfg.generated):
@@ -157,6 +163,7 @@ def compare_reports(cfg, process):
         predictions.pop(name, None)
     _, predictions, references = same_items(predictions, references)
 
+    # reports of others are of radiographs: the exact labels of phantoms are not for them
     labeller, left_out = scoring.load_labeller(
         cfg.chexbert, cfg.cut, process.device, phantom=False)
     scores, details, missing = scoring.reports(
@@ -171,12 +178,15 @@ def read_reports(path):
     """A file of JSON lines {"id", "report"} or {"id", "error"} -> ({id: report}, {id: error})."""
     reports, failures = {}, {}
     for row in read_jsonl(path):
+        # a number may be an id, a list may not: it cannot be a key
         if not isinstance(row, dict) or not isinstance(row.get("id"), (str, int)):
             raise InputError(f"{path}: every line should be like "
                              '{"id": "a", "report": "Clear lungs."}.')
         name = row["id"]
+        # an id twice would count one report twice, or hide a row behind another
         if name in reports or name in failures:
             raise InputError(f"{path}: the id {name} stands there twice; it may stand there once.")
+        # an error is no report: scored as an empty one it would look like "no findings"
         if "error" in row:
             failures[name] = row["error"]
         elif isinstance(row.get("report"), str):

@@ -48,6 +48,7 @@ def prompts_of(images):
     for number, n in enumerate(unique_captions(rows)):
         name = rows[n]["id"]
         prompts[name] = Prompt(number, rows[n]["caption"], features.file_name(name) + ".png")
+    # two ids with one file name: one image would overwrite the other, and be scored twice
     files = {prompt.file for prompt in prompts.values()}
     if len(files) < len(prompts):
         raise InputError("two ids of the data set differ only in characters that no file name can "
@@ -70,6 +71,7 @@ def draw(cfg, out, ids, experiment):
 
     Takes hours; each of the three steps continues where it was when it is interrupted.
     """
+    # what makes another run of it: if any of these changes, what is done cannot be continued
     captions = [(name, prompt.text) for name, prompt in experiment.prompts.items()]
     worklist.claim(out, {
         "checkpoint": str(newest(cfg.checkpoint)), "data": cfg.data, "split": cfg.split,
@@ -86,9 +88,11 @@ def draw(cfg, out, ids, experiment):
     blocks = worklist.chunks(ids, cfg.batch)
     rows = worklist.run(out / "images.jsonl", blocks, draw_block, experiment.process, "drawing")
     files, failures = worklist.split(rows, "file")
+    # when all fail the reason is usually the same, so the first one is quoted
     if not files:
         first = next(iter(failures.values()))
         raise InputError(f"none of the {len(ids)} reports could be drawn; the first: {first}")
+    # from here on only what was drawn counts
     ids = list(files)
     images = features.Folder(folder)
 
@@ -108,6 +112,7 @@ def draw(cfg, out, ids, experiment):
 
 def draw_images(cfg, folder, ids, experiment):
     """Draw an image of each report of a block -> rows {"id", "file"}, or {"id", "error"}."""
+    # a report that cannot be drawn gets a row as well, so that it is not tried again
     rows, drawable = [], []
     for name in ids:
         prompt = experiment.prompts[name]
@@ -121,10 +126,12 @@ def draw_images(cfg, folder, ids, experiment):
     if not drawable:
         return rows
 
+    # the number of a report is that in the whole split: its noise is the same with any --limit
     prompts = [experiment.prompts[name] for name in drawable]
     pictures = sample.generate_images(
         experiment.model, experiment.vae, experiment.tokenizer, [prompt.text for prompt in prompts],
         sampling=cfg, numbers=[prompt.number for prompt in prompts], progress=False)[:, 0]
+    # each image carries its report, its number and the settings: it can be drawn again from these
     settings = {**sampling_of(cfg), "size": experiment.size}
     for prompt, picture in zip(prompts, pictures):
         save_png(Image.fromarray(picture), folder / prompt.file,

@@ -50,6 +50,8 @@ class Folder:
     def __init__(self, folder):
         self.source = str(Path(folder).resolve())
         self.files = {}                         # id -> path
+        # sorted, because directories are listed in another order on another disk, and the order of
+        # ids decides which images share a block of `image_metrics.sharded`
         for path in sorted(Path(folder).rglob("*")):
             if path.suffix.lower() not in IMAGES or not path.is_file():
                 continue
@@ -64,6 +66,7 @@ class Folder:
 
     def read(self, name):
         """The image with this id, or whose file is named after it -> 8-bit grey PIL image."""
+        # our drawn images are stored under file_name(id); the films of others have the id itself
         path = self.files.get(name, self.files.get(file_name(name)))
         if path is None:
             raise InputError(f"there is no image named {name} in {self.source}.")
@@ -75,10 +78,12 @@ class PackedImages:
 
     def __init__(self, path, split=""):
         path = Path(path)
+        # the name of a packed data set says what it holds: task gen, 512 pixels a side
         task, _, size = path.name.rpartition("-")
         if not size.isdigit():
             raise InputError(f"{path} is no packed data set; its name should be like gen-512.")
         self.source = str(path.resolve())
+        # the split is part of the source: `reused` must not take train for test
         if split:
             self.source += f"#{split}"
             self.data = Packed(path.parent, task, int(size), split)
@@ -98,6 +103,7 @@ class PackedImages:
 def open_images(path, split=""):
     """A folder of images, or a packed data set, also as `path#split`."""
     path, _, named_split = str(path).partition("#")
+    # a packed data set is a folder, too, and its dataset.json tells it apart
     if (Path(path) / "dataset.json").exists():
         return PackedImages(path, split if split else named_split)
     if not Path(path).is_dir():
@@ -122,6 +128,7 @@ class Encoder:
         pixels = pictures.to(weight.device)[:, None].float() / 255                  # (B, 1, S, S)
         pixels = normalize(pixels, self.vit.cfg).to(weight.dtype)                   # (B, 3, S, S)
         tokens = self.vit.tokens(pixels).float()                                    # (B, N, C)
+        # SigLIP, the tower of UniX, has no class token: there the patches are averaged
         if self.pool == "class":
             return tokens[:, 0].cpu().numpy()
         return tokens.mean(1).cpu().numpy()
@@ -133,12 +140,14 @@ def straight(image, size=518):
     RAD-DINO's own processor does the same.
     """
     width, height = image.size
+    # int() cuts decimals off, as transformers does; rounding would give other pixels
     if width <= height:
         width, height = size, int(size * height / width)
     else:
         width, height = int(size * width / height), size
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
+    # the middle; of an odd rest, one pixel more is cut off on the right and below
     left = (width - size) // 2
     top = (height - size) // 2
     return torch.from_numpy(np.array(image.crop((left, top, left + size, top + size))))
@@ -160,6 +169,7 @@ def rad_dino(path, route, device):
     """The Encoder of the paper's metrics: the class token of RAD-DINO, by one of ROUTES."""
     if route not in ROUTES:
         raise InputError(f"--route {route} is none of {', '.join(ROUTES)}.")
+    # a hash of the weights goes into the name, so that retrained ones are another encoder
     vit = weights.load_rad_dino(path).to(device)
     prepare = partial(ROUTES[route], size=vit.cfg.image_size)
     return Encoder(f"rad-dino, {route}, {weights.vae_hash(vit)}", vit, prepare, "class")
@@ -198,6 +208,7 @@ def extract(encoder, images, process, batch=32, ids=None):
     """
     if ids is None:
         ids = images.ids
+    # the blocks do not depend on the number of processes, so neither do the last digits
     blocks = chunks(list(ids), batch)
     mine = blocks[process.rank::process.world]
     vectors, failures = {}, {}
@@ -215,6 +226,7 @@ def extract(encoder, images, process, batch=32, ids=None):
     for their_vectors, their_failures in gather((vectors, failures)):
         vectors.update(their_vectors)
         failures.update(their_failures)
+    # the processes come one after the other; the order of the ids is the one that counts
     readable = [name for name in ids if name in vectors]
     if not readable:
         raise InputError(f"none of the {len(ids)} images of {images.source} could be read.")
@@ -228,6 +240,7 @@ def reused(path, encoder, images, process, batch=32, ids=None):
         ids = images.ids
     if path.exists():
         features = load(path)
+        # an image that failed was looked at, too; asking for it again changes nothing
         same_ids = {*features.ids, *features.failures} == set(ids)
         same_source = features.source == images.source
         if same_ids and same_source and features.encoder == encoder.name:
@@ -245,6 +258,7 @@ def save(path, features):
     """Write a feature file, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # a safetensors header holds strings alone, so lists and tables are written as JSON
     header = {
         "format": FORMAT,
         "encoder": features.encoder,
@@ -276,6 +290,7 @@ def load(path):
         raise InputError(
             f"there are no features at {path}; "
             "`python evaluate.py features --images ...` writes them.") from None
+    # what is no safetensors, or lacks a key, or holds no JSON where JSON should be
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path} is damaged or no file of features ({error}).") from None
     check(features, path)

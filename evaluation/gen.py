@@ -45,6 +45,7 @@ class GenConfig(Sweep, FeatureNetwork, ReportNetworks):
     dtype: str = "float32"          # or bfloat16
 
     def __post_init__(self):
+        # super() would reach one of the parents alone: the groups do not call each other
         Sweep.__post_init__(self)
         FeatureNetwork.__post_init__(self)
         assert min(*self.shards, self.show, self.sweep_num) > 0, \
@@ -58,6 +59,7 @@ def main(argv):
     process = processes.setup(cfg.device)
     dtype = processes.torch_dtype(cfg.dtype)
     model, vae, tokenizer = weights.load(cfg.checkpoint, dtype=dtype)
+    # only now it is known whether these are the released weights
     cfg = sample.preset_for(model, cfg, argv, __doc__)
     out = Path(cfg.out)
 
@@ -67,6 +69,7 @@ def main(argv):
     images = features.PackedImages(Path(cfg.data) / f"gen-{size}", cfg.split)
     prompts = prompts_of(images)
     ids = list(prompts)[:cfg.limit] if cfg.limit else list(prompts)
+    # one radiograph among phantoms is enough to need CheXbert
     phantom = all(row["source"] == "phantom" for row in images.rows.values())
     labeller, left_out = scoring.load_labeller(cfg.chexbert, cfg.cut, process.device, phantom)
     encoder, missing = load_encoder(cfg, model, process.device)
@@ -78,6 +81,7 @@ def main(argv):
     drawn = draw(cfg, out, ids, experiment)
     real = real_features(cfg, images, ids, experiment) if encoder else None
     points, failures = draw_sweep(cfg, ids, experiment, real)
+    # scores take seconds, so one process computes them
     if not process.master:
         return 0
     failures |= drawn.failures
@@ -112,6 +116,7 @@ def main(argv):
 
 def load_encoder(cfg, model, device):
     """-> (network of features, []), or (None, [what is left out without RAD-DINO])."""
+    # a missing RAD-DINO is no error: the cycle score needs none
     if cfg.encoder == "vision":
         return features.tower(model), []
     if Path(cfg.rad_dino).exists():
@@ -124,6 +129,7 @@ def load_encoder(cfg, model, device):
 
 def refuse_what_cannot_end(cfg, reports, encoder, labeller):
     """InputError before hours of drawing, if the scores could not be computed after them."""
+    # the smallest block must still hold a sample and its five nearest neighbours
     least = scoring.LEAST * max(cfg.shards)
     if encoder and reports < least:
         raise InputError(f"--shards {max(cfg.shards)} needs {least} reports or more, there are "
@@ -143,6 +149,7 @@ def real_features(cfg, images, ids, experiment):
     images: the packed data set. InputError if an image is not there; one that is there and cannot
     be read is a failure.
     """
+    # a file may hold features of more images than were drawn, and failures of others
     if cfg.real.endswith(".safetensors"):
         real = features.load(cfg.real)
         if real.encoder != experiment.encoder.name:
@@ -152,6 +159,7 @@ def real_features(cfg, images, ids, experiment):
         wanted = set(ids)
         real.failures = {name: why for name, why in real.failures.items() if name in wanted}
         return real
+    # the images themselves, of a folder or as they were packed: features are kept in --out
     source = features.open_images(cfg.real) if cfg.real else images
     refuse_missing(cfg.real if cfg.real else images.source, ids, set(source.ids))
     return features.reused(Path(cfg.out) / "real.safetensors", experiment.encoder, source,
@@ -171,6 +179,7 @@ def draw_sweep(cfg, ids, experiment, real):
     rows, failures = [], {}
     for point in cfg.points():
         name = f"steps{point.steps}-cfg{point.cfg:g}"
+        # a directory a point, so that each of them continues by itself
         drawn = draw(point, Path(cfg.out) / "sweep" / name, ids[:cfg.sweep_num], experiment)
         failures |= {f"{name}/{failed}": why for failed, why in drawn.failures.items()}
         if not experiment.process.master:
@@ -182,6 +191,7 @@ def draw_sweep(cfg, ids, experiment, real):
             row |= {"fd": values["fd"], "kd": values["kd"]}
         if experiment.labeller:
             values = cycle_score(experiment, drawn, cfg.bootstrap)
+            # phantoms have one F1; of CheXbert's eight the published headline is taken
             key = "micro" if "micro" in values else "uncertain_as_negative_micro_f1"
             row["cycle_F1"] = values[key]
         rows.append(row)
@@ -199,6 +209,7 @@ def on_both_sides(real, drawn):
 def image_scores(cfg, images, prompts, real, drawn):
     """Tables 3 and 4 -> ({"generation", "findings"}, what to mind about them)."""
     ids, x_real, x_drawn = on_both_sides(real, drawn.features)
+    # row i of the captions, of the real and of the generated features is about the same report
     rows = [{"caption": prompts[name].text, "labels": labels_by_name(images.rows[name]["labels"])}
             for name in ids]
     labelled = {finding for row in rows for finding in row["labels"]}
@@ -210,6 +221,7 @@ def image_scores(cfg, images, prompts, real, drawn):
     warnings = tables.other_features(real.encoder)
     warnings += [f"FD of {name} is left out: fewer than two images."
                  for name in names if name not in by_finding]
+    # say which findings are too rare for their FD to mean much
     few = [f"{name} ({row['n_real']})" for name, row in by_finding.items() if row["few"]]
     if few:
         least = max(scoring.FEW, x_real.shape[1])
@@ -221,6 +233,7 @@ def image_scores(cfg, images, prompts, real, drawn):
 
 def labels_by_name(labels):
     """CheXpert's {name: 1, 0 or -1} as it is; a phantom's triples as {finding: 1}."""
+    # 0 (absent) and -1 (uncertain) stay: `text_metrics.select` takes 1 alone
     if isinstance(labels, dict):
         return labels
     return {finding: 1.0 for finding, _, _ in labels}
@@ -242,6 +255,7 @@ def alignment_score(cfg, prompts, drawn):
 
 def cycle_score(experiment, drawn, replicates):
     """F1 of the labels of the reports read off the images against those of the reports drawn."""
+    # only images that were drawn and read take part
     references = [experiment.prompts[name].text for name in drawn.reports]
     predictions = list(drawn.reports.values())
     scores, _ = scoring.label_f1(experiment.labeller, predictions, references, 10 * replicates)
@@ -256,6 +270,7 @@ def save_pairs(cfg, images, prompts, ids):
     folder = features.Folder(out / "images")
     pictures, captions, left_out = [], [], []
     for name in ids:
+        # one image that cannot be read should not cost the sheet
         try:
             pair = [source.read(name) for source in (images, folder)]
         except InputError as error:

@@ -39,10 +39,12 @@ LIMITS = {              # lowest and highest possible value; kd has none, its es
 
 def checked(features, name, least):
     """Features as a float64 tensor (n, C). InputError unless they have `least` rows, all finite."""
+    # float64: FD subtracts large numbers that nearly cancel
     features = torch.as_tensor(features).double()
     shape = tuple(features.shape)
     if features.ndim != 2 or shape[0] < least or shape[1] == 0:
         raise InputError(f"{name}: {least} or more rows of features are needed, there are {shape}.")
+    # one nan would spread to every number of the table
     bad_rows = (~features.isfinite().all(1)).nonzero()[:, 0].tolist()
     if bad_rows:
         raise InputError(
@@ -71,6 +73,7 @@ def mean_and_root(x):
     special care where it is singular (n <= C).
     """
     mean = x.mean(0)
+    # mode "r" leaves out Q, which is as large as the features and not needed
     _, triangle = torch.linalg.qr(x - mean, mode="r")
     return mean, triangle / math.sqrt(len(x) - 1)
 
@@ -87,6 +90,7 @@ def fd(real, fake):
     real, fake = checked_pair(real, fake, least=2)
     mean1, root1 = mean_and_root(real)
     mean2, root2 = mean_and_root(fake)
+    # both factors have at most C rows, so this costs the same for any number of images
     trace = torch.linalg.svdvals(root1 @ root2.T).sum()
     shift = (mean1 - mean2).square().sum()
     return float(shift + root1.square().sum() + root2.square().sum() - 2 * trace)
@@ -114,6 +118,7 @@ def squared_distances(products, x_norms, y_norms, rounding):
 
     What is not above `rounding` becomes 0, so that equal images are at distance 0 exactly.
     """
+    # in place: the products are used up, and a block of doubles is 8 MB for 1,000 images
     distances = products.mul_(-2).add_(y_norms).add_(x_norms[:, None])
     return F.threshold_(distances, rounding, 0)
 
@@ -181,6 +186,7 @@ def kd_prdc(real, fake, k=5):
         products = real[rows] @ fake.T                                      # (rows, m)
         cross_kernel += kernel_sum(products, width)
         distances = squared_distances(products, real_norms[rows], fake_norms, rounding)
+        # strictly below: the edge of a ball does not belong to it, as in `prdc`
         in_real_ball = distances < real_radii[rows, None]
         in_fake_ball = distances < fake_radii
         real_balls += in_real_ball.sum(0)
@@ -210,6 +216,7 @@ def sharded(real, fake, shards, k=5):
     3 has 4 blocks. Small blocks raise FD and change precision to coverage: compare values at equal
     `shards` only. With one block nothing is rounded. The order of the rows matters here alone.
     """
+    # the plain definition; what follows is how the numbers were published
     if shards == 1:
         return distribution(real, fake, k)
     if min(len(real), len(fake)) < shards * (k + 1):
@@ -218,6 +225,7 @@ def sharded(real, fake, shards, k=5):
             f"{k + 1} or more.")
     real_blocks = np.array_split(np.asarray(real), shards)
     fake_blocks = np.array_split(np.asarray(fake), shards)
+    # block i of one side is compared with block i of the other
     blocks = [distribution(a, b, k) for a, b in zip(real_blocks, fake_blocks)]
     return {name: sum(round(block[name], 3) for block in blocks) / shards for name in NAMES}
 
@@ -246,6 +254,7 @@ def half_samples(metric, real, fake, paired, replicates=100, seed=0):
     estimate = metric(real, fake)
     replicas = []
     for replicate in tqdm(range(replicates), desc="half samples", unit="draw", leave=False):
+        # each replicate has its own generator: replicate 7 is the same in a run of 10 and of 100
         rng = generator(seed, replicate)
         real_half = torch.randperm(len(real), generator=rng)[:len(real) // 2].sort().values.numpy()
         fake_half = torch.randperm(len(fake), generator=rng)[:len(fake) // 2].sort().values.numpy()
@@ -256,6 +265,7 @@ def half_samples(metric, real, fake, paired, replicates=100, seed=0):
     intervals = {}
     for name, value in estimate.items():
         values = np.array([replica[name] for replica in replicas])
+        # the spread of the halves, around the value of the whole
         values = values - values.mean() + value
         if name in LIMITS:
             values = np.clip(values, *LIMITS[name])
@@ -268,6 +278,7 @@ def bootstrap(statistic, n, replicates=1000, seed=0):
 
     Each replicate draws n of the items with replacement.
     """
+    # all draws from one stream: the seed fixes the interval
     rng = np.random.default_rng(seed)
     replicas = []
     for _ in tqdm(range(replicates), desc="bootstrap", unit="draw", leave=False):
@@ -293,6 +304,7 @@ def nearest(queries, bank):
         rounding = rounding_error(query_norms, norms)
         distances = squared_distances(queries @ block.T, query_norms, norms, rounding)  # (q, rows)
         distance, row = distances.min(1)
+        # strictly, so that of equal distances the first row stays
         closer = distance < smallest
         smallest[closer] = distance[closer]
         smallest_row[closer] = row[closer] + rows.start

@@ -79,6 +79,7 @@ class Phantoms:
 
 def held_out_phantoms(cfg, size, numbers):
     """The phantoms with these numbers of the test split, `size` pixels a side."""
+    # phantoms are drawn by formula, so the test split is made here, not read from a disk
     settings = Settings(seed=cfg.data_seed, size=size)
     phantoms = Phantoms([], [], [])
     for number in numbers:
@@ -106,6 +107,7 @@ class Examinee:
 
     def draw(self, reports, cfg):
         """One picture of each report, picture number i of report i: noise differs by phantom."""
+        # draw what the reader takes, so that nothing is scaled in between
         if cfg.size == 0:
             cfg = replace(cfg, size=self.size)
         return sample.generate_images(self.model, self.vae, self.tokenizer, reports,
@@ -118,6 +120,7 @@ class Examinee:
         decoded = []
         for block in chunks(pictures, self.batch):
             pixels = torch.as_tensor(np.stack(block)).to(parameter.device)
+            # the VAE takes three channels from -1 to 1; the posterior mean has no noise in it
             pixels = pixels[:, None].expand(-1, 3, -1, -1) / 127.5 - 1          # (B, 3, S, S)
             latents = self.vae.encode(pixels.to(parameter.dtype))
             decoded.append(self.vae.pictures(latents.to(parameter.dtype)).cpu())
@@ -172,6 +175,7 @@ def score(cfg, examinee):
         read_again = examinee.read(drawn)
         cycle = f1(cfg, phantoms, read_again)
         ceiling = f1(cfg, phantoms, examinee.read(decoded))
+        # 1 would mean that drawing loses no more than the autoencoder alone does
         scores |= {"cycle": cycle, "vae_ceiling": ceiling,
                    "cycle_of_ceiling": cycle["micro"] / max(1e-9, ceiling["micro"])}
         if cfg.num >= 2 * scoring.LEAST:           # intervals take halves
@@ -190,6 +194,7 @@ def f1(cfg, phantoms, texts):
 
     With "intervals" beside them, unless --bootstrap is 0.
     """
+    # the texts are labelled once; a draw of the bootstrap only counts other rows
     labels = scoring.PhantomLabels()
     scores_at = labels.scores(phantoms.facts, labels(texts))
     scores = scores_at()
@@ -200,6 +205,7 @@ def f1(cfg, phantoms, texts):
 
 def feature_scores(cfg, examinee, phantoms, drawn, decoded):
     """FD to coverage of generated, decoded and other real phantoms against the real ones."""
+    # the next numbers of the same split: what two sets of real phantoms are apart
     others = held_out_phantoms(cfg, examinee.size, range(cfg.num, 2 * cfg.num))
     real = examinee.look(phantoms.pictures)
 
@@ -216,6 +222,7 @@ def feature_scores(cfg, examinee, phantoms, drawn, decoded):
 
 def contact_sheet(cfg, phantoms, drawn, read_again):
     """The phantoms with the most findings, each beside the image generated from its report."""
+    # the phantoms with most to see are the ones to look at
     order = sorted(range(cfg.num), key=lambda i: len(phantoms.facts[i]), reverse=True)
     pictures, captions = [], []
     for i in order[:cfg.show]:
@@ -235,6 +242,7 @@ def print_scores(cfg, scores, by_features):
     if "cycle_of_ceiling" in scores:
         print(f"cycle / ceiling {scores['cycle_of_ceiling']:.3f}; pictures in {cfg.out}.png")
     if by_features:
+        # the features are those of the examined model itself, so compare within this table only
         names = image_metrics.NAMES
         rows = [[name, *(tables.shown(numbers[key]) for key in names)]
                 for name, numbers in by_features.items()]
@@ -253,6 +261,7 @@ def sweep(cfg, examinee):
     rows = []
     for point in cfg.points():
         drawn = examinee.draw(phantoms.reports, point)
+        # the noise depends on the phantom alone, so points differ by their settings only
         cycle, _ = scoring.label_f1(scoring.PhantomLabels(), examinee.read(drawn),
                                     phantoms.reports, 10 * cfg.bootstrap)
         fd = scoring.images(real, examinee.look(drawn), replicates=cfg.bootstrap)["1"]["fd"]
@@ -262,6 +271,7 @@ def sweep(cfg, examinee):
 
     write_json(f"{cfg.out}.json", {
         "sweep": rows, "settings": tables.public_settings(cfg), "notice": NOTICE})
+    # the numbers are written in any case; the curves need matplotlib
     for sentence in tables.plots_left_out():
         print(sentence)
     if not tables.plots_left_out():

@@ -41,8 +41,10 @@ def main(argv):
     pictures = features.open_images(generated.source), features.open_images(train.source)
 
     distances, rows = image_metrics.nearest(generated.x, train.x)
+    # the yardstick: how near do images come that the model has never seen?
     reference, _ = image_metrics.nearest(held_out.x, train.x)
     scores = score(distances, reference, cfg.bootstrap)
+    # the closest pairs first: a person has to look at them, no number can judge a copy
     pairs = [
         {
             "generated": generated.ids[n],
@@ -61,6 +63,7 @@ def main(argv):
         Path(cfg.out), "Nearest training images", {"privacy": scores}, vars(cfg),
         closest=pairs, quantiles=quantiles, encoder=train.encoder))
 
+    # the sheet shows images of the training set, hence the warning
     save_png(closest_pairs(pairs, *pictures), Path(f"{cfg.out}.png"))
     print(f"the closest pairs are in {cfg.out}.png; it may show real patients: treat it as the "
           "data itself")
@@ -73,12 +76,13 @@ def load_sets(cfg):
         raise InputError("three feature files are needed: --generated, --train, --held-out "
                          "(`evaluate.py features` writes them).")
     generated, train, held_out = (features.load(path) for path in paths)
+    # a distance means something in one feature space only
     features.same_encoder(train, generated, (cfg.train, cfg.generated))
     features.same_encoder(train, held_out, (cfg.train, cfg.held_out))
-    both = sorted(set(train.ids) & set(held_out.ids))
-    if both:
-        raise InputError(f"{len(both)} images are in --train and in --held-out, the first is "
-                         f"{both[0]}; held-out means not trained on.")
+    shared = sorted(set(train.ids) & set(held_out.ids))
+    if shared:
+        raise InputError(f"{len(shared)} images are in --train and in --held-out, the first is "
+                         f"{shared[0]}; held-out means not trained on.")
     return generated, train, held_out
 
 
@@ -91,6 +95,7 @@ def score(distances, reference, replicates):
     """
     scores = {}
     for percent in (1, 5):
+        # the distance that so many per cent of the held-out images fall below
         limit = np.quantile(reference, percent / 100)
         nearer = (distances < limit).astype(float)
         scores |= scoring.mean_of(f"below_{percent}", nearer, replicates)
@@ -118,6 +123,7 @@ def closest_pairs(pairs, generated, train):
     pictures, captions = [], []
     for pair in pairs:
         for source, name in ((generated, pair["generated"]), (train, pair["train"])):
+            # all pictures of a sheet have one size
             small = source.read(name).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
             pictures.append(np.array(small))
         share = 1 - pair["held_out_nearer"]

@@ -54,6 +54,7 @@ json.dump(cosines, answer)
 
 def ask(program, question, python):
     """Run a program with a question on standard input -> (its answer, "") or (None, why not)."""
+    # the program is text, so that it runs where this repository is not installed
     interpreter = python if python else sys.executable
     try:
         process = subprocess.run([interpreter, "-c", program], input=json.dumps(question),
@@ -62,6 +63,7 @@ def ask(program, question, python):
         return None, f"--python {python}: {error.strerror}"
     if process.returncode == 0:
         return json.loads(process.stdout), ""
+    # the last line of a traceback names the exception, which is what the user can act on
     lines = process.stderr.strip().splitlines()
     return None, lines[-1] if lines else "no word"
 

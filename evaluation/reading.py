@@ -19,6 +19,7 @@ def write_reports(path, images, questions, model, tokenizer, cfg, process, title
     cfg: a config with `batch` and `max_tokens`.
     """
     def work(ids):
+        # the others of a block are read although one of its files is broken
         pictures, failures = readable(images, ids, model.cfg.vision)
         reports = []
         if pictures:
@@ -28,6 +29,7 @@ def write_reports(path, images, questions, model, tokenizer, cfg, process, title
         rows = [{"id": name, "report": report} for name, report in zip(pictures, reports)]
         return rows + [{"id": name, "error": why} for name, why in failures.items()]
 
+    # a batch has one prompt, because it is computed once for all rows
     blocks = worklist.grouped(questions, questions.get, cfg.batch)
     rows = worklist.run(path, blocks, work, process, title)
     return worklist.split(rows, "report")

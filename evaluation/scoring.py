@@ -36,6 +36,7 @@ class PhantomLabels:
         micro: F1 over all triples. macro: mean over the findings' F1. exact: share of reports whose
         triples are all right. Beside these, the F1 of each finding.
         """
+        # count once: a draw of the bootstrap then only adds up rows of a table
         outcomes = []                               # of each report: hits, extras, misses
         for wanted, given in zip(references, predictions):
             outcomes.append([count_findings(wanted & given),
@@ -45,6 +46,7 @@ class PhantomLabels:
         exact = np.array([wanted == given for wanted, given in zip(references, predictions)])
 
         def scores_at(rows=slice(None)):
+            # micro adds up all findings first, macro takes the mean of their F1
             counts = outcomes[rows].sum(0)          # (3, findings)
             by_finding = text_metrics.f1(*counts)
             return {
@@ -89,6 +91,7 @@ def load_labeller(path, cut, device, phantom):
 
     path, cut: see ReportNetworks. phantom: whether all reports are of phantoms.
     """
+    # no network for phantoms: their sentences come from a grammar that can be read back
     if phantom:
         return PhantomLabels(), []
     if not Path(path).exists():
@@ -99,6 +102,7 @@ def load_labeller(path, cut, device, phantom):
 
 def label_f1(labeller, predictions, references, replicates):
     """F1 of the labels of texts against those of their references -> (numbers, details)."""
+    # label first, for the labels stay the same in every draw
     wanted, given = labeller(references), labeller(predictions)
     scores_at = labeller.scores(wanted, given)
     values = with_bootstrap(scores_at, len(predictions), replicates)
@@ -121,6 +125,7 @@ def with_bootstrap(scores_at, n, replicates):
 def reports(predictions, references, labeller, replicates=1000, python=""):
     """Parallel lists of texts -> (numbers, details, sentences about what is left out)."""
     scores, details = {}, {}
+    # F1 is no mean over reports, so it is drawn as a whole
     if labeller is not None:
         scores, details = label_f1(labeller, predictions, references, replicates)
 
@@ -148,6 +153,7 @@ def mean_of(name, values, replicates):
 
 def bleu(predictions, references):
     """Of each report -> ({"BLEU1": (N,), ...}, []), or ({}, [why BLEU is left out])."""
+    # nltk and rouge-score are for this table only: a missing one costs a column, not the run
     if importlib.util.find_spec("nltk") is None:
         return {}, ["BLEU is left out (no nltk): pip install -r requirements-eval.txt."]
     if not has_punkt():
@@ -177,6 +183,7 @@ def rouge_l(predictions, references):
 
 def radgraph_f1(predictions, references, python):
     """Of each report -> ({"RadGraph_F1": (N,), ...}, []), or ({}, [why it is left out])."""
+    # one call for both lists: the package loads its network each time it is asked
     annotations, left_out = radgraph_biovil.radgraph([*predictions, *references], python)
     if annotations is None:
         return {}, left_out
@@ -199,6 +206,7 @@ def images(real, generated, shards=(1,), k=5, replicates=100, paired=True):
     shards: numbers of blocks that the lists are cut into; the published numbers have 4. paired:
     whether row i of both belongs to the same prompt.
     """
+    # rows can be pairs only where there are as many on both sides
     paired = paired and len(real) == len(generated)
     n = min(len(real), len(generated))
     scores = {}
@@ -232,6 +240,7 @@ def by_finding(rows, real, generated, names, replicates=100):
             continue
         real_part, generated_part = real[real_rows], generated[generated_rows]
         intervals = {}
+        # a half must have two images, for a covariance
         if replicates and len(real_rows) >= 4:
             paired = real_rows == generated_rows
             intervals = image_metrics.half_samples(

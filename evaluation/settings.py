@@ -30,6 +30,7 @@ class ReportNetworks:
     python: str = ""                # interpreter that has RadGraph and BioViL-T; default: this one
 
 
+# steps=4,8 with whole numbers from 1, or cfg=1,2.5
 SWEPT = re.compile(r"steps=[1-9]\d*(,[1-9]\d*)*|cfg=\d+(\.\d+)?(,\d+(\.\d+)?)*")
 
 
@@ -51,8 +52,10 @@ class Sweep(Sampling):
 
         `--sweep steps=4,8 cfg=1,2` has four points; a setting that is not swept keeps its value.
         """
+        # without this the product of no axes would be one point, the settings themselves
         if not self.sweep:
             return []
+        # numbers arrive as text: steps are counted, a guidance scale may have decimals
         kinds = {"steps": int, "cfg": float}
         grid = {}
         for axis in self.sweep:

@@ -108,6 +108,7 @@ def understanding(scores):
     """Table 2, and the scores that only the paper's supplement has -> blocks of Markdown."""
     blocks = []
     if "uncertain_as_negative_micro_f1" in scores:
+        # TABLE2 has its halves in the order of POLICIES
         for half, policy in enumerate(POLICIES):
             ours = [shown(scores[f"{policy}_{column}"], 1, 100) for column in F1]
             theirs = paper_rows({name: row[half] for name, row in TABLE2.items()}, 1)
@@ -115,6 +116,7 @@ def understanding(scores):
                 f"CheXbert F1 in percent, {policy.replace('_', ' ')} (Table 2):",
                 table(["", "micro, 14", "micro, 5", "macro, 14", "macro, 5"],
                       [["**this model**", *ours], *theirs])]
+    # what the paper printed elsewhere or not at all has a table without peers
     others = [[name, shown(number), number["n"]] for name, number in scores.items()
               if not name.startswith("uncertain")]
     if others:
@@ -125,12 +127,14 @@ def understanding(scores):
 def generation(scores, encoder):
     """Table 3: a row of ours for each number of blocks (1, and 4 as published)."""
     ours = []
+    # 4 blocks is how the paper counts, 1 is the plain definition
     for blocks, row in scores.items():
         noun = "block" if blocks == "1" else "blocks"
         ours.append([f"**this model**, {blocks} {noun}", *(shown(row.get(c)) for c in GENERATION)])
     n = next(iter(scores.values()))["fd"]["n"]
     lead = f"Features: {encoder}. {n} images."
     theirs = []
+    # peers of another scale beside ours would be read as a ranking
     if of_rad_dino(encoder):
         theirs = paper_rows(TABLE3, 3)
         lead += (" The paper's FD to coverage (Table 3) are means over 4 blocks, by the "
@@ -146,6 +150,7 @@ def findings(scores, encoder):
         fd = shown(row["fd"], 2)
         if row["few"]:
             fd += " (†)"
+        # a phantom's finding is not in the paper: a dash
         theirs = [f"{paper_fd(peer, name):.2f}" if name in FINDINGS else "–" for peer in peers]
         rows.append([name, row["n_real"], row["n_generated"], fd, *theirs])
     head = ["finding", "real", "generated", "FD, this model"]
@@ -193,12 +198,14 @@ def markdown(result):
     for name, scores in result["scores"].items():
         blocks.append(f"## {name.replace('_', ' ')}")
         blocks += section(name, scores, result.get("encoder"))
+    # what is missing stands on the same page as the numbers
     failures = [f"{name}: {why}" for name, why in result["failures"].items()]
     for title, sentences in (
             ("Left out", result["left_out"]), ("Mind", result.get("warnings")),
             (f"Failed: {len(failures)}, not scored", failures)):
         if sentences:
             blocks += [f"## {title}", "\n".join(f"- {sentence}" for sentence in sentences)]
+    # settings that say nothing are left out of the line
     settings = [f"{key} {value}" for key, value in result["settings"].items()
                 if value not in ("", [])]
     return "\n\n".join([*blocks, f"Settings: {', '.join(settings)}."]) + "\n"
@@ -229,7 +236,8 @@ def publish(out, title, scores, cfg, left_out, failures, **more):
 
 
 def public_settings(cfg):
-    """A config as a table for result files; of the checkpoint only its name, not where it lies."""
+    """A config as a table for result files; of the checkpoint only its name."""
+    # a result may be published, and a path can hold the name of a user
     return {**vars(cfg), "checkpoint": Path(cfg.checkpoint).name}
 
 
@@ -251,6 +259,7 @@ def plots_left_out():
 
 def new_figure(size):
     """An empty figure. It needs no display: nothing of pyplot is used."""
+    # imported here, since matplotlib is optional and slow to load
     from matplotlib.figure import Figure
     return Figure(figsize=size, layout="constrained")
 
@@ -270,6 +279,7 @@ def bars(scores, encoder):
 
     figure = new_figure((9, 4.5))
     axes = figure.subplots()
+    # the bars of one finding stand side by side around its tick
     middle = (len(heights) - 1) / 2
     for n, (label, values) in enumerate(heights.items()):
         axes.bar([k + 0.27 * (n - middle) for k in range(len(names))], values, 0.25, label=label)
@@ -283,6 +293,7 @@ def bars(scores, encoder):
 def curves(points):
     """A sweep against the number of steps: a panel a metric, a line a guidance scale -> figure."""
     names = [name for name in points[0] if name not in ("steps", "cfg")]
+    # steps double from point to point as a rule: a logarithmic axis, labelled at the points
     steps = sorted({point["steps"] for point in points})
     figure = new_figure((3 * len(names), 3))
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):

@@ -39,6 +39,7 @@ def same_items(predictions, references):
 
     InputError if they are not about the same ids, or if there are none.
     """
+    # a missing report must not go unnoticed: without it the mean would be over fewer images
     unanswered = references.keys() - predictions.keys()
     unasked = predictions.keys() - references.keys()
     if unanswered or unasked:
@@ -59,6 +60,7 @@ def same_items(predictions, references):
 
 def f1(hits, extras, misses):
     """F1 = 2 hits / (2 hits + extras + misses); 0 where nothing is present on either side."""
+    # the denominator is 0 only if the numerator is, so any positive value gives 0
     return 2 * hits / np.maximum(2 * hits + extras + misses, 1)
 
 
@@ -141,6 +143,7 @@ def bleu(predictions, references):
     """
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
     smoothing = SmoothingFunction().method4
+    # nan until scored; the caller drops what stays nan
     scores = np.full((len(predictions), len(BLEU_WEIGHTS)), np.nan)
     for row, prediction, reference in zip(scores, predictions, references):
         if prediction:
@@ -195,6 +198,7 @@ def radgraph_rewards(predictions, references, level="partial"):
         given = statements(prediction["entities"], level)
         wanted = statements(reference["entities"], level)
         hits = len(given & wanted)
+        # 1e-10 as officially: it avoids 0 / 0 and moves the last digits
         precision = hits / (len(given) + 1e-10)
         recall = hits / (len(wanted) + 1e-10)
         f1_score = 2 * precision * recall / (precision + recall + 1e-10)
@@ -223,6 +227,7 @@ def select(real, generated, finding):
     Generated rows {"caption"} are not made unique.
     """
     chosen = [n for n in unique_captions(real) if real[n]["labels"].get(finding) == 1]
+    # generated images are matched by caption: they have no labels of their own
     captions = {real[n]["caption"] for n in chosen}
     matching = [n for n, row in enumerate(generated) if row["caption"] in captions]
     return chosen, matching

@@ -48,9 +48,11 @@ def main(argv):
     dtype = processes.torch_dtype(cfg.dtype)
     model, _, tokenizer = weights.load(cfg.checkpoint, dtype=dtype)
     model = model.to(process.device)
+    # the tower reads one size only, and the data set of that size is taken
     size = model.cfg.vision.image_size
     images = features.PackedImages(Path(cfg.data) / f"und-{size}", cfg.split)
     ids = images.ids[:cfg.limit] if cfg.limit else images.ids
+    # each row asks what its own reference answers, for example about two sections of a report
     questions = {name: images.rows[name]["prompt"] for name in ids}
     if cfg.prompt:
         questions = dict.fromkeys(ids, cfg.prompt)

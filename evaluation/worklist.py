@@ -45,6 +45,7 @@ def chunks(items, size):
 
 def grouped(items, key, size):
     """Blocks of at most `size` items with the same key, in the order in which the keys appear."""
+    # a dict keeps the order in which keys were first seen
     groups = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
@@ -89,6 +90,7 @@ def run(path, blocks, work, process, title="working"):
             cut_torn_line(part)
     meet()                                      # nobody reads before that
     done = collect(path)
+    # a block that is half done is done again whole, or its items would share another batch
     todo = [block for block in blocks if not all(name in done for name in block)]
     meet()                                      # nobody writes before all have read
 
@@ -119,6 +121,7 @@ def parts_of(path):
 
 def append(path, rows):
     """Add rows to the end of a file of JSON lines."""
+    # appending is the one write that a kill cannot make worse than a torn last line
     with open(path, "a", encoding="utf-8") as file:
         file.write(json_lines(rows))
 
@@ -126,6 +129,7 @@ def append(path, rows):
 def collect(path):
     """{id: row} of everything that is done, joined already or not."""
     done = {}
+    # parts come after what was joined: they are newer
     for file in (path, *parts_of(path)):
         done |= read_rows(file)
     return done
