@@ -16,7 +16,7 @@ from typing import NamedTuple
 from mimic.cleaning.blanks import drop_blanks, drop_dates
 from mimic.cleaning.change import affirmed, drop_comparisons, drop_removals, no_new_to_no
 from mimic.cleaning.context import (
-    ADVICE, TOLD, drop_advice, drop_communication, drop_history, drop_lateral_remarks, drop_views)
+    ADVICE, drop_advice, drop_communication, drop_history, drop_lateral_remarks, drop_views)
 from mimic.cleaning.now import drop_change_words, state_now
 from mimic.cleaning.sentences import clauses, has_words, sentences, tidy
 from mimic.cleaning.words import MERE_CHANGE, either, facts, pattern
@@ -101,7 +101,7 @@ TEXT_RULES = (join_lines, drop_stamps, drop_list_numbers)
 # rules about comparisons recognise an earlier study by them.
 CLAUSE_RULES = (
     Rule("views", drop_views),
-    Rule("communication", drop_communication, may_lose=TOLD),
+    Rule("communication", drop_communication),
     Rule("removals", drop_removals, guarded=False),
     Rule("no_new", no_new_to_no, guarded=False, looks_around=True),
     Rule("comparisons", drop_comparisons, may_lose=MERE_CHANGE),
@@ -123,6 +123,7 @@ def apply_rule(rule, clause, known=frozenset()):
 
     `known` are the findings that the rest of the report affirms.
     """
+    # only "no new" needs to know the rest of the report
     if rule.looks_around:
         left = rule.apply(clause, known)
     else:
@@ -135,6 +136,7 @@ def apply_rule(rule, clause, known=frozenset()):
 
 def facts_that_count(rule, text):
     """The facts of a text, without those in phrases that the rule may take away."""
+    # "no change" has the letters of a negation, but denies no finding
     if rule.may_lose is not None:
         text = rule.may_lose.sub(" ", text)
     return facts(text)
@@ -167,6 +169,7 @@ def without_repeats(cleaned):
     ['Clear.', 'No edema.']
     """
     first_of = {}
+    # reports repeat themselves in other capitals, above all when comparisons are gone
     for sentence in cleaned:
         first_of.setdefault(sentence.lower(), sentence)
     return list(first_of.values())
@@ -178,6 +181,7 @@ def clean_sentence(sentence, rules, affirmed_by, dropped):
     `affirmed_by` counts for each finding how many clauses of the report affirm it.
     """
     remains = []
+    # what a clause affirms itself is not "elsewhere": subtract it from the counts
     for clause in clauses(sentence):
         affirmed_elsewhere = set(affirmed_by - Counter(affirmed(clause)))
         left, dropped_by = clean_clause(clause, rules, affirmed_elsewhere)
@@ -187,6 +191,7 @@ def clean_sentence(sentence, rules, affirmed_by, dropped):
             dropped[dropped_by] += 1
     if not remains:
         return ""
+    # clauses are joined again as they were cut, and the sentence gets its own mark back
     mark = sentence[-1] if sentence.endswith((".", "!", "?")) else ""
     return tidy("; ".join(remains) + mark)
 

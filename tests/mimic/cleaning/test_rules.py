@@ -53,6 +53,7 @@ People go; what they were told about stays, and so does its "has resolved".
     Large left pneumothorax was discussed with Dr. ___ by phone. -> Large left pneumothorax.
     Discussed with Dr. ___: large pneumothorax. -> Large pneumothorax.
     Pneumothorax was communicated to Dr. ___, no effusion. -> Pneumothorax, no effusion.
+    Reviewed the large pneumothorax with Dr. ___. -> Reviewed the large pneumothorax.
     Pneumonia, which was discussed with Dr. ___, has resolved. -> Pneumonia has resolved.
 
 Age, past and the question that is asked go; a finding beside an age stays.
