@@ -33,6 +33,7 @@ def images(folder, number):
     """`number` images of MIMIC's size, packed by one worker."""
     tree = mimic_tree.make(folder, number, quirks=())
     film = large_film()
+    # the made-up films are small: each is replaced by one of the size that MIMIC's have
     for path in tree.jpg.glob("files/*/*/*/*.jpg"):
         path.write_bytes(film)
 
@@ -40,6 +41,7 @@ def images(folder, number):
     prepare_mimic.main(["--images", str(tree.jpg), "--reports", str(tree.zip), "--out",
                         str(folder / "out"), "--workers", "1"])
     seconds = time.perf_counter() - start
+    # processor time of the worker is what more cores divide; the rest is starting and writing
     worker = resource.getrusage(resource.RUSAGE_CHILDREN)
     busy = worker.ru_utime + worker.ru_stime
     print(f"\n{number} images of {len(film) / 2**20:.2f} MB: {number / seconds:.1f} a second with "
@@ -81,6 +83,7 @@ def tables(folder, rows):
 
 def write_tables(folder, rows):
     """Tables and empty reports: two images a study, three studies a patient."""
+    # as many different ids, and columns as wide, as the real tables have
     ids = [(mimic_tree.dicom_id(str(n)), f"1{n // 6:07d}", f"5{n // 2:07d}") for n in range(rows)]
     views = ("AP", "PA", "LATERAL")
     rest = ("21800506", "213014.531", "CHEST (PA AND LAT)", "postero-anterior", "Erect")
@@ -96,6 +99,7 @@ def write_tables(folder, rows):
             ("chexpert", ("subject_id", "study_id", *FINDINGS), labels)):
         path = folder / f"mimic-cxr-2.0.0-{name}.csv"
         mimic_tree.write_table(path, header, content, zipped=True)
+    # reports are empty: only the index of the zip is measured
     with zipfile.ZipFile(folder / "reports.zip", "w") as archive:
         for n in range(rows // 2):
             archive.writestr(f"files/p1{n // 300_000}/p1{n // 3:07d}/s5{n:07d}.txt", b"")

@@ -25,6 +25,7 @@ FINDINGS = (
 )
 
 METHODS = ("rule-based", "gpt4")        # how LLaVA-Rad cut the findings out of a report
+# for json_objects, which reads lists that are too long for the memory
 DECODER = json.JSONDecoder()
 SEPARATORS = re.compile(r"[, \n\r\t]*")
 PIECE = 1 << 20                         # characters of a JSON list that are read at a time
@@ -44,6 +45,7 @@ def chexpert_labels(path):
     for study, *values in read_table(path, ("study_id", *FINDINGS)):
         if not set(values) <= {"", "1.0", "0.0", "-1.0", "1", "0", "-1"}:
             raise InputError(f"{path} has a label that is none of 1.0, 0.0, -1.0 or blank.")
+        # a blank cell says that the report does not mention the finding: it gets no label
         pattern = tuple(values)
         if pattern not in dictionaries:
             pairs = zip(FINDINGS, values)
@@ -65,6 +67,7 @@ def llava_rad(folder):
     if not files:
         raise InputError(f"no chat_*_MIMIC_CXR_*.json in {folder}: --llava-rad wants the folder of "
                          "the LLaVA-Rad annotations.")
+    # sorted by name above, so that "the first entry" is the same one on every machine
     for path in files:
         for number, entry in enumerate(json_objects(path), 1):
             try:
@@ -73,6 +76,7 @@ def llava_rad(folder):
                 raise InputError(
                     f"{path}, entry {number}: wanted an object with image, generate_method "
                     "(rule-based or gpt4) and conversations; is it the right file?") from None
+            # entries without findings stay out: splits.py leaves their images out with a reason
             if findings:
                 text = findings, impression, f"llava-rad:{method}"
                 texts[method].setdefault(dicom, text)
@@ -130,6 +134,7 @@ def json_objects(path):
 
 def decode_objects(text):
     """The complete JSON objects at the start of a text, and what is left of the text."""
+    # raw_decode tells where an object ends, which json.loads does not
     values = []
     start = SEPARATORS.match(text).end()
     while text.startswith("{", start):
@@ -154,6 +159,7 @@ def chexgenbench(folder):
         path = find(folder, f"LLAVARAD_ANNOTATIONS_{split.upper()}.csv",
                     "--chexgenbench wants the folder of CheXGenBench's CSV files.")
         for image, text in read_table(path, ("path", "annotated_prompt")):
+            # the table has no ids of its own: they are read off the path of the image
             match = re.fullmatch(r"files/p1\d/p(\d{8})/(s\d{8})/([0-9a-f-]{44})\.jpg", image)
             if not match:
                 raise InputError(f"{path} has a path that is not like files/p10/p1.../s5.../"
@@ -172,6 +178,7 @@ def read_ids(path, known):
     """
     path = Path(path).expanduser()
     ids = set()
+    # words of any text: whatever is not the id of an image here is passed over
     for word in re.findall(r"[\w.-]+", read_text(path)):
         without_ending = word.rpartition(".")[0]            # "<id>.jpg"
         if word in known:

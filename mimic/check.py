@@ -45,6 +45,7 @@ DOWNLOAD = ("image: it is truncated", "image: it is empty", "image: unfinished",
 
 def first_look(cfg, root, jobs, reports):
     """InputError if more than half of 500 images, or of their reports, are missing."""
+    # from all over the collection: a download that stopped lacks whole folders at its end
     sample = jobs[::max(1, len(jobs) // 500)]
     if cfg.max_bad >= 0.5:              # a partial copy on purpose
         return
@@ -60,6 +61,7 @@ def first_look(cfg, root, jobs, reports):
             "[.jpg]; is --images the folder above files/? (For a partial copy on purpose: "
             "--max-bad 1.)")
 
+    # items that brought their text along need no report file
     items = [item for job in sample for task, item in job.items
              if task in cfg.task and not item.text]
     missing = [item.study for item in items if reports.read(item) is None]
@@ -76,6 +78,7 @@ def report(cfg, out, sets, skipped, asked):
     skipped: [(id, path, reason)]. asked: how many images were to be packed. The exit code is 1 if
     the data is to blame for more than the share --max-bad of them.
     """
+    # ids go into files, so that others can compare them, and counts to the screen
     for data_set in sets:
         ids = [(row["id"], row["split"]) for row in rows_of(data_set.directory)]
         write_csv(out / f"{data_set.task}-ids.csv", [("id", "split"), *ids])
@@ -91,6 +94,7 @@ def report(cfg, out, sets, skipped, asked):
     if any(reason.startswith(DOWNLOAD) for reason in reasons):
         print("  (damaged or missing images: download them again, then run again with --overwrite)")
 
+    # a third of MIMIC-CXR is not frontal: what the protocol leaves out is no fault
     bad = len({id for id, _, reason in skipped if not reason.startswith(LEFT_OUT)})
     allowed = 0 if cfg.strict else cfg.max_bad
     if bad > allowed * asked:
@@ -128,6 +132,7 @@ def write_csv(path, rows):
 def summary(directory, published):
     """Print a data set's counts, with the published ones below, and the lengths of its texts."""
     info = read_json(directory / "dataset.json")
+    # in one pass over the rows, which are too many to be held
     counters = {name: Counter() for name in ("view", "source", "clean", "flags")}
     words = []
     for row in rows_of(directory):
@@ -163,6 +168,7 @@ def check(directory):
         info, packed = open_set(folder)
         check_files(folder, info)
         check_rows(folder, info, packed)
+        # a hash vouches for bytes alone; only decoding tells that they are a picture
         for i in tqdm(range(len(packed)), desc=f"decoding {folder.name}", unit="images"):
             packed.image(i)
         summary(folder, {})
@@ -199,9 +205,11 @@ def open_set(directory):
 
 def check_files(directory, info):
     """The settings have their hash, and the files are those of dataset.json, to the last byte."""
+    # training compares settings by their hash, so it must be theirs
     if info["hash"] != settings_hash(info["settings"]):
         raise InputError(f"{directory}/dataset.json: its settings do not have its hash; it was "
                          "edited.")
+    # a shard more or less than it names would shift the rows against the pictures
     files = {path.name for ending in ("bin", "idx.npy", "jsonl")
              for path in directory.glob(f"[0-9]*.{ending}")}
     if files != info["sha256"].keys():
@@ -216,6 +224,7 @@ def check_files(directory, info):
 def check_rows(directory, info, packed):
     """Ids occur once, reports are not empty, no patient is in two splits, and no image of the
     understanding test is among those to train drawing on."""
+    # each image once, with a text
     ids = Counter(row["id"] for row in packed.rows)
     most_common, number = ids.most_common(1)[0]
     if number > 1:
@@ -223,6 +232,7 @@ def check_rows(directory, info, packed):
     if any(not row["report"].strip() for row in packed.rows):
         raise InputError(f"{directory}: an image has an empty report.")
 
+    # a patient's images resemble each other: who trains must not test
     splits = {}
     for row in packed.rows:
         splits.setdefault(row["subject"], set()).add(row["split"])
@@ -235,6 +245,7 @@ def check_rows(directory, info, packed):
         print(f"{directory}: {len(shared)} patients are in more than one split, as CheXGenBench "
               "has it")
 
+    # drawing an image in training shows the network the report that the test asks for
     if info["task"] == "gen":
         test = understanding_test(directory.parent)
         leaked = [row["id"] for row in packed.rows if row["split"] != "test" and row["id"] in test]
@@ -282,6 +293,7 @@ def show(directory, number):
     """contact-sheet.png beside the shards: images from all over each set, with ids, not reports."""
     for folder in data_sets_in(directory):
         _, packed = open_set(folder)
+        # evenly spaced, from the first image to the last
         count = min(number, len(packed))
         numbers = np.linspace(0, len(packed) - 1, count).astype(int).tolist()
         rows = [packed.rows[i] for i in numbers]

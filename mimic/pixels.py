@@ -52,6 +52,7 @@ def read(path, largest, min_side=64, max_aspect=3.0, equalize=False):
     """
     file = locate(path)
     picture = images.read_grey(file, largest, min_side, max_aspect)
+    # a placeholder, or an exposure that failed
     darkest, brightest = picture.getextrema()
     if darkest == brightest:
         raise images.Unusable("all pixels are alike")
@@ -64,6 +65,7 @@ def fit(picture, size, how, pad):
     """A picture -> (size, size): `pad` keeps all, centred between bars of grey `pad`; `stretch`
     squashes; `crop` cuts the long side."""
     if how == "pad":
+        # by the function that also prepares a user's image, so that both look alike
         return Image.fromarray(preprocess(picture, size, pad).numpy())
     if how == "crop":
         return ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)

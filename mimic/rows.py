@@ -60,6 +60,7 @@ def row_of(cfg, task, item, content, answer):
     if not clean.findings:
         raise UnusableReport("no findings after cleaning")
 
+    # one flag for the bytes: a broken character tells more than why it broke
     report = with_headings(clean.findings, clean.impression)
     flags = list(clean.flags)
     if "\ufffd" in report:
@@ -97,6 +98,7 @@ def raw_text(cfg, item, content):
     else:
         text, oddity = sections.study_text(content, item.study)
         findings, impression, source = text.findings, text.impression, text.source
+        # a file of underscores is empty; one with any other words merely has no findings
         nothing = not findings and not impression and not text.other
         if nothing and not has_words(sections.decode(content)[0]):
             raise UnusableReport("report empty")
@@ -119,6 +121,7 @@ def cleaned(cfg, raw, answer):
         return Clean(raw.findings, raw.impression, "none", [])
 
     # by rules, also where an answer of the language model was refused
+    # each section is told of the other: an old effusion there makes a difference to "no new" here
     impression = raw.impression if raw.impression else ""
     findings, dropped = rules.clean(raw.findings, cfg.drop_lateral, beside=impression)
     impression, dropped_too = rules.clean(impression, cfg.drop_lateral, beside=raw.findings)
@@ -135,6 +138,7 @@ def with_headings(findings, impression):
 
 def question(item, impression):
     """The question that the report answers: it asks for an impression only where there is one."""
+    # chosen by a hash of the id: it stays the same whichever other images there are
     number = int(sources.fraction(item.id) * len(PROMPTS))
     parts = "FINDINGS and IMPRESSION" if impression else "FINDINGS"
     return PROMPTS[number].format(parts=parts)

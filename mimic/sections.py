@@ -98,6 +98,7 @@ def study_text(raw, study):
 
     Of sections that occur twice the last one counts.
     """
+    # what was fixed by hand wins over what the sections say
     text, oddity = decode(raw)
     if study in NOTHING:
         return StudyText(None, None, None, "fixed:nothing"), oddity
@@ -106,6 +107,7 @@ def study_text(raw, study):
         other = none_if_empty(text[start:end].strip())
         return StudyText(None, None, other, f"fixed:{start}-{end}"), oddity
 
+    # a dictionary: of sections with one name the last one stays
     body = {name: none_if_empty(section) for name, section in sections(drop_addendum(text))}
     if study in FROM_SECTION:
         section = FROM_SECTION[study]
@@ -114,6 +116,7 @@ def study_text(raw, study):
     if findings or impression:
         used = [name for name in ("findings", "impression") if body.get(name)]
         return StudyText(findings, impression, None, "+".join(used)), oddity
+    # neither: what the official parser takes for the report instead, in its order
     for name in ("last_paragraph", "comparison"):
         if body.get(name):
             return StudyText(None, None, body[name], name), oddity
@@ -166,6 +169,7 @@ def sections(text):
     >>> sections("x\\n FINDINGS: Clear.\\n IMPRESSION: Well.")
     [('preamble', 'x'), ('findings', 'Clear.'), ('impression', 'Well.')]
     """
+    # a section goes from its header to the next one; without any header it is the whole text
     headers = list(HEADER.finditer(text))
     if headers:
         parts = [("preamble", text[:headers[0].start()])]

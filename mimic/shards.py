@@ -74,6 +74,7 @@ def identity(cfg, task, sizes, jobs):
 
     The code is no part of it: an edited comment must not make another data set of it.
     """
+    # what only makes a run faster or stricter is left out: it may change while a run goes on
     names = list(DECISIVE)
     if cfg.clean == "llm":
         names += DECISIVE_WITH_LLM
@@ -82,6 +83,7 @@ def identity(cfg, task, sizes, jobs):
 
     # which images, in which order, with which texts, splits and labels
     items = hashlib.sha256()
+    # the number of a job counts too: it decides in which shard the image lies
     for number, job in enumerate(jobs):
         for other, item in job.items:
             if other == task:
@@ -174,6 +176,7 @@ def refuse_changed_inputs(cfg, root, sets, jobs, reports):
     shards = list(enumerate(shards_of(jobs, cfg.shard)))
     for number, shard_jobs in tqdm(shards, desc="looking at the inputs of finished shards",
                                    unit="shards"):
+        # looking at 243,000 files takes a while on a network disk, hence the progress bar
         stamps = {}                     # of a task, the same for all its sizes
         for data_set in sets:
             done = finished(data_set, number)
@@ -182,6 +185,7 @@ def refuse_changed_inputs(cfg, root, sets, jobs, reports):
             task = data_set.task
             if task not in stamps:
                 stamps[task] = [stamp(root, reports, job, task) for job in shard_jobs]
+            # stamps are compared in the order of the jobs, which the settings guarantee
             changed = [job.path for job, old, new in zip(shard_jobs, done["inputs"], stamps[task])
                        if old != new]
             if changed and not cfg.overwrite:
@@ -231,6 +235,7 @@ def finished(data_set, number):
 def finish(sets, jobs, size):
     """Write dataset.json of each set -> [(id, path, reason)] of what was skipped."""
     skipped = []
+    # all shards are finished by now: their done files hold everything that is to be summed
     for data_set in sets:
         counts = Counter()
         hashes = {}
@@ -252,6 +257,7 @@ def pack_all(cfg, root, sets, jobs, reports, answers):
     reports: mimic.sources.Reports, or None if the items have their texts. answers: {text key: what
     a language model made of the text}.
     """
+    # processes, because the cleaning rules are plain Python: threads would take turns
     workers = cfg.workers if cfg.workers else len(os.sched_getaffinity(0))
     pool = ProcessPoolExecutor(workers, initializer=start_worker, initargs=(os.getpid(),))
     try:
@@ -267,6 +273,7 @@ def pack_all(cfg, root, sets, jobs, reports, answers):
                 tasks = {data_set.task for data_set in unfinished}
                 stamps = {task: [stamp(root, reports, job, task) for job in shard_jobs]
                           for task in tasks}
+                # sets whose shard is finished already are not made again
                 targets = [(data_set.task, data_set.size) for data_set in unfinished]
                 work = partial(pack_image, cfg, root, targets)
                 texts = with_texts(shard_jobs, tasks, reports, answers)
@@ -282,6 +289,7 @@ def pack_all(cfg, root, sets, jobs, reports, answers):
 
 def pack_shard(sets, number, jobs, stamps, results, bar):
     """Write shard `number` of every set in `sets` from the results of its jobs."""
+    # results come in the order of the jobs, whichever worker was the fastest
     shards = [Shard(data_set.directory, number) for data_set in sets]
     skipped = {data_set.task: [] for data_set in sets}
     for job, (rows, reasons, pictures) in zip(jobs, results):
@@ -294,6 +302,7 @@ def pack_shard(sets, number, jobs, stamps, results, bar):
         bar.update()
 
     for data_set, shard in zip(sets, shards):
+        # the done file comes after the shard that it vouches for
         counts = Counter(row["split"] for row in shard.rows)
         write_json(data_set.directory / f"{number:05d}.done.json", {
             "counts": counts,
@@ -334,6 +343,7 @@ def pack_image(cfg, root, targets, job):
 
     targets: [(task, size)]. job: (path, [(task, item, report, answer)]).
     """
+    # text first: decoding an image whose report is of no use would be wasted
     path, texts = job
     rows = {}
     reasons = {}
@@ -346,6 +356,7 @@ def pack_image(cfg, root, targets, job):
     if not rows:
         return rows, reasons, nothing
 
+    # decoded once, large enough for the largest square; all squares come from this picture
     largest = max(size for task, size in targets if task in rows)
     try:
         image = pixels.read(root / path, largest, cfg.min_side, cfg.max_aspect, cfg.equalize)

@@ -99,6 +99,7 @@ def mimic(cfg, left_out):
 
 def frontal_images(metadata, left_out):
     """The metadata -> {dicom id: Item without split} of the PA and AP images."""
+    # the ids make up the path of the file, so ids of another form would all be "missing"
     items = {}
     columns = ("dicom_id", "subject_id", "study_id", "ViewPosition")
     for dicom, subject, study, view in read_table(metadata, columns):
@@ -150,6 +151,7 @@ class Reports:
         except zipfile.BadZipFile:
             raise InputError(f"{self.path} is not a whole zip file; download mimic-cxr-reports.zip "
                              "again.") from None
+        # what stands above p10/ depends on who packed the zip: the first report shows it
         for name in self.zip.namelist():
             match = re.match(r"(.*?)p1\d/p\d{8}/s\d{8}\.txt$", name)
             if match:
@@ -158,6 +160,7 @@ class Reports:
         raise InputError(f"{self.path} holds no report like files/p10/p10000032/s50414267.txt.")
 
     def open_folder(self):
+        # the folder above p10/ may lie some levels below, as in the zip
         folders = [self.path]
         for depth in range(1, 6):
             folders += sorted(self.path.glob("*/" * depth))
@@ -217,6 +220,7 @@ def open_i(cfg, left_out):
         raise InputError(f"neither indiana_reports.csv nor ecgen-radiology/*.xml in {folder}; "
                          "--reports wants their folder.")
 
+    # Open-I does not name its patients: every study counts as one of its own
     items = []
     for uid, name, projection in images:
         study = f"CXR{uid}"
@@ -256,6 +260,7 @@ def xml_files(folder, left_out):
         except (ElementTree.ParseError, ValueError, LookupError):
             left_out.add(uid, str(path), "damaged XML")
             continue
+        # a report may lack a section, and a section its text
         sections = {section.get("Label"): section.text for section in tree.iter("AbstractText")}
         labels = [major.text for major in tree.iter("major") if major.text]
         texts[uid] = sections.get("FINDINGS"), sections.get("IMPRESSION"), labels
@@ -288,10 +293,12 @@ def table(cfg, left_out):
     if not path.is_file():
         raise InputError("--dataset table wants --reports FILE.csv or .jsonl with columns image, "
                          f"report; {path} is no file.")
+    # the validation split goes by many names
     spellings = {"validate": "val", "valid": "val", "validation": "val"}
     columns = ("image", "report", "split", "id", "subject", "study", "view")
     items = []
     for number, row in enumerate(own_rows(path), 1):
+        # an empty cell and a null say nothing, as if the column were not there
         row = {key: value for key, value in row.items() if value not in (None, "")}
         split = str(row.get("split", ""))
         split = spellings.get(split, split)
@@ -315,6 +322,7 @@ def table(cfg, left_out):
 def own_rows(path):
     """The rows of a CSV or JSONL file as dictionaries."""
     if path.suffix not in (".jsonl", ".json"):
+        # a table must have these two columns; all others are optional
         others = [column for column in read_header(path) if column not in ("image", "report")]
         columns = ("image", "report", *others)
         for values in read_table(path, columns):
@@ -343,6 +351,7 @@ def divided(report):
     if not pieces:
         text = before.strip()
         return (text if text else None), None, "table:whole report"
+    # split by a pattern with a group: text before, then heading, text, heading, text
     sections = {}
     for heading, text in zip(pieces[::2], pieces[1::2]):
         sections[heading.lower()] = text.strip() if text.strip() else None
@@ -353,6 +362,7 @@ def divided(report):
 
 def fraction(key):
     """A number in [0, 1) that depends on the text `key` alone."""
+    # 48 bits of the hash, which a float holds exactly
     return int(hashlib.sha256(key.encode()).hexdigest()[:12], 16) / 16**12
 
 
@@ -362,10 +372,10 @@ def hashed_split(key):
     >>> hashed_split("CXR1")
     'train'
     """
-    place = fraction(key)
-    if place < 0.7:
+    position = fraction(key)
+    if position < 0.7:
         return "train"
-    return "val" if place < 0.8 else "test"
+    return "val" if position < 0.8 else "test"
 
 
 SOURCES = {"mimic": mimic, "openi": open_i, "table": table}

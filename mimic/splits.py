@@ -64,6 +64,7 @@ def one_per_study(items, left_out):
 
 def pin(items, pinned, left_out):
     """The understanding test is exactly `pinned`; other splits lose the patients of its images."""
+    # other images of a tested patient may be nearly the same picture, so they go as well
     patients = {item.subject for item in items if item.id in pinned}
     chosen = []
     for item in items:
@@ -96,6 +97,7 @@ def chexgenbench_items(rows, items, left_out):
             continue
         item = Item(dicom, subject, study, split, view="", image=image.removesuffix(".jpg"),
                     text=(text, None, "chexgenbench"))
+        # its tables lack the view and the labels, which ours have for images of the official split
         if dicom in official:
             item.view = official[dicom].view
             item.labels = official[dicom].labels
@@ -137,6 +139,7 @@ def by_image(chosen, left_out):
     for task, items in chosen.items():
         ids = set()
         for item in items:
+            # a new job is kept only if it gets this item
             job = jobs.get(item.image, Job(item.image, []))
             if item.id in ids:
                 left_out.add(item.id, item.image, "duplicate row")

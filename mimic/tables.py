@@ -30,6 +30,7 @@ def find(root, name, hint):
     is none; `hint` ends its sentence.
     """
     root = Path(root).expanduser()
+    # the level next to the root counts: a copy further down may be an older one
     for depth in range(6):
         above = "*/" * depth
         matches = [*root.glob(above + name), *root.glob(above + name + ".gz")]
@@ -71,7 +72,8 @@ def read_table(path, columns):
         for column in columns:
             if column not in header:
                 raise InputError(f"{path} has no column '{column}'; is it the right table?")
-        places = [header.index(column) for column in columns]
+        # columns are known by name: even MIMIC's own tables differ in the order of the ids
+        positions = [header.index(column) for column in columns]
 
         for row in rows:
             if not row:                 # a blank line
@@ -79,7 +81,7 @@ def read_table(path, columns):
             if len(row) != len(header):
                 raise InputError(f"{path}, line {rows.line_num}: {len(row)} values in "
                                  f"{len(header)} columns; is it damaged?")
-            yield tuple(row[place] for place in places)
+            yield tuple(row[position] for position in positions)
 
 
 def whole_characters(value):

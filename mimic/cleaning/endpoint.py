@@ -48,6 +48,7 @@ def host_of(url):
     match = ADDRESS.fullmatch(url)
     if match is None:
         raise wrong
+    # the pattern lets some ports and IPv6 addresses pass that do not exist
     host, port = match.groups()
     if port is not None and int(port) > 65535:
         raise wrong
@@ -65,6 +66,7 @@ def on_this_machine(url):
     if host == "localhost":
         return True
     try:
+        # 127.0.0.0/8 and ::1; a name may lead anywhere, whatever it looks like
         return ipaddress.ip_address(host).is_loopback
     except ValueError:                                  # another name
         return False
@@ -98,11 +100,13 @@ class Endpoint:
         self.answered = 0
         self.refused = 0
 
+        # a server of one's own usually wants no key
         self.headers = {"Content-Type": "application/json"}
         key = os.environ.get(cfg.llm_key_env, "")
         if key:
             self.headers["Authorization"] = f"Bearer {key}"
 
+        # left alone, urllib follows redirects and obeys http_proxy: both lead to other hosts
         handlers = [NoRedirect]
         if on_this_machine(cfg.llm_url):
             handlers.append(urllib.request.ProxyHandler({}))    # no proxy from the environment
@@ -114,6 +118,7 @@ class Endpoint:
         Raises Refused if the server does not take this request, and InputError if it takes none, or
         does not answer TRIES times in a row.
         """
+        # eight tries with doubled waits last one to three minutes: a server may restart meanwhile
         request = self.request(messages)
         wait = FIRST_WAIT
         for attempt in range(1, TRIES + 1):
@@ -131,6 +136,7 @@ class Endpoint:
                          "What was answered is kept.")
 
     def request(self, messages):
+        # temperature 0: the likeliest words, so that a rerun gives the same text if the server can
         body = {
             "model": self.cfg.llm_model,
             "messages": messages,
@@ -138,12 +144,14 @@ class Endpoint:
             "max_tokens": 2048,
             "response_format": {"type": "json_object"},
         }
+        # last, so that what the user wants replaces what stands above
         if self.cfg.llm_extra:
             body.update(json.loads(self.cfg.llm_extra))
         return urllib.request.Request(self.url, json.dumps(body).encode(), self.headers)
 
     def answer_to(self, request):
         """One try -> (content, finish_reason). Raises Busy, Refused or InputError."""
+        # all that can be wrong with an answer, from no connection to JSON of another form
         try:
             with self.opener.open(request, timeout=PATIENCE) as response:
                 choice = json.loads(response.read())["choices"][0]
@@ -163,6 +171,7 @@ class Endpoint:
         """The exception to raise for an HTTP error. Of its text nothing is told."""
         if error.code >= 500 or error.code in BUSY:
             return Busy(f"answers {error.code}", error.headers.get("Retry-After"))
+        # a wrong model name can look like a bad report (400): after many of them it is not one
         self.refused += 1
         hopeless = self.answered == 0 and self.refused >= HOPELESS
         if error.code in ABOUT_ONE_REPORT and not hopeless:

@@ -46,6 +46,7 @@ def parse(content, finish_reason, raw_findings):
     """
     if finish_reason == "length":
         return None, ["the answer was cut off"]
+    # models like to put JSON between ``` marks, whatever they are told
     without_fence = re.sub(r"^```(?:json)?|```$", "", content.strip()).strip()
     try:
         answer = json.loads(without_fence)
@@ -120,6 +121,7 @@ SMALL_WORDS = set(
 
 
 def changed_length(raw, clean):
+    # cleaning shortens, and hardly adds: the bounds only catch what went badly wrong
     ratio = len(clean.split()) / max(1, len(raw.split()))
     if 0.25 <= ratio <= 1.15:
         return []
@@ -127,12 +129,14 @@ def changed_length(raw, clean):
 
 
 def leftovers(clean):
+    # what the model was asked to take out
     if LEFTOVER.search(clean):
         return ["blanks, dates, times, names or comparisons are left"]
     return []
 
 
 def new_numbers(raw, clean):
+    # a number may go with a date, but none may come
     if set(NUMBER.findall(clean)) - set(NUMBER.findall(raw)):
         return ["a number is new"]
     return []
@@ -148,6 +152,7 @@ def stems(text):
 
 
 def new_words(raw, clean):
+    # endings may change with the grammar, and some words with it: 15 % of them
     known = set(stems(raw))
     words = stems(clean)
     unknown = sum(word not in known for word in words)
@@ -193,6 +198,7 @@ def labels(text):
     {'Pleural Effusion': 'no', 'Edema': 'yes', 'Pneumothorax': 'no'}
     """
     verdicts = {}
+    # "No effusion on the left. Right effusion.": what is affirmed anywhere is there
     for clause in clauses_of(text):
         for name, words in CLASSES.items():
             for match in re.finditer(words, clause):
@@ -207,6 +213,7 @@ def labels(text):
 
 def sides(text):
     """{(side, class)} of the classes that stand in one clause with the side."""
+    # a clause names a side for all of its findings; the raw report is read in the same way
     pairs = set()
     for clause in clauses_of(text.replace("both", "bilateral")):
         for side in re.findall(r"\b(?:left|right|bilateral)\b", clause):
@@ -215,6 +222,7 @@ def sides(text):
 
 
 def new_sides(raw, clean):
+    # a side may go with its finding, but none may come
     new = sides(clean) - sides(raw)
     if not new:
         return []
@@ -282,6 +290,7 @@ def neighbours(degree, findings, places):
 
     All arguments are spans of one clause; `findings` and `places` are sorted.
     """
+    # the finding: English puts a size before its noun, "large effusion"
     words = []
     following = bisect(findings, degree.start, key=attrgetter("start"))
     if findings:
@@ -290,6 +299,7 @@ def neighbours(degree, findings, places):
     def distance(place):
         return max(place.start - degree.end, degree.start - place.end)
 
+    # the side: "small left" and "left small" are both written, so the nearer of the two
     behind = bisect(places, degree.start, key=attrgetter("start"))
     around = places[max(behind - 1, 0):behind + 1]
     if around:
@@ -316,6 +326,7 @@ def degrees(text):
 
 def changed_degrees(raw, clean):
     """Degrees of today must not be lost, nor may there be new ones. Those of earlier studies go."""
+    # earlier degrees are taken out of the raw report by the same rules that clean it
     today = " ".join(state_now(drop_dates(sentence)).lower() for sentence in sentences(raw))
     before = degrees(MERE_CHANGE.sub(" ", today))
     after = degrees(MERE_CHANGE.sub(" ", clean))
@@ -362,6 +373,7 @@ def changed_doubts(raw, clean):
     """A finding that stays keeps its doubt, or its certainty."""
     before = doubts(raw)
     after = doubts(clean)
+    # a finding may be named twice, once in doubt and once not: both are compared
     in_both = {word for word, _ in before} & {word for word, _ in after}
     changed = {word for word, _ in before ^ after if word in in_both}
     if not changed:

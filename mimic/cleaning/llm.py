@@ -33,6 +33,7 @@ PROMPTS = Path(__file__).with_name("prompts.txt")
 
 def refuse_others(cfg):
     """InputError if a report may not go to the host of --llm-url, or an option is of no use."""
+    # the law first: who may see a report of MIMIC
     host = host_of(cfg.llm_url)
     far_away = not on_this_machine(cfg.llm_url)
     if cfg.dataset == "mimic" and far_away and not cfg.i_verified_zero_retention:
@@ -62,6 +63,7 @@ def is_json_object(text):
 @cache
 def prompts():
     """The parts of prompts.txt: {"clean": ..., "example report": ..., "retry": ..., ...}."""
+    # split by a pattern with a group: text before, then name, part, name, part
     _, *parts = re.split(r"(?m)^=== (.+) ===\n", PROMPTS.read_text(encoding="utf-8"))
     return {name: text.strip() for name, text in zip(parts[0::2], parts[1::2])}
 
@@ -99,6 +101,7 @@ def clean_study(endpoint, cfg, findings, impression):
     After two failures, or if the server does not take the report, "text" is None and "method" is
     "rules".
     """
+    # the task, one invented example with its answer, and then the report
     raw = joined(findings, impression)
     messages = [
         message("system", prompts()["clean"]),
@@ -106,6 +109,7 @@ def clean_study(endpoint, cfg, findings, impression):
         message("assistant", prompts()["example answer"]),
         message("user", fenced(raw)),
     ]
+    # two attempts; the second one is told what was wrong with the first
     for flags_of_attempt in ([], ["retried"]):
         try:
             content, answer, complaints, warnings = ask_once(endpoint, cfg, messages, findings, raw)
@@ -124,6 +128,7 @@ def ask_once(endpoint, cfg, messages, findings, raw):
     answer, complaints = parse(content, finish_reason, findings)
     if complaints:
         return content, None, complaints, []
+    # the guards cost nothing, the judge a request: it sees only what they let pass
     clean = joined(*answer)
     complaints, warnings = guard(raw, clean)
     if cfg.llm_judge and not complaints:
@@ -164,6 +169,7 @@ def is_entry(entry):
         return False
     if not isinstance(flags, list) or not all(isinstance(text, str) for text in names + flags):
         return False
+    # no text means that the rules must do it
     if texts is None:
         return method == "rules"
     if not isinstance(texts, list) or len(texts) != 2 or method != "llm":
@@ -181,6 +187,7 @@ def stored(path, prompt):
         return {}
     cut_torn_line(path)
 
+    # answers to other prompts stay in the file: whoever goes back to them has them
     answers = {}
     damaged = 0
     for line in path.read_bytes().splitlines():
@@ -236,6 +243,7 @@ def known_answers(known, texts):
     for key, findings, impression in texts:
         raw = joined(findings, impression)
         raw_hash, answer = known.get(key, ("", None))
+        # a report that has changed since is another report
         usable = raw_hash == hash_of(raw)
         if usable and answer["text"]:
             complaints, _ = guard(raw, joined(*answer["text"]))
@@ -252,6 +260,7 @@ def clean_all(cfg, path, texts):
 
     `texts` are (key, findings, impression). For the form of an answer see clean_study.
     """
+    # what is known already, and what is to be asked
     prompt = prompt_hash(cfg)
     endpoint = Endpoint(cfg)
     answers, to_ask = known_answers(stored(path, prompt), texts)
@@ -262,6 +271,7 @@ def clean_all(cfg, path, texts):
     with open(path, "a", encoding="utf-8") as file, ThreadPoolExecutor(cfg.llm_workers) as pool:
         answer_file = AnswerFile(file, endpoint)
 
+        # threads are enough, because they do nothing but wait for the server
         def clean_and_store(key, findings, impression):
             answer = clean_study(endpoint, cfg, findings, impression)
             raw_hash = hash_of(joined(findings, impression))
@@ -276,6 +286,7 @@ def clean_all(cfg, path, texts):
         finally:
             pool.shutdown(wait=False, cancel_futures=True)      # after an error: no more requests
 
+    # refusals alone, and never an answer: they were about the request, not about the reports
     if answer_file.held_back:
         raise endpoint.refusal("every request with a refusal (400 or the like)")
     counts = Counter(answer["method"] for answer in answers.values())

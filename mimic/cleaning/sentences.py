@@ -19,6 +19,7 @@ def sentences(text):
     """
     complete = []
     begun = []                                      # pieces of a sentence that is not yet complete
+    # a blank must follow: the point of "1.5 cm" ends nothing
     for piece in re.split(r"(?<=[.!?])\s+", text.strip()):
         if piece:
             begun.append(piece)
@@ -36,6 +37,7 @@ def clauses(sentence):
     >>> clauses("Small effusion; no edema.")
     ['Small effusion', 'no edema.']
     """
+    # not at commas, which also stand in lists: "no edema, effusion or mass"
     return sentence.split("; ")
 
 
