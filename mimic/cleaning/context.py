@@ -129,7 +129,7 @@ LISTENER = "(?:with|to|by|at|via|over) (?:the |a )?" + either(
     rf"Drs?\b|{BLANK}|team|referring|ordering|physician|nurse|resident|tele|phone|pager|e-?mail")
 
 # "was discussed with Dr. ___", "were phoned to the team", "has been notified". What was told
-# may stand in the middle, "reviewed the large pneumothorax with Dr. ___": the rule's guard keeps it.
+# may stand in the middle, "reviewed the large nodule with Dr. ___": the guard of the rule keeps it.
 TOLD = pattern(
     r"\b(?:was |were |is |are |has been |have been )?",
     either(
