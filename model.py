@@ -76,8 +76,7 @@ class MLP(nn.Module):
 
 
 class Branch(nn.Module):
-    """One modality's whole set of parameters in one layer: a pre-norm block, cut at the
-    softmax."""
+    """One modality's set of parameters in one layer: a pre-norm block, cut at the softmax."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -110,7 +109,8 @@ class Layer(nn.Module):
         past(k, v) puts the keys and values of the cache in front of the block's. grad_u=False: no
         gradient passes through the u stream, because the u branch is frozen.
         """
-        Tu, Tg = u.size(1), 0 if g is None else g.size(1)
+        Tu = u.size(1)
+        Tg = 0 if g is None else g.size(1)
         grad_u = grad_u and torch.is_grad_enabled()
 
         # queries, keys and values, each token's by the weights of its branch (Eq. 3)
@@ -155,6 +155,8 @@ def time_features(t, dim=256):
 
 
 class UniX(nn.Module):
+    """The decoder of two branches, the vision tower before it, and the latents' way in and out."""
+
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg

@@ -38,8 +38,7 @@ PROMPT = "Describe the findings in this chest X-ray."
 
 @dataclass
 class Sampling:
-    """How pictures are drawn. Every command that draws inherits these settings and their
-    checks."""
+    """How pictures are drawn: inherited, with the checks, by every command that draws."""
     seed: int = 0               # the noise of image k of a report depends on (seed, k) alone
     steps: int = 16             # solver steps; Heun evaluates the velocity twice in each
     solver: str = "ab2"         # euler, heun, ab2 (second-order Adams-Bashforth)
@@ -152,7 +151,7 @@ def generate_images(model, vae, tokenizer, reports, sampling=Sampling(), num=1, 
     if numbers is None:
         numbers = [0] * len(reports)
 
-    # one row a picture: the tokens of its report, and its number
+    # one row per picture: the tokens of its report, and its number
     rows = []
     for report, first in zip(reports, numbers):
         block = tokenizer.prompt(report)
@@ -319,13 +318,13 @@ def draw(cfg, model, vae, tokenizer, reports, failures):
 
 def read(cfg, model, tokenizer, files, failures):
     """--image: print the reports -> how many there are. The rest goes to `failures`."""
-    vision, most = model.cfg.vision, model.cfg.max_text
-    if len(tokenizer.prompt(cfg.prompt)) > most:
-        raise InputError(f"--prompt is longer than the {most} tokens that this checkpoint reads; "
+    limit = model.cfg.max_text
+    if len(tokenizer.prompt(cfg.prompt)) > limit:
+        raise InputError(f"--prompt is longer than the {limit} tokens that this checkpoint reads; "
                          "shorten it.")
 
     def load(name, path):
-        return preprocess(read_image(path), vision.image_size, vision.pad)
+        return preprocess(read_image(path), model.cfg.vision.image_size, model.cfg.vision.pad)
 
     images = checked(files, load, failures)
     if not images:

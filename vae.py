@@ -52,6 +52,8 @@ def group_norm(groups, c):
 
 
 class ResBlock(nn.Module):
+    """Norm, SiLU, convolution, twice, added to x."""
+
     def __init__(self, c_in, c_out, groups):
         super().__init__()
         self.norm1 = group_norm(groups, c_in)
@@ -141,6 +143,8 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
+    """Levels from full resolution down, then the middle -> mean and log-variance, unscaled."""
+
     def __init__(self, cfg):
         super().__init__()
         widths, groups, last = cfg.widths, cfg.norm_groups, len(cfg.ch_mult) - 1
@@ -161,6 +165,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """The middle, then levels from the lowest resolution up."""
+
     def __init__(self, cfg):
         super().__init__()
         widths, groups, last = cfg.widths, cfg.norm_groups, len(cfg.ch_mult) - 1

@@ -53,6 +53,8 @@ RAD_DINO = ViTConfig(
 
 
 class ViTBlock(nn.Module):
+    """Attention, then an MLP; each reads a normed x and is added to it."""
+
     def __init__(self, cfg):
         super().__init__()
         C = cfg.n_embd
@@ -77,10 +79,9 @@ class ViTBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """Normalised pixels (B, 3, H, W) -> patch features (B, N, C), row by row, after the last
-    norm.
+    """Normalised pixels (B, 3, H, W) -> normed features of the patches (B, N, C), row by row.
 
-    Made for squares of `image_size`; other multiples of the patch are read with resampled
+    Made for squares of `image_size`; other sizes, multiples of the patch, are read with resampled
     positions.
     """
 
