@@ -44,6 +44,14 @@ def test_halving_the_steps_divides_the_error_by_2_to_the_order(name, solver, cal
     assert math.log2(ratio) == pytest.approx(ORDER[name], abs=0.15)
 
 
+def test_ab2_minds_the_length_of_its_steps():
+    """Where the velocity is t itself, only the first step, which is Euler's, has an error."""
+    times = flow.schedule(5, 3.0)
+    x = flow.ab2(lambda x, t: t.view(-1, 1, 1, 1), torch.zeros(1, 1, 1, 1), times)
+    first = times[0] - times[1]
+    assert torch.allclose(x, -0.5 - first ** 2 / 2)
+
+
 def test_schedule_of_the_release():
     """linspace(1, 0, 50) shifted by 3: 49 evaluations, 41 of them with guidance in (0.4, 1]."""
     assert torch.equal(flow.schedule(4), torch.tensor([1, 0.75, 0.5, 0.25, 0]))

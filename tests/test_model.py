@@ -322,4 +322,5 @@ def test_the_drawing_shows_the_positions_of_the_model(tiny, capsys):
                 _, cache = tiny.prefill_image(normal(1, 3, 32, 32), cache)
             elif name != "noisy":
                 length = int(position[1]) - start + 1
+                assert f"BOS, {length - 2} ids, EOS" in line
                 _, cache = tiny.prefill_text(torch.full((1, length), 5), cache=cache)
