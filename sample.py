@@ -96,12 +96,9 @@ PRESETS = {
 
 
 def preset_for(model, cfg, argv, doc):
-    """The settings of a command line, now that the model is known.
-
-    With the released weights, the options that were not given take the release's values, unless
-    the command line names a preset itself.
-    """
+    """The settings of a command line, now that the model is known."""
     if model.cfg.double_bos and not cfg.preset:
+        # Released weights: options that were not given take the release's values.
         return override(type(cfg)(), ["--preset=release", *argv], doc, PRESETS)
     return cfg
 
@@ -190,8 +187,8 @@ def check_report(name, report, model, tokenizer):
     if not report.strip():
         raise InputError(f"{name} is empty; write what the picture should show.")
     if tokens > longest:
-        raise InputError(f"{name} has {tokens} tokens, this checkpoint reads {longest}; shorten "
-                         "it.")
+        raise InputError(
+            f"{name} has {tokens} tokens, this checkpoint reads {longest}; shorten it.")
 
 
 # ---- image -> report ----
