@@ -30,31 +30,29 @@ SMALL_VAE = VAEConfig(
 )
 
 
-def batches_of(step, vision):
-    """Batches without content: one to read, one to draw."""
+def text(images, length):
+    """Fields of a Batch: a text without padding for so many images."""
+    valid = torch.ones(images, length, dtype=torch.bool)
+    return dict(index=None, ids=torch.full((images, length), 7), valid=valid)
+
+
+def to_read(step, vision):
+    """A batch to read without content."""
     labels = torch.full((step.und, step.text), -100)
     labels[:, step.text - step.answer:] = 5
-    to_read = Batch(
-        index=None,
-        images=torch.zeros(step.und, 1, vision.image_size, vision.image_size, dtype=torch.uint8),
-        ids=torch.full((step.und, step.text), 7),
-        valid=torch.ones(step.und, step.text, dtype=torch.bool),
-        labels=labels,
-    )
+    images = torch.zeros(step.und, 1, vision.image_size, vision.image_size, dtype=torch.uint8)
+    return Batch(images=images, labels=labels, **text(step.und, step.text))
+
+
+def to_draw(step):
+    """A batch to draw without content."""
     side = int(step.latents ** 0.5)
-    latents = torch.zeros(4, step.gen, 16, side, side)
-    to_draw = Batch(
-        index=None,
+    latents = torch.zeros(step.gen, 16, side, side)
+    return Batch(
         images=torch.zeros(step.gen, 1, step.size, step.size, dtype=torch.uint8),
-        ids=torch.full((step.gen, step.report), 7),
-        valid=torch.ones(step.gen, step.report, dtype=torch.bool),
-        normal=torch.zeros(step.gen),
-        noise=latents[0],
-        posterior=latents[1],
-        moments=latents[2:].transpose(0, 1) if step.stored else None,
-        dropped=torch.zeros(step.gen, dtype=torch.bool),
-    )
-    return to_read, to_draw
+        normal=torch.zeros(step.gen), noise=latents, posterior=latents,
+        moments=torch.stack([latents, latents], dim=1) if step.stored else None,
+        dropped=torch.zeros(step.gen, dtype=torch.bool), **text(step.gen, step.report))
 
 
 def build(step, cfg):
@@ -72,15 +70,14 @@ def build(step, cfg):
     if step.gen:
         settings = SimpleNamespace(shift=1.0, repa_size=0)
         module["draw"] = GenStep(model, VAE(step.vae), encoder, projector, settings)
-    to_read, to_draw = batches_of(step, cfg.vision)
 
     def loss():
         total = 0.0
         with autocast(CPU, step.dtype):
             if step.und:
-                total = total + module["read"](to_read)
+                total = total + module["read"](to_read(step, cfg.vision))
             if step.gen:
-                total = total + sum(module["draw"](to_draw)).sum()
+                total = total + sum(module["draw"](to_draw(step))).sum()
         return total
     return module, loss
 
@@ -101,8 +98,8 @@ STEPS = {
     "stage 1": Step("u", **READ),
     "stage 1, recompute": Step("u", **READ, recompute=True),
     "stage 2": Step("g", **DRAW, projector=96, encoder=ENCODER),
-    "stage 2, recompute": Step("g", **DRAW, projector=96, encoder=ENCODER, recompute=True),
     "stage 2, own tower": Step("g", **DRAW, projector=96, stored=True),
+    "stage 2, recompute": Step("g", **DRAW, projector=96, encoder=ENCODER, recompute=True),
     "stage 3": Step("g", **DRAW, stored=True),
     "Table 5, 1:1": Step("ug", **READ, **DRAW, stored=True),
     "Table 5, 1:1, recompute": Step("ug", **READ, **DRAW, stored=True, recompute=True),
@@ -110,11 +107,7 @@ STEPS = {
 }
 
 
-LARGEST = "Table 5, 1:1, recompute"
-
-
-@pytest.mark.parametrize("name", [
-    pytest.param(name, marks=pytest.mark.slow if name == LARGEST else ()) for name in STEPS])
+@pytest.mark.parametrize("name", STEPS)
 def test_operations_are_those_that_torch_counts(name):
     """Within 1 % of its count of the real step. It, too, counts products and attention alone."""
     step = STEPS[name]
@@ -122,50 +115,41 @@ def test_operations_are_those_that_torch_counts(name):
     _, loss = build(step, cfg)
     with FlopCounterMode(display=False) as counter:
         loss().backward()
-    assert sum(cost.flops(cfg, step).values()) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    ours = cost.flops(cfg, step)
+    assert sum(ours.values()) == pytest.approx(counter.get_total_flops(), rel=0.01)
 
-
-def test_mfu_leaves_out_what_is_computed_again():
-    cfg = tiny_config(**SMALL, generation=True)
-    for name in ("stage 1", "stage 2", "Table 5, 1:1"):
-        again = STEPS[f"{name}, recompute"]
-        assert cost.flops(cfg, again)["recomputed"] > 0
-        assert cost.model_flops(cfg, again) == cost.model_flops(cfg, STEPS[name])
+    # MFU leaves out what is computed again
+    plain = replace(step, recompute=False)
+    assert (ours["recomputed"] > 0) == step.recompute
+    assert cost.model_flops(cfg, step) == sum(cost.flops(cfg, plain).values())
 
 
 def test_a_batch_counts_with_its_own_texts():
     """Images, tokens that u and g saw, operations of the lengths that the batches have."""
     cfg = tiny_config(**SMALL)
     step = STEPS["Table 5, 1:1"]
-    to_read, to_draw = batches_of(replace(step, text=32, answer=10, report=16), cfg.vision)
-    counts = cost.counted(cfg, step, to_draw, to_read)
+    shorter = replace(step, text=32, answer=10, report=16)
+    counts = cost.counted(cfg, step, to_draw(shorter), to_read(shorter, cfg.vision))
     assert counts["img"] == 2 and counts["g_tok"] == 2 * 256
     assert counts["u_tok"] == 2 * (36 + 2 + 32) + 2 * (16 + 2)
-    as_they_are = replace(step, text=32, answer=10, report=16)
-    assert counts["flops"] == cost.model_flops(cfg, as_they_are)
+    assert counts["flops"] == cost.model_flops(cfg, shorter)
 
 
 @pytest.mark.parametrize("name, peak", [
     ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA H100 PCIe", 756e12),
-    ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA L40S", 362e12), ("NVIDIA RTX A4000", None),
-])
-def test_the_peak_of_a_gpu_goes_by_its_name(monkeypatch, name, peak):
+    ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA L40S", 362e12), ("NVIDIA RTX A4000", None)])
+def test_the_peak_of_a_gpu_goes_by_its_name_and_a_cpus_is_measured(monkeypatch, name, peak):
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: name)
     assert cost.peak_flops(torch.device("cuda")) == peak
     assert cost.peak_flops(torch.device("cuda"), "float32") is None
-
-
-def test_the_peak_of_a_cpu_is_measured():
-    """Between a tenth and a thousand operations a nanosecond and core, on any machine of today."""
-    per_core = cost.peak_flops(CPU, "float32") / torch.get_num_threads()
-    assert 1e8 < per_core < 1e12
+    monkeypatch.setattr(cost.timeit, "repeat", lambda *_, **__: [0.25, 0.5])
+    assert cost.peak_flops(CPU, "float32") == 2 * 1536 ** 3 / 0.25
 
 
 # ---- memory ----
 
 @pytest.mark.parametrize("name, optimizer", [
-    ("stage 1", "muon"), ("stage 2", "adamw"), ("Table 5, 1:1", "adamw"),
-])
+    ("stage 1", "adamw"), ("stage 1", "muon"), ("stage 2", "adamw"), ("Table 5, 1:1", "muon")])
 def test_what_stays_is_exact(name, optimizer):
     """Bytes of the tensors that a step leaves: weights, gradients, the optimizer's, the average."""
     step = replace(STEPS[name], optimizer=optimizer)
@@ -227,7 +211,6 @@ DRAW = dict(gen=4, report=96, size=64, latents=256, vae=SMALL_VAE, device="cpu")
 RUNS = {
     "stage 1": Step("u", **READ),
     "stage 1, recompute": Step("u", **READ, recompute=True),
-    "stage 2": Step("g", **DRAW, projector=512, encoder=LARGE_ENCODER),
     "stage 2, float32": Step("g", **DRAW, projector=512, encoder=LARGE_ENCODER, dtype="float32"),
 }
 
@@ -275,21 +258,12 @@ def test_the_peak_of_a_run(name):
     assert parts["libraries"] == pytest.approx(before, rel=0.25)
 
 
-def test_a_run_prints_where_its_memory_goes():
-    step = STEPS["stage 2"]
-    lines = cost.describe_memory(tiny_config(**SMALL, generation=True), step).splitlines()
-    assert "with texts of 48 tokens, estimated" in lines[0]
-    assert [line[:24].strip() for line in lines[1:]] == [
-        "weights, trained", "weights, frozen", "gradients", "average (EMA)", "optimizer",
-        "activations", "libraries", "weights in bf16", "total"]
-
-
-@pytest.mark.slow
 def test_the_table_is_printed_and_fits(capsys):
     """A tenth of every GPU stays free with texts of usual length; the longest fit too."""
     cost.main()
     printed = capsys.readouterr().out
-    assert "stage 1, 48 GB: memory of one process" in printed
+    for words in ("stage 1, 48 GB: memory", "weights, trained", "average (EMA)", "--recompute"):
+        assert words in printed
     rows = [line.split() for line in printed.splitlines()[-len(cost.STAGES):]]
     for (stage, gpu), row in zip(cost.STAGES, rows, strict=True):
         assert row[:2] == [stage, str(gpu)]

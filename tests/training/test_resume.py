@@ -1,98 +1,108 @@
 """training/resume.py: the run that goes on is the run that was never interrupted, bit for bit."""
-from dataclasses import dataclass
+import os
+import shutil
+import signal
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-import train_gen
-import train_und
 from common.cli import InputError
-from tiny_runs import gen, identical, log, same_run, tensors, und
+from tiny_runs import MAIN, identical, log, same_run, tensors
+from train_und import TrainConfig
 from training import optim
 from training.resume import checkpoint_to_resume, optimizer_state, restore, tidy
 from weights import checkpoint
 
 
-@pytest.mark.parametrize("stage, how", [(1, "adamw"), (1, "muon"), (2, "muon"), (3, "adamw")])
-def test_resumed_is_uninterrupted(stage, how, phantom, stage1, stage2, vae_run, tmp_path):
-    every = ("--save-every", 3, "--eval-every", 3, "--optimizer", how)
+@pytest.fixture(scope="module", params=[(1, "muon"), (2, "adamw")], ids=["stage 1", "stage 2"])
+def whole(request, line, tmp_path_factory):
+    """Six steps that nothing interrupts -> train(out), the directory of the run."""
+    stage, optimizer = request.param
 
-    def train(out, steps):
-        more = (*every, "--steps", steps)
-        if stage == 1:
-            train_und.main(und(phantom, out, *more))
-        elif stage == 2:
-            train_gen.main(gen(phantom, out, stage1, "--vae", vae_run, *more))
-        else:
-            more = ("--stage", 3, "--size", 64, "--repa", 0, *more)
-            train_gen.main(gen(phantom, out, stage2, *more))
-
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    train(whole, 6)
-    train(resumed, 3)
-    with open(resumed / "log.jsonl", "a") as file:          # steps that a kill cut off
-        file.write('{"step": 4, "loss": 1, "mse": 1}\n{"step": 5, "lo')
-    train(resumed, 6)
-    same_run(resumed, whole)
-    assert len(log(whole)) == 8
-    if stage == 2:
-        for part in ("vae", "projector"):
-            assert identical(tensors(whole, part), tensors(resumed, part)), part
-    assert [path.name for path in checkpoint.checkpoints(resumed)] == ["00000003", "00000006"]
+    def train(out):
+        MAIN[stage](line(stage, out, "--optimizer", optimizer, "--steps", 6, "--save-every", 3,
+                         "--eval-every", 3))
+    run = tmp_path_factory.mktemp("whole")
+    train(run)
+    assert len(log(run)) == 8
+    return train, run
 
 
-@pytest.mark.parametrize("more, sentence", [
-    (["--steps", 30, "--lr", 1], "other settings .*lr=0.003"),
-    (["--steps", 29], "30 steps already")])
-def test_what_is_another_run_is_refused(stage1, phantom, more, sentence):
-    with pytest.raises(InputError, match=sentence):
-        train_und.main(und(phantom, stage1, *more))
+def test_a_run_goes_on_from_the_newest_whole_checkpoint(whole, tmp_path, capsys):
+    """Past a damaged one, and without the lines of the log that a kill cut off."""
+    train, reference = whole
+    run = shutil.copytree(reference, tmp_path / "run")
+    os.truncate(run / "00000006" / "state.pt", 1000)
+    with open(run / "log.jsonl", "a") as file:
+        file.write('{"step": 7, "lo')
+    train(run)
+    assert "passing over" in capsys.readouterr().err
+    same_run(run, reference)
+    for part in ("vae", "projector"):
+        if (reference / "00000006" / f"{part}.safetensors").exists():
+            assert identical(tensors(run, part), tensors(reference, part))
+
+    train(run)                          # a finished run is left alone
+    same_run(run, reference)
 
 
-def test_settings_that_change_no_result_may_change(stage1, phantom):
-    """Where a run is cut into micro-batches, saved and logged, and how much memory it takes."""
-    more = ("--steps", 30, "--micro-batch", 2, "--save-every", 7, "--keep", 5, "--recompute")
-    train_und.main(und(phantom, stage1, *more))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_and_later_the_run_goes_on(whole, tmp_path, capsys, number):
+    train, reference = whole
+    before = signal.getsignal(number)
+    steps = []
+
+    def ask(*_):
+        steps.append(number)
+        if len(steps) == 2:
+            os.kill(os.getpid(), number)
+
+    hook = register_optimizer_step_post_hook(ask)
+    try:
+        train(tmp_path / "run")
+    finally:
+        hook.remove()
+    step = int(checkpoint.newest(tmp_path / "run").name)
+    assert step in (1, 2)               # Muon and AdamW step one after the other
+    assert f"{step} of 6 steps" in capsys.readouterr().out
+    assert signal.getsignal(number) is before
+    train(tmp_path / "run")
+    same_run(tmp_path / "run", reference)
 
 
 # ---- what is looked at before a run, and what is deleted ----
 
-@dataclass
-class Settings:
-    """A training's settings, as far as resuming asks for them."""
-    out: str
-    steps: int = 10
-    lr: float = 1e-3
-    workers: int = 0
-    overwrite: bool = False
-
-
-def write_checkpoint(run, step):
-    checkpoint.save(run, step, config={"settings": vars(Settings(str(run)))},
+def write_checkpoint(cfg, step):
+    checkpoint.save(cfg.out, step, config={"settings": asdict(cfg)},
                     tensors={"model": {"a": torch.zeros(3)}})
 
 
 def test_the_newest_checkpoint_of_the_same_settings_goes_on(tmp_path):
-    run = tmp_path / "run"
-    assert checkpoint_to_resume(Settings(str(run))) is None
-    assert not run.exists()
-    write_checkpoint(run, 5)
-    for free in ({}, {"steps": 20}, {"steps": 5, "workers": 4}):
-        assert checkpoint_to_resume(Settings(str(run), **free)) == run / "00000005"
-    with pytest.raises(InputError, match="lr=0.001.*--overwrite"):
-        checkpoint_to_resume(Settings(str(run), lr=2e-3))
+    """What changes no result may change: where a run is cut, saved and logged, and its memory."""
+    cfg = TrainConfig(out=str(tmp_path / "run"), lr=1e-3)
+    assert checkpoint_to_resume(cfg) is None and not (tmp_path / "run").exists()
+    write_checkpoint(cfg, 5)
+    free = dict(micro_batch=2, save_every=7, keep=5, recompute=False, shard=False, workers=4)
+    for changes in ({}, {"steps": 5}, free):
+        assert checkpoint_to_resume(replace(cfg, **changes)) == tmp_path / "run" / "00000005"
+    with pytest.raises(InputError, match=r"other settings \(lr=0.001\).*--overwrite"):
+        checkpoint_to_resume(replace(cfg, lr=2e-3))
+    with pytest.raises(InputError, match="5 steps already"):
+        checkpoint_to_resume(replace(cfg, steps=4))
 
 
 def test_looking_deletes_nothing_and_tidying_only_what_a_run_wrote(tmp_path):
     """What is refused between the two costs nobody a checkpoint."""
-    write_checkpoint(tmp_path, 5)
+    write_checkpoint(TrainConfig(out=str(tmp_path)), 5)
     (tmp_path / "log.jsonl").write_text("{}\n")
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / ".tmp-00000010").mkdir()
-    assert checkpoint_to_resume(Settings(str(tmp_path), lr=2e-3, overwrite=True)) is None
+    assert checkpoint_to_resume(TrainConfig(out=str(tmp_path), lr=1, overwrite=True)) is None
 
     tidy(tmp_path, anew=False)
     names = ["00000005", "log.jsonl", "notes.txt"]
@@ -101,22 +111,14 @@ def test_looking_deletes_nothing_and_tidying_only_what_a_run_wrote(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-# ---- optimizers and the average ----
+# ---- a sharded optimizer ----
 
-def settings(optimizer="adamw"):
-    return SimpleNamespace(optimizer=optimizer, lr=0.01, weight_decay=0.1)
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(4, 3))
-
-
-def save(directory, optimizers, ema, step):
-    torch.save(optimizer_state(optimizers, ema), directory / "state.pt")
-    average = {name: tensor.cpu() for name, tensor in ema.shadow.items()}
-    save_file(average, directory / "ema.safetensors")
-    (directory / "config.json").write_text(f'{{"step": {step}}}')
+@pytest.fixture
+def group_of_one(tmp_path):
+    meeting = f"file://{tmp_path / 'meet'}"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
 
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
@@ -124,29 +126,28 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_sharded_state_comes_back_once_and_where_the_weights_are(device, tmp_path):
+def test_a_sharded_state_comes_back_once_and_where_the_weights_are(device, group_of_one, tmp_path):
     """torch keeps what it loads twice, and `step` on the CPU, where CUDA's kernel refuses it."""
-    meeting = f"file://{tmp_path / 'meet'}"
-    torch.distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
-    try:
-        net = network().to(device)
-        before = optim.optimizers(net, settings(), shard=True)
-        ema = optim.EMA(net, 0.9)
-        for p in net.parameters():
-            p.grad = torch.ones_like(p)
-        optim.step_all(before, 0.01)
-        save(tmp_path, before, ema, step=1)
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Linear(4, 3)).to(device)
+    cfg = SimpleNamespace(optimizer="adamw", lr=0.01, weight_decay=0.1)
+    before = optim.optimizers(net, cfg, shard=True)
+    ema = optim.EMA(net, 0.9)
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    optim.step_all(before, 0.01)
+    torch.save(optimizer_state(before, ema), tmp_path / "state.pt")
+    save_file({name: tensor.cpu() for name, tensor in ema.shadow.items()},
+              tmp_path / "ema.safetensors")
+    (tmp_path / "config.json").write_text('{"step": 1}')
 
-        after = optim.optimizers(net, settings(), shard=True)
-        assert restore(tmp_path, after, ema) == (1, 0)
-        assert not after[0].state
-        state = after[0].optim.state
-        assert len(state) == len(list(net.parameters()))
-        for p, values in state.items():
-            for name, value in values.items():
-                assert value.device.type == device
-                assert torch.equal(value, before[0].optim.state[p][name])
-        after[0].consolidate_state_dict()
-        assert after[0].state_dict()["state"].keys() == set(range(len(state)))
-    finally:
-        torch.distributed.destroy_process_group()
+    after = optim.optimizers(net, cfg, shard=True)
+    assert restore(tmp_path, after, ema) == (1, 0)
+    assert not after[0].state
+    state = after[0].optim.state
+    assert len(state) == len(list(net.parameters()))
+    for p, values in state.items():
+        for name, value in values.items():
+            assert value.device.type == device
+            assert torch.equal(value, before[0].optim.state[p][name])
+    after[0].consolidate_state_dict()
+    assert after[0].state_dict()["state"].keys() == set(range(len(state)))

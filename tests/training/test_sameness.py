@@ -1,47 +1,45 @@
-"""However a run is cut into processes, micro-batches and pieces of time, it is the same run.
-
-Twenty steps without warm-up. Single processes run in this one with --threads 1, which is what those
-under torchrun have.
-"""
+"""However a run is cut into processes, micro-batches and pieces of time, it is the same run."""
 import shutil
 
 import pytest
 
 import weights
-from tiny_runs import MAIN, SCRIPT, log, optimizer, same_run, tensors
+from helpers import close
+from tiny_runs import MAIN, SCRIPT, column, gradients, identical, log, optimizer, same_run, tensors
 from weights import checkpoint
 
-pytestmark = pytest.mark.slow
-
-# name -> (processes, samples of a micro-batch); all have batches of 8
-CUTS = {"eight micro-batches": (1, 1), "two ranks": (2, 4), "two ranks, four each": (2, 1)}
-RANKS = [name for name, (processes, _) in CUTS.items() if processes == 2]
 KEYS = "vision.blocks.0.qkv.bias"
+LOSSES = {1: ("loss", "val_loss"), 2: ("mse", "repa", "val_mse")}
 
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_micro_batches_and_recomputing_are_the_same_step(stage, line, stage2, tmp_path):
+    """Reports of different length in different micro-batches: every token weighs the same."""
+    def train(name, *more):
+        if stage == 2:
+            more = ("--init", stage2, *more)
+        MAIN[stage](line(stage, tmp_path / name, "--steps", 1, *more))
+        return tmp_path / name
+
+    whole, recomputed = train("whole"), train("recomputed", "--recompute")
+    assert identical(tensors(whole), tensors(recomputed)) and log(whole) == log(recomputed)
+    for micro in (1, 2):
+        parts = train(f"parts of {micro}", "--micro-batch", micro)
+        close(gradients(parts), gradients(whole))
+        for name in LOSSES[stage]:
+            assert column(parts, name) == pytest.approx(column(whole, name), rel=1e-5), name
+
+
+# ---- two processes: twenty steps without warm-up, micro-batches of one sample ----
 
 @pytest.fixture(scope="module", params=[1, 2])
-def runs(request, line, fork, tmp_path_factory):
-    """-> stage, directory that holds one run of the same twenty steps for each of CUTS."""
+def two_ranks(request, line, fork, tmp_path_factory):
+    """-> stage, the run, the directory of the gradients that its ranks saw."""
     stage = request.param
-    root = tmp_path_factory.mktemp("same")
-    started = []
-    for name, (processes, micro) in CUTS.items():
-        words = line(stage, root / name, "--micro-batch", micro)
-        if processes == 1:
-            MAIN[stage](words)
-        else:
-            (root / f"gradients of {name}").mkdir()
-            gradients = root / f"gradients of {name}"
-            started.append(fork(SCRIPT[stage], words, processes, GRADIENTS=gradients))
-    for run in started:
-        run.finish()
-    return stage, root
-
-
-def losses(run):
-    """{(step, name): value} of everything in the log that is a loss."""
-    names = ("loss", "mse", "repa", "val_loss", "val_mse")
-    return {(line["step"], name): line[name] for line in log(run) for name in names if name in line}
+    run, seen = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("gradients")
+    words = line(stage, run, "--micro-batch", 1)
+    fork(SCRIPT[stage], words, 2, GRADIENTS=seen).finish()
+    return stage, run, seen
 
 
 def comparable(run):
@@ -57,67 +55,56 @@ def comparable(run):
     return {**weights, f"{KEYS}.q": q, f"{KEYS}.v": v}
 
 
-def close_runs(run, reference):
+def close_runs(stage, run, reference):
     """The same losses to 1e-6, the same weights to 1e-5, both relative."""
-    ours, theirs = losses(run), losses(reference)
-    assert ours.keys() == theirs.keys()
-    assert len(ours) >= 21
-    for key, value in theirs.items():
-        assert abs(ours[key] - value) <= 1e-6 * max(1, abs(value)), key
+    for name in LOSSES[stage]:
+        theirs = column(reference, name)
+        assert len(theirs) in (1, 20)
+        assert column(run, name) == pytest.approx(theirs, rel=1e-6, abs=1e-6), name
     ours, theirs = comparable(run), comparable(reference)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
-        error = (ours[name] - value).norm() / value.norm().clamp(min=1e-12)
-        assert error <= 1e-5, name
+        close(ours[name], value, 1e-5)
 
 
-@pytest.mark.parametrize("name", CUTS)
-def test_processes_and_accumulation_are_the_same_run(runs, alone, name):
-    stage, root = runs
-    close_runs(root / name, alone[stage])
+@pytest.mark.slow
+def test_two_processes_and_accumulation_are_the_same_run(two_ranks, alone):
+    stage, run, seen = two_ranks
+    close_runs(stage, run, alone[stage])
+    hashes = [(seen / f"rank{rank}").read_text() for rank in (0, 1)]    # gradients and weights
+    assert hashes[0] == hashes[1] and len(set(hashes[0].splitlines())) == 20
 
 
-@pytest.mark.parametrize("name", CUTS)
-def test_what_only_rounding_moves(runs, alone, name):
+@pytest.mark.slow
+def test_what_only_rounding_moves(alone):
     """The gradient of what `comparable` leaves out is a rounded 0, a millionth of its neighbour."""
-    stage, root = runs
-    if stage == 2:
-        return                              # frozen there
     names = [name for name, _ in weights.load(alone[1])[0].named_parameters()]
-    squares = optimizer(root / name)[f"0.{names.index(KEYS):04d}.exp_avg_sq"]
+    squares = optimizer(alone[1])[f"0.{names.index(KEYS):04d}.exp_avg_sq"]
     _, keys, values = squares.sqrt().chunk(3)
     assert keys.max() < 1e-5 * values.max()
 
 
-@pytest.mark.parametrize("name", RANKS)
-def test_gradients_and_weights_are_equal_on_all_ranks(runs, name):
-    stage, root = runs
-    hashes = [(root / f"gradients of {name}" / f"rank{rank}").read_text() for rank in (0, 1)]
-    assert hashes[0] == hashes[1]
-    assert len(set(hashes[0].splitlines())) == 20
-
-
-def test_another_number_of_processes_goes_on(runs, alone, line, tmp_path):
+@pytest.mark.slow
+def test_another_number_of_processes_goes_on(two_ranks, alone, line, tmp_path):
     """Ten steps of two processes, ten of one."""
-    stage, root = runs
-    run = shutil.copytree(root / "two ranks", tmp_path / "run")
+    stage, run, _ = two_ranks
+    run = shutil.copytree(run, tmp_path / "run")
     for later in ("00000015", "00000020"):
         shutil.rmtree(run / later)
     MAIN[stage](line(stage, run, "--micro-batch", 4))
     assert (run / "00000020").exists()
-    close_runs(run, alone[stage])
+    close_runs(stage, run, alone[stage])
 
 
+@pytest.mark.slow
 def test_a_sharded_optimizer_makes_the_same_steps(line, fork, tmp_path):
     """Two processes that share AdamW's state, or have a copy each; then one alone goes on."""
     for name, more in (("whole", []), ("shared", ["--shard"])):
         words = line(1, tmp_path / name, "--steps", 3, "--micro-batch", 4, *more)
-        fork(SCRIPT[1], words, 2).finish(0)
+        fork(SCRIPT[1], words, 2).finish()
         MAIN[1](line(1, tmp_path / name, "--steps", 4))
     same_run(tmp_path / "shared", tmp_path / "whole")
 
-
-# ---- killed and resumed = uninterrupted, bit for bit ----
 
 # moments of a kill, one after another, each in the run that goes on from the one before, and the
 # newest checkpoint that is there afterwards
@@ -130,15 +117,15 @@ KILLS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
-def test_killed_at_chosen_moments(stage, line, alone, fork, tmp_path):
+def test_killed_at_chosen_moments_the_run_is_the_same_bit_for_bit(
+        stage, line, alone, fork, tmp_path):
     run = tmp_path / "run"
     words = line(stage, run, "--keep", 2)
     for moment, newest in KILLS:
         fork(SCRIPT[stage], words, KILL=moment).finish(-9)
-        if newest is None:
-            assert not checkpoint.checkpoints(run)
-        else:
-            assert checkpoint.newest(run).name == f"{newest:08d}"
+        names = [path.name for path in checkpoint.checkpoints(run)]
+        assert names[-1:] == ([] if newest is None else [f"{newest:08d}"])
     MAIN[stage](words)
     same_run(run, alone[stage])
