@@ -11,7 +11,10 @@ What is done to it stands in the environment:
     GRADIENTS=directory     the file rank<r> there gets one line a step: hashes of all gradients and
                             weights that the optimizer is given
     RANK_1="words"          more words of the command line, on rank 1 alone
-    SPOIL=step              the loss of that report batch is a number on rank 1, its gradient not
+    SPOIL=what:first:last   on rank 1 the losses of these report batches, counted from 1, have no
+                            number (what: loss), their gradients have none (gradient), or they are
+                            refused as bad input (error)
+    PEAK=file               gets the most bytes of memory that the process had
 """
 import hashlib
 import os
@@ -27,7 +30,7 @@ def kill(event, part, n):
     """Install a SIGKILL at the n-th such event."""
     count = 0
 
-    def happened():
+    def happened(*_):
         nonlocal count
         count += 1
         if count == int(n):
@@ -39,48 +42,59 @@ def kill(event, part, n):
 
     if event == "step":
         from torch.optim.optimizer import register_optimizer_step_post_hook
-        register_optimizer_step_post_hook(lambda *_: happened())
+        register_optimizer_step_post_hook(happened)
     else:
         sys.addaudithook(audit)
 
 
+def before_every_step(function):
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+    register_optimizer_step_pre_hook(lambda optimizer, *_: function(optimizer))
+
+
 def record_gradients(path):
     """Append hashes of gradients and weights to a file before every optimizer step."""
-    from torch.optim.optimizer import register_optimizer_step_pre_hook
-
     def digest(tensors):
         total = hashlib.sha256()
         for tensor in tensors:
             total.update(b"none" if tensor is None else tensor.detach().numpy().tobytes())
         return total.hexdigest()
 
-    def hook(optimizer, *_):
+    def record(optimizer):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters]
         with open(path, "a") as file:
             file.write(f"{digest(gradients)} {digest(parameters)}\n")
-    register_optimizer_step_pre_hook(hook)
+    before_every_step(record)
 
 
-def slow_down(seconds):
-    from torch.optim.optimizer import register_optimizer_step_pre_hook
-    register_optimizer_step_pre_hook(lambda *_: time.sleep(seconds))
-
-
-def spoil(step):
-    """Make the gradient of one report batch infinite, and leave its loss."""
+def spoil(what, first, last):
+    """Spoil the loss or the gradient of some report batches, or refuse them."""
     import model
-    real = model.UniX.report_loss
+    from common.cli import InputError
+    report_loss = model.UniX.report_loss
     count = 0
 
-    def report_loss(self, hidden, labels, *more):
+    def spoiled(self, *batch):
         nonlocal count
         count += 1
-        loss = real(self, hidden, labels, *more)
-        if count == step:
-            loss.register_hook(lambda gradient: gradient * float("inf"))
+        loss = report_loss(self, *batch)
+        if not int(first) <= count <= int(last):
+            return loss
+        if what == "error":
+            raise InputError("a picture of rank 1 is damaged.")
+        if what == "loss":
+            return loss * float("nan")
+        loss.register_hook(lambda gradient: gradient * float("inf"))
         return loss
-    model.UniX.report_loss = report_loss
+    model.UniX.report_loss = spoiled
+
+
+def write_peak(path):
+    """Not from getrusage: its maximum remembers what the process was before it became Python."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    peak = next(line for line in status if line.startswith("VmHWM"))
+    Path(path).write_text(str(int(peak.split()[1]) * 1024))
 
 
 def main(script, words):
@@ -92,7 +106,7 @@ def main(script, words):
     if "KILL" in environ and to_be_killed:
         kill(*environ["KILL"].split(":"))
     if "SLOW" in environ:
-        slow_down(float(environ["SLOW"]))
+        before_every_step(lambda optimizer: time.sleep(float(environ["SLOW"])))
     if "FILE_LIMIT" in environ:         # Python ignores SIGXFSZ, so writing fails
         limit = int(environ["FILE_LIMIT"])
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -101,9 +115,13 @@ def main(script, words):
     if rank == 1:
         words = words + environ.get("RANK_1", "").split()
         if "SPOIL" in environ:
-            spoil(int(environ["SPOIL"]))
+            spoil(*environ["SPOIL"].split(":"))
     sys.argv = [script, *words]
-    runpy.run_path(script, run_name="__main__")
+    try:
+        runpy.run_path(script, run_name="__main__")
+    finally:
+        if "PEAK" in environ:
+            write_peak(environ["PEAK"])
 
 
 def child(script, words, environment, out, err):

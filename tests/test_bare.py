@@ -1,4 +1,4 @@
-"""The three commands of the real run, bare, as two processes, in a folder laid out as they expect it.
+"""The three commands of the real run, bare, as two processes, in a folder as they expect it.
 
 Tiny networks under the real names and layouts (Janus-Pro, kl-f16, RAD-DINO), toy pictures at the
 real sizes. Each command is asked to stop as soon as it trains.
@@ -6,37 +6,17 @@ real sizes. Each command is asked to stop as soon as it trains.
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
-import tokenizers
 
 import weights
-from helpers import ROOT, TOWER, scramble
+from helpers import TOWER, scramble, some_tokenizer
 from phantom import prepare
-from scripts import free_port
 from training import latents
 from weights import checkpoint
 
 pytestmark = pytest.mark.slow
-
-WORDS = (
-    "the heart is normal in size no moderate small large mild severe cardiomegaly pleural effusion "
-    "lungs are clear").split()
-
-
-def word_tokenizer(size):
-    """A word a token, few of them, and as many others as Janus-Pro has."""
-    names = WORDS + [f"<{i}>" for i in range(len(WORDS), size)]
-    vocabulary = {name: i for i, name in enumerate(names)}
-    words = tokenizers.models.WordLevel(vocabulary, unk_token=names[-1])
-    tokenizer = tokenizers.Tokenizer(words)
-    tokenizer.normalizer = tokenizers.normalizers.Lowercase()
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    return tokenizer.to_str()
-
 
 def write_data(root):
     """datasets/mimic/{und-384,gen-256,gen-512}: phantoms with reports of one sentence."""
@@ -74,7 +54,7 @@ def write_networks(pretrained):
     janus = transformers.JanusForConditionalGeneration(config)
     scramble(janus).save_pretrained(pretrained / "Janus-Pro-1B")
     tokenizer = pretrained / "Janus-Pro-1B" / "tokenizer.json"
-    tokenizer.write_text(word_tokenizer(100_581), encoding="utf-8")
+    tokenizer.write_text(some_tokenizer(100_581), encoding="utf-8")
 
     sizes = {**TOWER, "image_size": 70, "patch_size": 14, "mlp_ratio": 4}
     dino = transformers.Dinov2Model(transformers.Dinov2Config(**sizes))
@@ -100,41 +80,38 @@ def folder(tmp_path_factory):
     return root
 
 
-def run_until_saved(folder, out, script, *options):
-    """`torchrun --nproc_per_node=2 script options`, told to stop as soon as it trains."""
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
-             f"--master_port={free_port()}", str(ROOT / script), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(folder / "printed.txt", "w") as printed:
-        run = subprocess.Popen(
-            words, cwd=folder, stdout=printed, stderr=subprocess.STDOUT, env=environment)
-        end = time.time() + 240
-        while not (folder / out).exists() and run.poll() is None and time.time() < end:
-            time.sleep(0.1)
-        line = ["pgrep", "-P", str(run.pid)]
-        ranks = subprocess.run(line, capture_output=True, text=True).stdout.split()
-        for rank in ranks:
-            os.kill(int(rank), signal.SIGTERM)
-        status = run.wait(timeout=600)
-    assert status == 0, (folder / "printed.txt").read_text()[-3000:]
-    return checkpoint.read_config(checkpoint.newest(folder / out))
+def train(torchrun, stage, script, *options):
+    """`torchrun --nproc_per_node=2 script options`, told to stop as soon as it trains -> stdout."""
+    run = torchrun(script, options)
+    end = time.time() + 240
+    while f"stage {stage}:" not in run.err.read_text() and time.time() < end:
+        time.sleep(0.1)                 # the progress bar appears once signals are listened to
+    for rank in run.ranks:
+        os.kill(rank, signal.SIGTERM)
+    status, out, err = run.finish(600)
+    assert status == 0, err[-3000:]
+    return out
 
 
-def test_three_stages_bare(folder):
-    first = run_until_saved(folder, "out/und", "train_und.py")
-    assert first["stage"] == 1
-    assert 0 < first["step"] < 100
+def saved(out):
+    return checkpoint.read_config(checkpoint.newest(out))
+
+
+def test_three_stages_bare(folder, torchrun, monkeypatch):
+    monkeypatch.chdir(folder)
+    train(torchrun, 1, "train_und.py")
+    first = saved("out/und")
+    assert first["stage"] == 1 and 0 < first["step"] < 100
     assert first["settings"]["batch_size"] == 256
 
-    second = run_until_saved(folder, "out/gen256", "train_gen.py")
-    assert second["stage"] == 2
-    assert second["settings"]["repa"] == 0.5
-    assert "latents are encoded" not in (folder / "printed.txt").read_text()
+    printed = train(torchrun, 2, "train_gen.py")
+    second = saved("out/gen256")
+    assert second["stage"] == 2 and second["settings"]["repa"] == 0.5
+    assert "latents are encoded" not in printed
 
-    third = run_until_saved(folder, "out/gen512", "train_gen.py", "--stage", "3")
-    assert third["stage"] == 3
-    assert third["settings"]["size"] == 512
-    model, vae, _ = weights.load(folder / "out/gen512")
-    assert model.cfg.vision.image_size == 384
-    assert model.cfg.max_latent_size == 32
+    train(torchrun, 3, "train_gen.py", "--stage", "3")
+    third = saved("out/gen512")
+    assert third["stage"] == 3 and third["settings"]["size"] == 512
+    model, vae, _ = weights.load("out/gen512")
+    assert model.cfg.vision.image_size == 384 and model.cfg.max_latent_size == 32
     assert vae.factor == 16

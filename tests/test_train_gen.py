@@ -8,9 +8,8 @@ import train_gen
 import weights
 from common.cli import InputError
 from common.processes import generator
-from helpers import close
 from model import is_generation
-from tiny_runs import column, gen, gradients, identical, log, tensors
+from tiny_runs import column, gen, identical, log, tensors
 from training import latents
 from vae import VAE, VAEConfig
 from weights import checkpoint
@@ -24,13 +23,12 @@ def stage3(phantom, stage2, tmp_path_factory):
     return out
 
 
-def test_stage_2_learns(stage2):
+def test_stage_2_learns_to_draw(stage2):
     """On the validation images, whose times and noise are fixed: a step's own error varies."""
     errors, alignment = column(stage2, "val_mse"), column(stage2, "repa")
     assert len(column(stage2, "mse")) == len(errors) == 30
     assert errors[-1] < 0.96 * errors[0]
-    assert sum(alignment[-5:]) < sum(alignment[:5]) - 0.5
-    assert min(alignment) >= -1
+    assert sum(alignment[-5:]) < sum(alignment[:5]) - 0.5 and min(alignment) >= -1
     assert (checkpoint.newest(stage2) / "projector.safetensors").exists()
 
 
@@ -38,9 +36,7 @@ def test_stage_3_is_without_repa(stage3, stage2):
     assert column(stage3, "repa") == [0.0] * 4
     assert not (checkpoint.newest(stage3) / "projector.safetensors").exists()
     model, vae, _ = weights.load(stage3)
-    assert model.cfg.generation
-    assert model.cfg.max_latent_size == 8
-    assert vae is not None
+    assert model.cfg.generation and model.cfg.max_latent_size == 8 and vae is not None
     assert checkpoint.read_config(checkpoint.newest(stage3))["stage"] == 3
     assert tensors(stage3).keys() == tensors(stage2).keys()
 
@@ -71,28 +67,12 @@ def test_generation_starts_as_the_copy(phantom, stage1, vae_run, tmp_path):
     assert column(tmp_path, "mse")[0] > 1       # of noise - x_0 against nothing
 
 
-def test_micro_batches_give_the_gradient_of_the_whole_batch(phantom, stage2, tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train_gen.main(gen(phantom, whole, stage2, "--steps", 1))
-    train_gen.main(gen(phantom, parts, stage2, "--steps", 1, "--micro-batch", 1))
-    close(gradients(parts), gradients(whole))
-    for name in ("mse", "repa", "val_mse"):
-        assert column(parts, name) == pytest.approx(column(whole, name), rel=1e-5), name
-
-
-def test_recomputing_changes_nothing(phantom, stage2, tmp_path):
-    for name, more in (("plain", []), ("again", ["--recompute"])):
-        train_gen.main(gen(phantom, tmp_path / name, stage2, "--steps", 3, *more))
-    assert identical(tensors(tmp_path / "plain"), tensors(tmp_path / "again"))
-    assert log(tmp_path / "plain") == log(tmp_path / "again")
-
-
 def test_stored_latents_are_the_same_draw(phantom, stage2, vae_run, tmp_path):
     """Posteriors stored instead of encoded at every step: the same loss to 1e-6."""
     data = shutil.copytree(phantom, tmp_path / "data")
-    train_gen.main(gen(data, tmp_path / "online", stage2, "--steps", 3))
+    train_gen.main(gen(data, tmp_path / "online", stage2, "--steps", 2))
     latents.main(["--vae", str(vae_run), "--data", str(data), "--sizes", "32", "--device", "cpu"])
-    train_gen.main(gen(data, tmp_path / "stored", stage2, "--steps", 3))
+    train_gen.main(gen(data, tmp_path / "stored", stage2, "--steps", 2))
     online, stored = column(tmp_path / "online", "mse"), column(tmp_path / "stored", "mse")
     assert stored == pytest.approx(online, rel=1e-6)
 
@@ -100,8 +80,7 @@ def test_stored_latents_are_the_same_draw(phantom, stage2, vae_run, tmp_path):
 def test_text_dropout_counts_in_training_and_not_in_validation(phantom, stage2, tmp_path):
     never, always = tmp_path / "never", tmp_path / "always"
     for run, share in ((never, 0), (always, 1)):
-        more = ("--steps", 1, "--text-dropout", share, "--lr", 0)
-        train_gen.main(gen(phantom, run, stage2, *more))
+        train_gen.main(gen(phantom, run, stage2, "--steps", 1, "--text-dropout", share, "--lr", 0))
     assert column(never, "mse") != column(always, "mse")
     assert column(never, "val_mse") == column(always, "val_mse")
 
@@ -132,7 +111,7 @@ def test_rad_dino_is_the_target_of_repa(phantom, stage1, vae_run, tmp_path):
     losses = []
     for name, more in (("own", []), ("smaller", ["--repa-size", 28])):
         run = tmp_path / name
-        train_gen.main(gen(phantom, run, stage1, "--vae", vae_run, "--steps", 2,
+        train_gen.main(gen(phantom, run, stage1, "--vae", vae_run, "--steps", 1,
                            "--repa-encoder", tmp_path / "dino", *more))
         losses.append(column(run, "repa"))
         assert tensors(run, "projector")["mlp.4.weight"].shape[0] == 48
@@ -147,8 +126,7 @@ def test_rad_dino_is_the_target_of_repa(phantom, stage1, vae_run, tmp_path):
     (["--init", "{vae}"], "holds no model"),
     (["--init", "{stage2}", "--vae", "{wide}"], "6 latent channels, the model 4"),
     (["--stage", 4], "stages 2 and 3"),
-    (["--shift", 0], "--shift must be positive"),
-    (["--train-u"], "unknown option --train-u")])
+    (["--shift", 0], "--shift must be positive")])
 def test_what_is_wrong_is_one_sentence(
         phantom, stage1, stage2, vae_run, tmp_path, more, sentence):
     wide = VAE(VAEConfig(ch=8, ch_mult=(1, 1, 1, 2), n_res=1, z_channels=6, embed_dim=6,

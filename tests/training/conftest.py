@@ -19,15 +19,15 @@ def threads():
 
 @pytest.fixture(scope="session")
 def line(uneven, stage1, vae_run):
-    """line(stage, out, *more, data=...): the command line of twenty steps in fp32, one thread.
+    """line(stage, out, *more): the command line of twenty steps in fp32, on one thread.
 
     On reports of 5 to 162 tokens, in epochs that end in the middle of a batch.
     """
-    def line(stage, out, *more, data=uneven):
+    def line(stage, out, *more):
         if stage == 1:
-            words = und(data, out)
+            words = und(uneven, out)
         else:
-            words = gen(data, out, stage1, "--vae", vae_run)
+            words = gen(uneven, out, stage1, "--vae", vae_run)
         return [*words, *TWENTY, *map(str, more)]
     return line
 
