@@ -1,4 +1,4 @@
-"""What tests share and is no fixture: where reference data lie (absent -> skip), tiny networks, a measure of closeness."""
+"""What tests share and is no fixture: reference data, tiny networks and files, closeness."""
 import io
 from pathlib import Path
 
@@ -13,10 +13,12 @@ SHARED = ROOT.parent / "shared"
 GOLDEN = SHARED / "golden"
 
 needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason="reference tensors are not here")
-needs_films = pytest.mark.skipif(not (SHARED / "real_cxr").exists(), reason="real radiographs are not here")
+needs_films = pytest.mark.skipif(
+    not (SHARED / "real_cxr").exists(), reason="real radiographs are not here")
 
 # a small vision tower, by the names that transformers gives its sizes
-TOWER = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=64, patch_size=16)
+TOWER = dict(
+    hidden_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=64, patch_size=16)
 
 
 def close(ours, ref, tolerance=1e-5):
@@ -35,26 +37,30 @@ def tiny_config(**changes):
     from model import UniXConfig
     from vision import ViTConfig
     vision = ViTConfig(image_size=32, patch_size=16, n_layer=2, n_head=2, n_embd=32, n_inner=64)
-    base = dict(n_layer=3, n_head=4, n_embd=64, n_inner=96, vocab_size=64, bos=60, eos=61, soi=62, eoi=63, max_text=64,
-                vision=vision, max_latent_size=8, repa_layer=2)
+    base = dict(
+        n_layer=3, n_head=4, n_embd=64, n_inner=96, vocab_size=64, bos=60, eos=61, soi=62, eoi=63,
+        max_text=64, vision=vision, max_latent_size=8, repa_layer=2)
     return UniXConfig(**{**base, **changes})
 
 
 def randomise(model, seed=0):
-    """Give every parameter a random value: an output that starts at zero would hide most mistakes."""
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            noise = torch.randn(p.shape, generator=g)
-            p.copy_(1 + 0.2 * noise if "norm" in name and name.endswith("weight") else noise * 0.3 * p.shape[-1] ** -0.5)
+    """Random values everywhere: an output that starts at zero would hide most mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in model.named_parameters():
+        noise = torch.randn(p.shape, generator=generator)
+        if "norm" in name and name.endswith("weight"):
+            p.data.copy_(1 + 0.2 * noise)
+        else:
+            p.data.copy_(noise * 0.3 * p.shape[-1] ** -0.5)
     return model
 
 
 def scramble(module):
-    """Random values everywhere: fresh models have zeros and ones where a swapped name would not show."""
+    """The same for a network of others, whose zeros and ones would not show a swapped name."""
     generator = torch.Generator().manual_seed(0)
     for p in module.parameters():
-        p.data = torch.randn(p.shape, generator=generator) * (0.3 if p.ndim < 2 else p[0].numel() ** -0.5)
+        scale = 0.3 if p.ndim < 2 else p[0].numel() ** -0.5
+        p.data = torch.randn(p.shape, generator=generator) * scale
     return module.eval()
 
 
@@ -69,8 +75,9 @@ def tiny_vae():
     """A random autoencoder, 8 times smaller latents of 4 channels."""
     from vae import VAE, VAEConfig
     torch.manual_seed(0)
-    return VAE(VAEConfig(ch=8, ch_mult=(1, 1, 1, 2), n_res=1, z_channels=4, embed_dim=4, norm_groups=4,
-                         scale=1.0, shift=0.0)).eval()
+    return VAE(VAEConfig(
+        ch=8, ch_mult=(1, 1, 1, 2), n_res=1, z_channels=4, embed_dim=4, norm_groups=4, scale=1.0,
+        shift=0.0)).eval()
 
 
 CHEXBERT_WORDS = (
