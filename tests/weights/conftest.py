@@ -61,8 +61,8 @@ def run(tmp_path):
     average = {"lm_head.weight": model.lm_head.weight.detach() + 0.25}
     tensors = {"model": weights.model_tensors(model), "ema": average, "vae": vae.state_dict()}
     config = {**weights.describe(model, vae), "stage": 3, "settings": {"lr": 1.0}, "world": 2}
-    checkpoint.save(tmp_path / "run", 7, config=config, tensors=tensors, state={"n": torch.ones(9)},
-                    tokenizer=some_tokenizer(64))
+    checkpoint.save(tmp_path / "run", 7, config=config, tensors=tensors,
+                    state={"n": torch.ones(9)}, tokenizer=some_tokenizer(64))
     return model, average, vae, tmp_path / "run"
 
 
