@@ -80,46 +80,6 @@ def tiny_vae():
         shift=0.0)).eval()
 
 
-CHEXBERT_WORDS = (
-    "[PAD] [UNK] [CLS] [SEP] [MASK] . , small large left right effusion no pneumothorax heart "
-    "lung ##s is clear normal the").split()
-
-
-def random_chexbert(seed=0):
-    """transformers' BertModel and 14 linear heads, put together as in the published CheXbert."""
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(seed)
-    config = transformers.BertConfig(
-        vocab_size=len(CHEXBERT_WORDS), hidden_size=128, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=48, max_position_embeddings=16, attn_implementation="eager")
-    bert = transformers.BertModel(config).eval()
-    with torch.no_grad():
-        for p in bert.parameters():
-            p.add_(torch.randn(p.shape) * 0.2)
-    # thirteen findings with four answers each; "no finding", the last, is yes or no
-    heads = [torch.nn.Linear(128, 2 if i == 13 else 4) for i in range(14)]
-    return bert, heads
-
-
-def write_chexbert(folder, bert, heads, **changes):
-    """<folder>/chexbert.pth in the authors' layout, and its vocab.txt.
-
-    changes: the name of a tensor -> another tensor, or None to leave it out.
-    """
-    folder.mkdir(exist_ok=True)
-    tensors = {f"module.bert.{name}": value for name, value in bert.state_dict().items()}
-    tensors["module.bert.embeddings.position_ids"] = torch.arange(16)[None]
-    for i, head in enumerate(heads):
-        tensors[f"module.linear_heads.{i}.weight"] = head.weight.data
-        tensors[f"module.linear_heads.{i}.bias"] = head.bias.data
-    tensors |= changes
-    tensors = {name: value for name, value in tensors.items() if value is not None}
-    content = {"epoch": 8, "model_state_dict": tensors, "loss": 0.1}
-    torch.save(content, folder / "chexbert.pth")
-    (folder / "vocab.txt").write_text("\n".join(CHEXBERT_WORDS) + "\n")
-    return folder
-
-
 # ---- a packed data set of noise, in shards of five images ----
 
 NOISE_SIZE = 16

@@ -8,7 +8,7 @@ from PIL import Image
 
 import weights
 from evaluation import compare, gen, und
-from helpers import GOLDEN, random_chexbert, randomise, tiny_config, tiny_vae, write_chexbert
+from helpers import GOLDEN, normal, randomise, tiny_config, tiny_vae
 from model import UniX
 from phantom.prepare import Settings, held_out
 from tokenizer import Tokenizer
@@ -116,10 +116,63 @@ def damaged(phantom, tmp_path):
     return copy
 
 
+CHEXBERT_WORDS = (
+    "[PAD] [UNK] [CLS] [SEP] [MASK] . , small large left right effusion no pneumothorax heart "
+    "lung ##s is clear normal the").split()
+
+
+def chexbert_tensors():
+    """Random tensors of a small CheXbert, by the names of the published file."""
+    C, inner = 128, 48
+    shapes = {"embeddings.word_embeddings.weight": (len(CHEXBERT_WORDS), C),
+              "embeddings.position_embeddings.weight": (16, C),
+              "embeddings.token_type_embeddings.weight": (2, C)}
+    norms, linears = ["embeddings.LayerNorm"], {"pooler.dense": (C, C)}
+    for n in range(2):
+        layer = f"encoder.layer.{n}"
+        for name in ("query", "key", "value"):
+            linears[f"{layer}.attention.self.{name}"] = (C, C)
+        linears[f"{layer}.attention.output.dense"] = (C, C)
+        linears[f"{layer}.intermediate.dense"] = (inner, C)
+        linears[f"{layer}.output.dense"] = (C, inner)
+        norms += [f"{layer}.attention.output.LayerNorm", f"{layer}.output.LayerNorm"]
+    for name in norms:
+        shapes |= {f"{name}.weight": (C,), f"{name}.bias": (C,)}
+    for name, (rows, columns) in linears.items():
+        shapes |= {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
+    shapes = {f"bert.{name}": shape for name, shape in shapes.items()}
+    for n in range(14):                 # the last, No Finding, is yes or no
+        rows = 2 if n == 13 else 4
+        shapes |= {f"linear_heads.{n}.weight": (rows, C), f"linear_heads.{n}.bias": (rows,)}
+
+    tensors = {"module.bert.embeddings.position_ids": torch.arange(16)[None]}
+    for seed, (name, shape) in enumerate(shapes.items()):
+        tensors[f"module.{name}"] = normal(*shape, seed=seed) * 0.2
+        if name.endswith("LayerNorm.weight"):
+            tensors[f"module.{name}"] += 1
+    return tensors
+
+
 @pytest.fixture(scope="session")
-def chexbert_folder(tmp_path_factory):
-    """A small random CheXbert."""
-    return write_chexbert(tmp_path_factory.mktemp("chexbert") / "x", *random_chexbert())
+def write_chexbert():
+    """write_chexbert(folder, **changes) -> folder with a small random CheXbert and its vocab.txt.
+
+    changes: the name of a tensor -> another tensor, or None to leave it out.
+    """
+    def write(folder, **changes):
+        folder.mkdir(exist_ok=True)
+        tensors = {**chexbert_tensors(), **changes}
+        tensors = {name: value for name, value in tensors.items() if value is not None}
+        content = {"epoch": 8, "model_state_dict": tensors, "loss": 0.1}
+        torch.save(content, folder / "chexbert.pth")
+        (folder / "vocab.txt").write_text("\n".join(CHEXBERT_WORDS) + "\n")
+        return folder
+    return write
+
+
+@pytest.fixture(scope="session")
+def chexbert_folder(write_chexbert, tmp_path_factory):
+    return write_chexbert(tmp_path_factory.mktemp("chexbert"))
 
 
 @pytest.fixture(scope="session")
