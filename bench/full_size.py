@@ -5,7 +5,6 @@
 Weights of 3.2 billion parameters are written in the release's layout, in bf16, and loaded by a
 process of its own, whose peak of memory is therefore its own. The VAE is a kl-f16.
 """
-import json
 import multiprocessing
 import resource
 import time
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 import flow
 import weights
-from bench.measuring import large_product, medians
+from bench.measuring import large_product, medians, tell
 from common.cli import InputError, cli, override
 from common.processes import generator, setup
 from model import UniX, UniXConfig
@@ -33,6 +32,7 @@ from weights.export import export_release
 class FullSizeConfig:
     out: str = "out/bench-UniX"     # where the random weights are, or will be written
     text: int = 96                  # tokens of the report to draw
+    grid: int = 16                  # rows of its latents; 16 are 256 pixels
     threads: int = 0                # CPU threads; 0 leaves it to torch
     json: bool = False              # print the figures as JSON
 
@@ -71,7 +71,7 @@ def seconds_of(call):
 
 
 @torch.inference_mode()
-def measure(model, vae, tokenizer, text, steps=4, grid=16, tokens=32):
+def measure(model, vae, tokenizer, text, grid, steps=4, tokens=32):
     """A few guided steps, one picture, a few tokens -> {what: seconds and ratios}."""
     figures = {}
 
@@ -117,7 +117,7 @@ def measure_release(cfg, pipe):
     """What the measuring process does: load, measure, send the figures."""
     setup("cpu", cfg.threads)
     load, loaded = seconds_of(lambda: weights.load(cfg.out, dtype=torch.bfloat16))
-    pipe.send({"seconds to load": load, **measure(*loaded, cfg.text)})
+    pipe.send({"seconds to load": load, **measure(*loaded, cfg.text, cfg.grid)})
 
 
 def run_alone(function, *args):
@@ -128,6 +128,11 @@ def run_alone(function, *args):
     return process.exitcode == 0
 
 
+def show(figures):
+    for name, value in figures.items():
+        print(f"{name:42} {value:.4g}")
+
+
 def main(argv):
     cfg = override(FullSizeConfig(), argv, __doc__)
     if not Path(cfg.out).exists() and not run_alone(write_random_release, cfg.out):
@@ -135,12 +140,7 @@ def main(argv):
     receive, send = multiprocessing.Pipe(duplex=False)
     if not run_alone(measure_release, cfg, send):
         raise InputError("the measuring process ended early; see above.")
-    figures = receive.recv()
-    if cfg.json:
-        print(json.dumps(figures))
-        return
-    for name, value in figures.items():
-        print(f"{name:42} {value:.4g}")
+    tell(receive.recv(), cfg.json, show)
 
 
 if __name__ == "__main__":

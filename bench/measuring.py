@@ -2,6 +2,7 @@
 
 Speed is told as ratios within one process, so that it means the same on any machine.
 """
+import json
 import statistics
 import time
 
@@ -33,6 +34,14 @@ def large_product(device, dtype):
     side = 4096 if device.type == "cuda" else 2048
     a, b = torch.randn(2, side, side, device=device).to(dtype)
     return lambda: a @ b, 2 * side ** 3
+
+
+def tell(figures, as_json, show):
+    """Print the figures as JSON, or as `show` puts them into words."""
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        show(figures)
 
 
 def random_decoder(n_embd, n_layer, n_head, n_inner, grid):

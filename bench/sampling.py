@@ -7,7 +7,6 @@ A guided velocity is compared with the rate of one large matrix product of the s
 operations of its linear layers and its attention, over its time. Decoding one token must read every
 weight once, so it is compared with summing a tensor of that size.
 """
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from tqdm import tqdm
 import flow
 import weights
 from attention import DecodeCache
-from bench.measuring import large_product, medians, random_decoder
+from bench.measuring import large_product, medians, random_decoder, tell
 from common.cli import cli, override
 from common.processes import decoding, generator, setup, torch_dtype
 from phantom.prepare import Settings, held_out
@@ -161,14 +160,10 @@ def show_solvers(figures):
 
 def main(argv):
     cfg = override(SamplingBenchConfig(), argv, __doc__)
-    measure, show = (measure_speed, show_speed)
     if cfg.solvers:
-        measure, show = (measure_solvers, show_solvers)
-    figures = measure(cfg)
-    if cfg.json:
-        print(json.dumps(figures))
+        tell(measure_solvers(cfg), cfg.json, show_solvers)
     else:
-        show(figures)
+        tell(measure_speed(cfg), cfg.json, show_speed)
 
 
 if __name__ == "__main__":

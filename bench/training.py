@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from bench.measuring import large_product, medians, random_decoder
+from bench.measuring import large_product, medians, random_decoder, tell
 from common.cli import cli, override
 from common.packed import Packed, Writer
 from common.processes import Process, autocast, setup, torch_dtype
@@ -336,10 +336,7 @@ def main(argv):
         "pipeline": pipeline(cfg.images, cfg.workers, cfg.repeats, LARGE, cfg.dtype),
         "processes": processes(Size(), cfg.repeats, cfg.dtype),
     }
-    if cfg.json:
-        print(json.dumps(figures))
-    else:
-        show(figures)
+    tell(figures, cfg.json, show)
 
 
 if __name__ == "__main__":

@@ -246,7 +246,8 @@ def peak_flops(device, dtype="bfloat16"):
 # layers that keep what their backward pass needs, the second for those that keep little more than
 # keys and values: frozen text, and all layers with recompute.
 #   cuda  an H100 in bf16: the four micro-steps of `python -m bench.gpu` (docs/results.md) give 50
-#         to 53 when the second is 8: keys and values in the cache, and joined with the block's
+#         to 53 when the second is 8: keys and values in the cache, and joined with the block's;
+#         an H200 allocates the same
 #   cpu   resident memory of 14 small runs in fresh processes (as in tests/training/test_cost.py),
 #         with the gaps of glibc's heap; attention keeps its probabilities here
 ACTIVATIONS = {"cuda": (52, 8), "cpu": (110, 16)}

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import full_size, sampling
 from bench.measuring import medians, random_decoder
-from helpers import randomise, some_tokenizer, tiny_config, tiny_vae
+from helpers import ROOT, randomise, some_tokenizer, tiny_config, tiny_vae
 from model import UniX
 from tokenizer import Tokenizer
 from training.cost import velocity_flops
@@ -44,7 +44,7 @@ def test_speed_is_told_in_ratios(capsys):
 @pytest.mark.slow
 def test_few_steps_come_near_the_converged_solution(capsys):
     """The order that docs/results.md shows: ab2 before Heun before Euler at sixteen velocities."""
-    sampling.main("--solvers --reports 2 --device cpu --json".split())
+    sampling.main("--solvers --reports 1 --device cpu --json".split())
     figures = json.loads(capsys.readouterr().out)
     distance = {name: f["distance"] for name, f in figures.items()}
     ab2, heun, euler = (distance[f"{name}, shift 1"] for name in
@@ -59,8 +59,16 @@ def test_a_release_is_measured_in_both_directions(tmp_path):
     cfg = tiny_config(latent_channels=4)
     model = randomise(UniX(cfg)).eval().bfloat16()
     tokenizer = Tokenizer(path, cfg.bos, cfg.eos, cfg.soi, cfg.eoi)
-    figures = full_size.measure(model, tiny_vae().bfloat16(), tokenizer, text=8, steps=1, grid=2,
+    figures = full_size.measure(model, tiny_vae().bfloat16(), tokenizer, text=8, grid=2, steps=1,
                                 tokens=4)
     assert len(figures) == 8
     assert figures["seconds a guided step"] > 0 and figures["seconds before the first token"] > 0
     assert figures["peak memory in GB"] > 0.1
+
+
+@pytest.mark.slow
+def test_weights_that_are_there_are_measured_by_a_process_of_its_own(capfd):
+    """The demo's, in place of 6.6 GB."""
+    full_size.main(f"--out {ROOT / 'demo'} --grid 8 --text 20 --threads 1".split())
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0].startswith("seconds to load") and len(lines) == 9
