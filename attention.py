@@ -29,6 +29,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
+        # the gain follows the dtype of x, or a bf16 activation would come out in fp32
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
@@ -38,7 +39,7 @@ def rope(positions, dim, theta):
     Element i turns by position * theta^(-2i / D): the first ones fast, the last ones slowly.
     """
     freqs = theta ** (-torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim)
-    angles = positions[:, None, :, None].float() * freqs
+    angles = positions[:, None, :, None].float() * freqs                    # (B, 1, T, D/2)
     return angles.cos(), angles.sin()
 
 
@@ -67,12 +68,16 @@ def visible(valid, T, causal):
     B, S = valid.shape
     if S == 0 and not causal:
         return None
-    queries = T if causal else 1
+    queries = T if causal else 1            # one row of the mask serves all queries of a full block
+
+    # inside the block: all tokens, or those up to the query's own
     inside = torch.ones(queries, T, dtype=torch.bool, device=valid.device)
     if causal:
         inside = inside.tril()
+
+    # of the earlier blocks: every slot that holds a token, for every query alike
     earlier = valid[:, None].expand(B, queries, S)
-    allowed = torch.cat([earlier, inside.expand(B, queries, T)], dim=-1)
+    allowed = torch.cat([earlier, inside.expand(B, queries, T)], dim=-1)    # (B, T or 1, S + T)
     bias = torch.zeros(allowed.shape, device=valid.device)
     return bias.masked_fill_(~allowed, float("-inf"))[:, None]
 
@@ -98,11 +103,12 @@ def attend(q, keys, values, bias):
     if bias is not None:
         bias = bias.to(q.dtype)
 
+    # one fused kernel
     if q.is_cuda or T == 1:
         y = F.scaled_dot_product_attention(q, join(keys, 2), join(values, 2), attn_mask=bias)
         return y.transpose(1, 2).to(dtype)
 
-    # scores of all parts side by side for one softmax, whose weights are split to the parts again
+    # plain products: scores of all parts side by side for one softmax, then each part's share
     q = q * D ** -0.5
     scores = join([q @ k.transpose(-1, -2) for k in keys], dim=-1)                # (B, H, T, S)
     if bias is not None:
@@ -130,7 +136,7 @@ class Heads(nn.Module):
     def forward(self, x, angles):
         """x (B, T, C), angles of `rope` -> q, k, v (B, H, T, D), in the projections' dtype."""
         B, T, C = x.shape
-        q = self.q(x).view(B, T, self.n_head, -1).transpose(1, 2)
+        q = self.q(x).view(B, T, self.n_head, -1).transpose(1, 2)           # (B, H, T, D)
         k = self.k(x).view(B, T, self.n_head, -1).transpose(1, 2)
         v = self.v(x).view(B, T, self.n_head, -1).transpose(1, 2)
 
@@ -161,11 +167,13 @@ class Cache:
         """The block's k, v (B, H, T, D) behind the cache's -> parts of keys, parts of values."""
         if not self.keys:
             return [k], [v]
+        # each keeps the dtype of the block that wrote it, so they may differ: the newest decides
         return [self.keys[layer].to(k.dtype), k], [self.values[layer].to(v.dtype), v]
 
     def append(self, new, valid, advance):
         """The cache after a block: new holds (k, v) per layer, valid is (B, T); the block takes
         `advance` positions, one number or (B,)."""
+        # whoever kept the earlier cache keeps it unchanged, so several contexts may share a prefix
         parts = [self.read(layer, k, v) for layer, (k, v) in enumerate(new)]
         keys = [join(key_parts, 2) for key_parts, _ in parts]
         values = [join(value_parts, 2) for _, value_parts in parts]
@@ -180,6 +188,7 @@ class Cache:
 
     def drop(self, rows):
         """Empty the context of some rows (B,) bool: text dropout, the second half of guidance."""
+        # the slots stay, marked as empty: all rows of a batch keep the same shape
         valid = self.valid & ~rows[:, None]
         return Cache(self.keys, self.values, valid, self.next_position.masked_fill(rows, 0))
 

@@ -169,8 +169,9 @@ class UniX(nn.Module):
         self.norm_u = RMSNorm(C, cfg.norm_eps)
         self.lm_head = nn.Linear(C, cfg.vocab_size, bias=False)
         self.unused = {}                # tensors of a foreign checkpoint, kept to give them back
-        self.recompute = False          # compute each layer again going backward: less memory
+        self.recompute = False          # training only: compute layers twice, to save memory
 
+        # a fresh network; real runs load weights instead
         self.apply(init_weights)
         self.scale_residuals([layer.u for layer in self.layers])
         if cfg.generation:
@@ -211,8 +212,9 @@ class UniX(nn.Module):
         T = u.size(1) + (0 if g is None else g.size(1))
         angles = rope(positions, self.cfg.n_embd // self.cfg.n_head, self.cfg.rope_theta)
         bias = visible(cache.valid, T, causal)
-        new, hiddens = [], {}
+        new, hiddens = [], {}                   # keys and values by layer; what REPA taps
         for i, layer in enumerate(self.layers):
+            # in training, a layer may forget what it computed and compute it again going backward
             run = layer
             if self.recompute and torch.is_grad_enabled():
                 run = partial(checkpoint, layer, use_reentrant=False)
@@ -328,6 +330,7 @@ class UniX(nn.Module):
 
     def copy_u_to_g(self):
         """Make the generation set (anew): layers and final norm copied from u, the rest fresh."""
+        # u may be frozen already, its copy must not be
         self.cfg.generation = True
         for layer in self.layers:
             layer.g = copy.deepcopy(layer.u).requires_grad_(True)

@@ -128,7 +128,8 @@ class Level(nn.Module):
         self.attn = nn.ModuleList()
         if lowest:
             self.attn.extend(AttnBlock(c_out, groups) for _ in range(n))
-        self.resize = resize            # "downsample", "upsample", or "" where the size stays
+        # the checkpoint has a name for each direction: "downsample", "upsample", or none at the end
+        self.resize = resize
         if resize:
             self.add_module(resize, Resize(c_out, up=resize == "upsample"))
 
@@ -207,7 +208,7 @@ class VAE(nn.Module):
         assert H % self.factor == 0 and W % self.factor == 0, \
             f"{H}x{W} image: both sides must be multiples of {self.factor}"
         mean, logvar = self.quant_conv(self.encoder(images)).float().chunk(2, dim=1)
-        return mean, logvar.clamp(-30, 20)
+        return mean, logvar.clamp(-30, 20)              # as in training: exp stays finite
 
     def normalise(self, mean, logvar, noise=None):
         """A draw from the posterior, or its mean without noise, scaled for the flow model."""
