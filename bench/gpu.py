@@ -128,16 +128,21 @@ def measure(case, repeats):
         optim.step_all(optimizers, 1e-5)
         average.update()
 
+    # warm up; after an update the optimizer's averages are there, too
     for _ in range(3):
         micro_step()
     update()
     micro_step()
     torch.cuda.synchronize()
+
+    # time micro-steps together, since a synchronisation after each would cost time itself
     began = time.perf_counter()
     for _ in range(repeats):
         micro_step()
     torch.cuda.synchronize()
     seconds = (time.perf_counter() - began) / repeats
+
+    # the peak of memory: another micro-step between two updates
     update()
     micro_step()
     update()

@@ -60,8 +60,9 @@ class Step:
 
 def of_run(cfg, process):
     """The fields of a Step that follow from a run's settings and its processes."""
-    return dict(world=process.world, device=process.device.type, shard=cfg.shard,
-                recompute=cfg.recompute, optimizer=cfg.optimizer, dtype=cfg.dtype)
+    device = "cuda" if process.device.type == "cuda" else "cpu"     # for want of other figures
+    return dict(world=process.world, device=device, shard=cfg.shard, recompute=cfg.recompute,
+                optimizer=cfg.optimizer, dtype=cfg.dtype)
 
 
 # ---- operations ----
@@ -83,10 +84,10 @@ def block_flops(cfg, tokens, keys):
 
 
 def unused_backward_flops(cfg, tokens):
-    """What going backward saves in the first block of a sequence, of which later blocks read alone.
+    """What going backward saves in the first block of a sequence, which no loss looks at.
 
-    They read keys and values. So in the last layer no gradient reaches what follows these: the
-    attention itself, its output and the MLP.
+    Later blocks read its keys and values. So in the last layer no gradient reaches what follows
+    these: the attention itself, its output and the MLP.
     """
     keys_and_values = 4 * cfg.n_embd ** 2
     unused = tokens * (layer_flops(cfg) - keys_and_values) + attention_flops(cfg, tokens, tokens)

@@ -93,6 +93,7 @@ def draw_panel(panel, quantity, curves):
                 label = name if b + 1 == bins else None
                 panel.plot(steps, values[:, b], color=colour, alpha=(b + 1) / bins, label=label)
             continue
+        # with few points the line itself is smooth enough
         window = max(1, len(values) // 40)
         thin = dict(color=colour, linewidth=0.8, marker="" if len(values) > 1 else "o")
         if window == 1:
@@ -125,6 +126,7 @@ def draw(runs, out):
     quantities = [quantity for quantity in ORDER if quantity in logged]
     quantities += sorted(logged - set(ORDER))
 
+    # a panel each, three in a row; what is left of the grid is taken away
     columns = min(3, len(quantities))
     rows = math.ceil(len(quantities) / columns)
     figure = Figure(figsize=(5.5 * columns, 3.4 * rows), layout="constrained")
