@@ -18,25 +18,21 @@ def reason(path):
     return str(error.value)
 
 
-@pytest.mark.parametrize("ending", ["", ".jpg", ".png", ".dcm"])
-def test_a_file_with_any_ending_is_located(tmp_path, ending):
-    (tmp_path / f"a{ending}").write_bytes(b"x")
-    assert pixels.locate(tmp_path / "a") == tmp_path / f"a{ending}"
+def test_a_file_is_located_with_any_ending_and_its_stamp_changes_with_it(tmp_path):
+    for ending in ("", ".jpg", ".png", ".dcm"):
+        path = tmp_path / f"a{ending}"
+        path.write_bytes(b"x")
+        assert pixels.locate(tmp_path / "a") == path
+        first = pixels.stamp(tmp_path / "a")
+        path.write_bytes(b"xy")
+        assert pixels.stamp(tmp_path / "a") != first
+        path.unlink()
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "[", "**", ".", "..", "0.png/x",
-                                  "sub/" + "y" * 5000])
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "[", "**", "..", "0.png/x"])
 def test_names_that_no_file_can_have_are_missing(tmp_path, name):
     (tmp_path / "0.png").write_bytes(b"x")
     assert reason(tmp_path / name) == pixels.stamp(tmp_path / name) == "missing"
-
-
-def test_a_stamp_changes_with_the_file(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"x")
-    first = pixels.stamp(tmp_path / "a")
-    assert pixels.stamp(tmp_path / "a") == first
-    (tmp_path / "a.png").write_bytes(b"xy")
-    assert pixels.stamp(tmp_path / "a") != first
 
 
 def test_a_dicom_that_claims_to_be_huge_takes_no_memory(tmp_path):
@@ -48,8 +44,7 @@ def test_a_dicom_that_claims_to_be_huge_takes_no_memory(tmp_path):
     assert "more than 200 million" in reason(tmp_path / "a.dcm")
 
 
-def test_a_dicom_window_is_obeyed(tmp_path):
-    """A window of the values 1000 to 2000 makes what is beyond black or white."""
+def test_a_dicom_window_makes_what_is_beyond_black_or_white(tmp_path):
     import pydicom
     ramp = np.repeat(np.arange(0, 4000, 40, dtype=np.uint16)[None], 100, 0)
     dataset = pydicom.dcmread(io.BytesIO(dicom_file(ramp, "MONOCHROME2")))
@@ -78,9 +73,9 @@ def test_pad_stretch_and_crop():
     assert crop.shape == (60, 60) and crop[0, 0] < 20
 
 
-@pytest.mark.parametrize("form", ["jpg", "png"])
-def test_encoded_pictures_are_what_they_were(form):
+@pytest.mark.parametrize("form, worst", [("jpg", 3), ("png", 0)])
+def test_encoded_pictures_are_what_they_were(form, worst):
     picture = Image.fromarray(film(1, 64, 64))
     content = pixels.encode(picture, form, 95)
     difference = np.asarray(Image.open(io.BytesIO(content)), float) - np.asarray(picture)
-    assert np.abs(difference).mean() < (3 if form == "jpg" else 1e-9)
+    assert np.abs(difference).mean() <= worst

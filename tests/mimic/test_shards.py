@@ -23,14 +23,12 @@ def times(folder):
 
 # ---- the same bytes ----
 
-def test_the_number_of_workers_does_not_matter(packed_mimic, tmp_path):
-    prepare(packed_mimic, tmp_path, "--shard", 32, "--workers", 1)
-    assert hashes(tmp_path) == hashes(packed_mimic.out)
-
-
-@pytest.mark.parametrize("images", [0, 20, 60])
+@pytest.mark.parametrize("images", [0, 60])
 def test_interrupted_anywhere_ends_with_the_same_bytes(packed_mimic, tmp_path, monkeypatch, images):
-    """A full disk after so many images, then run again: finished shards are not touched."""
+    """A full disk after so many images, then run again: finished shards are not touched.
+
+    The number of workers does not matter either.
+    """
     count = Counter()
     add = shards.Shard.add
 
@@ -47,7 +45,7 @@ def test_interrupted_anywhere_ends_with_the_same_bytes(packed_mimic, tmp_path, m
     finished = times(tmp_path)
     (tmp_path / "gen-32" / ".tmp-00099.bin").write_bytes(b"left by a kill")
 
-    prepare(packed_mimic, tmp_path, "--shard", 32)
+    prepare(packed_mimic, tmp_path, "--shard", 32, "--workers", 1)
     assert times(tmp_path).items() >= finished.items()
     assert hashes(tmp_path) == hashes(packed_mimic.out)
     assert not list(tmp_path.rglob(".tmp-*"))
@@ -78,7 +76,7 @@ def test_killed_and_run_again(packed_mimic, tmp_path):
 
 def test_one_task_after_the_other_gives_the_same_as_both(packed_mimic, tmp_path):
     """And what is packed already is found done."""
-    options = ("--limit", 40, "--shard", 16)
+    options = ("--limit", 24, "--shard", 16)
     prepare(packed_mimic, tmp_path / "both", *options)
     before = times(tmp_path / "both")
     for task in ("gen", "und"):
@@ -93,22 +91,21 @@ def test_one_task_after_the_other_gives_the_same_as_both(packed_mimic, tmp_path)
 @pytest.mark.parametrize("damage", [
     lambda folder: (folder / "00001.done.json").write_text("{"),
     lambda folder: (folder / "00001.done.json").write_text("[]"),
-    lambda folder: (folder / "00001.done.json").unlink(),
     lambda folder: (folder / "00001.bin").unlink(),
-], ids=["torn", "of another form", "missing", "without images"])
+], ids=["torn", "of another form", "without images"])
 def test_a_damaged_shard_is_made_anew(packed_mimic, tmp_path, damage):
-    prepare(packed_mimic, tmp_path, "--limit", 20, "--shard", 8)
+    prepare(packed_mimic, tmp_path, "--limit", 12, "--shard", 8)
     before = hashes(tmp_path)
     damage(tmp_path / "gen-32")
-    prepare(packed_mimic, tmp_path, "--limit", 20, "--shard", 8)
+    prepare(packed_mimic, tmp_path, "--limit", 12, "--shard", 8)
     assert hashes(tmp_path) == before
 
 
 # ---- the same data set ----
 
 @pytest.mark.parametrize("options, change", [
-    (["--limit", 9], "items="), (["--quality", 80], "quality=95"), (["--clean", "none"], "rules"),
-    (["--und-sizes", 40], "sizes="), (["--shard", 5], "shard="), (["--no-labels"], "items="),
+    (["--limit", 9], "items="), (["--quality", 80], "quality=95"), (["--und-sizes", 40], "sizes="),
+    (["--no-labels"], "items="),
 ])
 def test_other_settings_or_inputs_are_refused(packed_mimic, tmp_path, options, change):
     prepare(packed_mimic, tmp_path, "--limit", 8)
@@ -120,25 +117,13 @@ def test_other_settings_or_inputs_are_refused(packed_mimic, tmp_path, options, c
     assert len(Packed(tmp_path, "und", 48)) == (9 if "--limit" in options else 8)
 
 
-def test_other_questions_are_another_data_set_to_read_but_not_to_draw(
-        packed_mimic, tmp_path, monkeypatch):
+def test_other_questions_or_damaged_settings_are_refused(packed_mimic, tmp_path, monkeypatch):
+    """Questions make another data set to read, but not to draw."""
     prepare(packed_mimic, tmp_path, "--limit", 8)
     monkeypatch.setattr(shards, "PROMPTS", ["What is here? {parts}."])
     with pytest.raises(InputError, match="und-48 was begun with other settings.*questions="):
         prepare(packed_mimic, tmp_path, "--limit", 8)
-    prepare(packed_mimic, tmp_path, "--limit", 8, "--task", "gen")
-
-
-def test_what_decides_about_a_data_set(packed_mimic):
-    """Settings, and hashes of what was asked for. The code does not: an edited comment must not
-    make a data set of three hours another."""
-    settings = packed_mimic.und.info["settings"]
-    assert settings.keys() == {*shards.DECISIVE, "sizes", "items", "questions"}
-    assert not {"workers", "strict", "max_bad", "limit", "overwrite"} & settings.keys()
-
-
-def test_settings_that_are_damaged(packed_mimic, tmp_path):
-    prepare(packed_mimic, tmp_path, "--limit", 8, "--task", "gen")
+    prepare(packed_mimic, tmp_path, "--limit", 8, "--task", "gen", "--workers", 1, "--strict")
     (tmp_path / "gen-32" / "settings.json").write_text('{"schema": 1}')
     with pytest.raises(InputError, match="settings.json is damaged"):
         prepare(packed_mimic, tmp_path, "--limit", 8, "--task", "gen")
@@ -171,8 +156,8 @@ def test_a_changed_report_is_noticed(tmp_path, kind):
     assert "pneumonia" not in str(error.value)
     before = times(tmp_path / "out")
     prepare(tree, tmp_path / "out", "--shard", 8, "--overwrite")
-    made = {path.name for path, when in times(tmp_path / "out").items() if before[path] != when}
-    assert {name[:5] for name in made} == {"00000"}
+    written = {path.name for path, when in times(tmp_path / "out").items() if before[path] != when}
+    assert {name[:5] for name in written} == {"00000"}
     assert "effusion" not in Packed(tmp_path / "out", "und", 48).rows[0]["report"]
     prepare(tree, tmp_path / "fresh", "--shard", 8)
     assert hashes(tmp_path / "out") == hashes(tmp_path / "fresh")
@@ -206,15 +191,11 @@ def test_two_runs_into_one_directory(packed_mimic, tmp_path):
     assert prepare(packed_mimic, tmp_path, "--limit", 5) == 0
 
 
-@pytest.mark.parametrize("kind", ["folder", "file"])
-def test_no_output_in_a_git_work_tree(packed_mimic, tmp_path, kind):
+def test_no_output_in_a_git_work_tree(packed_mimic, tmp_path):
     """.git is a file in a second work tree. A link may lead out of one, but not in."""
     repository = tmp_path / "repository"
     (repository / "deep").mkdir(parents=True)
-    if kind == "folder":
-        (repository / ".git").mkdir()
-    else:
-        (repository / ".git").write_text("gitdir: elsewhere")
+    (repository / ".git").write_text("gitdir: elsewhere")
     with pytest.raises(InputError, match="git work tree"):
         prepare(packed_mimic, repository / "deep" / "out")
     assert not (repository / "deep" / "out").exists()

@@ -5,14 +5,18 @@ from mimic_tree import dicom_id, write_table
 from prepare_mimic import Settings
 
 
-def item(name, split="train", subject=None, study=None, view="PA", text=None):
+def item(name, split="train", subject=None, study=None, view="PA"):
     subject = name if subject is None else subject
     study = name if study is None else study
-    return Item(name, subject, study, split, view, f"{name}.jpg", text)
+    return Item(name, subject, study, split, view, f"{name}.jpg")
 
 
 def ids(items):
     return [item.id for item in items]
+
+
+def ids_and_splits(items):
+    return [(item.id, item.split) for item in items]
 
 
 def test_both_tasks_follow_the_official_split():
@@ -37,8 +41,7 @@ def test_a_pinned_test_takes_its_patients_from_the_other_splits(tmp_path):
     left_out = LeftOut()
     cfg = Settings(test_ids=str(tmp_path / "ids.txt"))
     chosen, test = splits.assign(cfg, items, left_out)
-    assert [(item.id, item.split) for item in chosen["und"]] == [
-        ("a", "train"), ("b", "test"), ("d", "test")]
+    assert ids_and_splits(chosen["und"]) == [("a", "train"), ("b", "test"), ("d", "test")]
     assert {(name, reason) for name, _, reason in left_out} == {
         ("c", "patient of a test image"), ("e", "not in --test-ids"),
         ("b", "understanding test, not to be trained on")}
@@ -47,28 +50,25 @@ def test_a_pinned_test_takes_its_patients_from_the_other_splits(tmp_path):
 
 def test_chexgenbench_never_trains_on_the_understanding_test(tmp_path):
     """Its split pools the official one: it trains on official validation and test images."""
-    names = {name: dicom_id(name) for name in "abcdef"}
-    items = [item(names["a"]), item(names["b"], "val"), item(names["c"], "test"), item(names["d"]),
-             item(names["e"], "test")]
+    a, b, c, d, e, f = (dicom_id(name) for name in "abcdef")
+    items = [item(a), item(b, "val"), item(c, "test"), item(d), item(e, "test")]
 
-    def row(name, text="Edema."):
-        return f"files/p10/p10000000/s50000000/{names[name]}.jpg", text
-    header = ("path", "annotated_prompt")
-    write_table(tmp_path / "LLAVARAD_ANNOTATIONS_TRAIN.csv", header,
-                [row("a"), row("b"), row("c"), row("a"), row("f", " ")])
-    write_table(tmp_path / "LLAVARAD_ANNOTATIONS_TEST.csv", header, [row("d"), row("e")])
+    def write(split, texts):
+        rows = [(f"files/p10/p10000000/s50000000/{name}.jpg", text) for name, text in texts]
+        path = tmp_path / f"LLAVARAD_ANNOTATIONS_{split}.csv"
+        write_table(path, ("path", "annotated_prompt"), rows)
+    write("TRAIN", [(a, "Edema."), (b, "Clear."), (c, "Clear."), (a, "Other."), (f, " ")])
+    write("TEST", [(d, "Clear."), (e, "Clear.")])
     cfg = Settings(gen_split="chexgenbench", chexgenbench=str(tmp_path))
     left_out = LeftOut()
     chosen, _ = splits.assign(cfg, items, left_out)
-    assert [(item.id, item.split) for item in chosen["gen"]] == [
-        (names["a"], "train"), (names["b"], "val"), (names["d"], "test"), (names["e"], "test")]
+    assert ids_and_splits(chosen["gen"]) == [(a, "train"), (b, "val"), (d, "test"), (e, "test")]
     assert chosen["gen"][0].text == ("Edema.", None, "chexgenbench") and chosen["und"] == items
     assert [reason for _, _, reason in left_out] == [
         "duplicate row", "no text", "understanding test, not to be trained on"]
 
 
-def test_llava_rads_tests_are_parsed_by_rules(monkeypatch):
-    """For drawing, GPT-4's text is taken where there is one; an image without text is left out."""
+def test_llava_rads_tests_are_parsed_by_rules_and_gpt4s_text_is_for_drawing(monkeypatch):
     texts = {"rule-based": {"a": ("rule a", None, "r"), "c": ("rule c", None, "r")},
              "gpt4": {name: (f"gpt {name}", None, "g") for name in "abc"}}
     monkeypatch.setattr(splits.annotations, "llava_rad", lambda folder: texts)
@@ -77,28 +77,21 @@ def test_llava_rads_tests_are_parsed_by_rules(monkeypatch):
     chosen, _ = splits.assign(Settings(llava_rad="folder"), items, left_out)
     assert [item.text[0] for item in chosen["und"]] == ["rule a", "rule c"]
     assert [item.text[0] for item in chosen["gen"]] == ["gpt a", "gpt b", "rule c"]
-    assert ids(splits.with_text(items, texts["rule-based"], {}, left_out)) == ["a", "c"]
     assert {reason for _, _, reason in left_out} == {"no findings in the LLaVA-Rad annotations"}
 
 
 def test_one_job_an_image_for_both_tasks():
-    """Of rows that name one image, or have one id, the first counts."""
+    """Of rows that name one image, or have one id, the first counts; --limit counts the rest."""
     left_out = LeftOut()
     a, b = item("a"), item("b")
     same_image, same_id = item("c"), item("b")
     same_image.image, same_id.image = a.image, "other.jpg"
     jobs = splits.by_image({"und": [a, b, same_image, same_id], "gen": [a]}, left_out)
     assert jobs == [(a.image, [("und", a), ("gen", a)]), (b.image, [("und", b)])]
+    assert splits.limited(jobs, 0, left_out) == jobs
+    assert splits.limited(jobs, 1, left_out) == jobs[:1]
     assert left_out == [("c", "a.jpg", "another row has this image"),
-                        ("b", "other.jpg", "duplicate row")]
-
-
-def test_a_limit_counts_what_is_beyond():
-    jobs = splits.by_image({"und": [item("a"), item("b"), item("c")]}, LeftOut())
-    left_out = LeftOut()
-    assert splits.limited(jobs, 0, left_out) == jobs and not left_out
-    assert splits.limited(jobs, 2, left_out) == jobs[:2]
-    assert left_out == [("c", "c.jpg", "beyond --limit")]
+                        ("b", "other.jpg", "duplicate row"), ("b", "b.jpg", "beyond --limit")]
 
 
 def test_splits_by_hash_do_not_change():

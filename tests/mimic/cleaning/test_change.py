@@ -7,70 +7,53 @@ TABLE = """
 What only compares goes.
     No significant interval change. -> nothing
     Comparison is made to ___. -> nothing
-    The cardiomediastinal silhouette is stable. -> nothing
     No new abnormality. -> nothing
 
 A comparison before, in, or behind a finding goes; the finding stays.
-    In comparison with the study of ___, there is no edema. -> There is no edema.
     As compared to the prior study there is no edema. -> There is no edema.
     As before, there is edema. -> There is edema.
     Right effusion, unchanged since ___, is moderate. -> Right effusion is moderate.
     Left pneumothorax, 2 cm, unchanged since 3:00 a.m. -> Left pneumothorax, 2 cm.
     Stable position of the left line. -> Left line.
     Large right effusion, unchanged from ___ and no edema. -> Large right effusion; no edema.
-    The left effusion is not changed. -> The left effusion.
-    Heart size is stable and normal. -> Heart size is normal.
 
 "Larger" goes where it means "than before", not where it means "than the other".
-    Small right effusion, new since the prior study. -> Small right effusion.
     Left effusion is larger than on ___. -> Left effusion.
     Two nodules, the left nodule is larger. -> same
-    Right effusion is larger than left effusion. -> same
     Heart size is increased. -> same
-    No effusion is new. -> same
 
 Devices that were removed go; what is found besides stays.
     Interval removal of the tube, nasogastric tube, and left PICC. -> nothing
-    Removal of the left chest tube with small left pneumothorax. -> Small left pneumothorax.
     Interval removal of left PICC, right catheter is unchanged. -> Right catheter.
-    Removal of right catheter and placement of left PICC. -> Placement of left PICC.
 
 "No new" is "no", unless the report knows of one, be it by another name: the old one may be there.
     No new consolidation, but a large left effusion. -> No consolidation, but a large left effusion.
-    No new or residual pneumothorax. -> No residual pneumothorax.
     No effusion. No new effusion or edema. -> No effusion. No effusion or edema.
     Stable small effusion. No new effusion. -> Small effusion. No new effusion.
     Right opacity. No new consolidation. -> same
 
 Of two sizes or degrees the one of today stays.
-    The opacities have worsened and are now severe. -> The opacities are severe.
     Left effusion decreased from large to small. -> Left effusion is small.
     Left effusion, previously moderate, is now small. -> Left effusion is small.
-    Edema is now moderate, previously mild. -> Edema is moderate.
     Small effusion on ___ is now large. -> Effusion is large.
     Nodule was 8 mm, now 10 mm. -> Nodule is 10 mm.
     Previously 12 mm nodule is now 15 mm. -> Nodule is 15 mm.
-    Nodule of 8 mm, mass previously 5 mm, now 6 mm. -> Nodule of 8 mm, mass 6 mm.
 
 Words of change go.
     Mild edema has slightly improved. -> Mild edema.
     There has been interval increase in the right effusion. -> Right effusion.
-    There is worsening of the left opacity. -> Left opacity.
     New since ___ is a left pneumothorax. -> There is a left pneumothorax.
     Stable, mild cardiomegaly. -> Mild cardiomegaly.
     Unchanged to minimally decreased left effusion. -> Left effusion.
-    The heart remains moderately enlarged. -> The heart is moderately enlarged.
     Bibasilar opacities remain. -> Bibasilar opacities.
     Lung volumes remain low. -> Lung volumes are low.
     Interval central catheter exchange. -> Central catheter exchange.
-    Sternotomy wires are again noted. -> Sternotomy wires are noted.
     No pneumothorax, unchanged left effusion. -> No pneumothorax; left effusion.
     There is no left, but an unchanged right effusion. -> There is no left, but a right effusion.
     Stable appearance of the left upper lobe. -> nothing
 
 A density that is increased is a finding of one film; more fluid is a comparison.
     Increased opacity at the left base. -> same
-    Increased left pleural effusion. -> Left pleural effusion.
 
 What looks like change, or is denied or qualified, stays.
     Heart has not enlarged. -> same
@@ -78,7 +61,6 @@ What looks like change, or is denied or qualified, stays.
     There is persistent but improved edema. -> same
     No evidence of worsening edema. -> same
     Interval enlargement of the mass. -> same
-    Effusion is unchanged on the left but resolved on the right. -> same
     Compared to the right lung, which is clear, the left lung has edema. -> same
     Scarring from prior radiation in the left upper lobe. -> same
 """

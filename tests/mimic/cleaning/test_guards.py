@@ -17,9 +17,7 @@ def test_every_finding_of_chexpert_has_its_words():
     ('```json\n{"findings": " Clear. "}\n```', "stop", None),
     ('{"findings": "Clear."}', "length", "cut off"),
     ('{"findings": "Clear."', "stop", "json"),
-    ("   ", "stop", "json"),
     ("[" * 100_000, "stop", "json"),
-    ("[1]", "stop", '{"findings": .., "impression": ..}'),
     ('{"findings": 3}', "stop", '{"findings": .., "impression": ..}'),
     ('{"findings": null, "impression": "Clear."}', "stop", "missing"),
     ('{"findings": "\\ud800"}', "stop", "broken characters"),
@@ -42,8 +40,6 @@ def test_an_answer_is_whole_and_json_with_findings(content, finish, wrong):
     ("Moderate right effusion. No pneumothorax. Right PICC in the low SVC.", "a side is new"),
     ("Moderate left effusion. Pneumothorax. Right PICC in the low SVC.",
      "Pneumothorax was no and is now yes"),
-    ("No moderate left effusion. No pneumothorax. Right PICC in the low SVC.",
-     "Pleural Effusion was yes and is now no"),
     ("Moderate left effusion. No pneumothorax. Edema. Right PICC in the low SVC.",
      "Edema was absent and is now yes"),
     ("Moderate left effusion. No pneumothorax, all is in the low SVC.",
@@ -67,23 +63,17 @@ LOST, OTHER, CERTAINTY = "is lost", "belongs to something else", "certainty has 
 
 @pytest.mark.parametrize("raw, clean, complaint", [
     ("Small left effusion. Heart is normal.", "Large left effusion. Heart is normal.", OTHER),
-    ("Small left effusion. Heart is normal.", "Left effusion. Heart is normal.", LOST + ": small"),
     ("A 1.5 cm nodule in the left apex.", "A nodule in the left apex.", LOST + ": 15 mm"),
     ("A 1.5 cm nodule in the left apex.", "A 1.5 mm nodule in the left apex.", OTHER),
-    ("A 1.5 cm nodule in the left apex.", "A 1.5 cm nodule in left apex.", None),
     ("Nodule previously 12 mm, now 15 mm, in the apex.", "Nodule of 12 mm in the apex.", LOST),
     ("Nodule previously 12 mm, now 15 mm, in the apex.", "Nodule of 15 mm in the apex.", None),
     ("Small pleural effusion. No edema.", "Small effusion. No edema.", None),
     ("Edema has markedly improved. Clear lung.", "Edema. Clear lung.", None),
     ("Mild edema. Mild scoliosis.", "Mild edema.", None),
     ("A 5 mm right and 9 mm left nodule.", "A 9 mm right and 5 mm left nodule.", OTHER),
-    ("Large right and small left effusions.", "Small right and large left effusions.", OTHER),
-    ("Moderate effusion has improved, now small. No edema.", "Small effusion. No edema.", None),
     ("Pneumonia in the left base cannot be excluded.", "Pneumonia in the left base.", CERTAINTY),
     ("Left basal pneumonia. Clear lung.", "Probable left basal pneumonia. Clear lung.", CERTAINTY),
-    ("Opacity may be pneumonia or edema.", "Opacity is pneumonia or edema.", CERTAINTY),
     ("No definite pneumothorax. Normal heart.", "No pneumothorax. Normal heart.", CERTAINTY),
-    ("Opacity may represent pneumonia, unchanged.", "Opacity may represent pneumonia.", None),
     ("No effusion or\n edema. Clear left\n lung.", "No effusion or edema. Clear left lung.", None),
 ])
 def test_sizes_and_certainty_are_guarded(raw, clean, complaint):
@@ -94,8 +84,8 @@ def test_sizes_and_certainty_are_guarded(raw, clean, complaint):
         assert complaint in complaints
 
 
-@pytest.mark.parametrize(
-    "word", "Possible Probable Likely Suspected Questionable Equivocal Presumed Definite".split())
-def test_words_of_doubt_may_not_go(word):
-    complaints, _ = guard(f"{word} pneumonia in the left base.", "Pneumonia in the left base.")
-    assert "certainty has changed for pneumonia" in complaints
+def test_words_of_doubt_may_not_go():
+    words = "Possible Probable Likely Suspected Questionable Equivocal Presumed Definite"
+    for word in words.split():
+        complaints, _ = guard(f"{word} pneumonia in the left base.", "Pneumonia in the left base.")
+        assert "certainty has changed for pneumonia" in complaints

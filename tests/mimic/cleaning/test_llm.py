@@ -27,13 +27,13 @@ def path(tmp_path):
     return tmp_path / "llm.jsonl"
 
 
-@pytest.mark.parametrize("url", ["https://api.example.com/v1", "http://10.0.0.4:8000/v1"])
-def test_only_this_machine_gets_credentialed_data(url):
+def test_only_this_machine_gets_credentialed_data():
     llm.refuse_others(Settings(clean="llm", llm_url="http://127.0.0.1:8000/v1"))
-    with pytest.raises(InputError, match="i-verified-zero-retention"):
-        llm.refuse_others(Settings(clean="llm", llm_url=url))
-    llm.refuse_others(Settings(clean="llm", llm_url=url, i_verified_zero_retention=True))
-    llm.refuse_others(Settings(clean="llm", llm_url=url, dataset="openi"))
+    for url in ("https://api.example.com/v1", "http://10.0.0.4:8000/v1"):
+        with pytest.raises(InputError, match="i-verified-zero-retention"):
+            llm.refuse_others(Settings(clean="llm", llm_url=url))
+        llm.refuse_others(Settings(clean="llm", llm_url=url, i_verified_zero_retention=True))
+        llm.refuse_others(Settings(clean="llm", llm_url=url, dataset="openi"))
 
 
 def test_a_key_with_a_line_break_and_settings_that_are_no_object_are_refused(monkeypatch):
@@ -78,15 +78,13 @@ def test_the_judge_has_the_last_word(serve, path, verdict, flag):
     assert answer["method"] == "rules" and answer["flags"] == [f"llm refused: {flag}"]
 
 
-@pytest.mark.parametrize("reply", [
-    ["x"], [{"type": "text"}], "[" * 100_000, '{"findings": ' * 50_000, "[1]", "null",
-    '{"findings": "Small left effusion. No pneumothorax. Case 0. \\ud800", "impression": null}'])
+@pytest.mark.parametrize("reply", [["x"], "[" * 100_000, "null", '{"findings": "\\ud800"}'])
 def test_answers_of_any_kind_end_with_the_rules(serve, path, reply):
     answer = llm.clean_all(settings(serve(lambda number, body: reply)), path, TEXTS[:1])[FIRST]
     assert answer["method"] == "rules" and answer["flags"][0].startswith("llm refused")
 
 
-def test_one_refused_report_is_left_to_the_rules(serve, path):
+def test_one_refused_report_is_left_to_the_rules_and_remembered(serve, path):
     server = serve(lambda number, body: 413 if "Case 1" in report_in(body) else good(number, body))
     answers = llm.clean_all(settings(server), path, TEXTS)
     refused = answers.pop(TEXTS[1][0])
@@ -94,7 +92,7 @@ def test_one_refused_report_is_left_to_the_rules(serve, path):
     assert refused == {"text": None, "method": "rules", "flags": flags}
     assert {answer["method"] for answer in answers.values()} == {"llm"}
     llm.clean_all(settings(server), path, TEXTS)
-    assert len(server.bodies) == 4                                      # the refusal is remembered
+    assert len(server.bodies) == 4
 
 
 def test_a_refused_key_stops_the_run_and_what_there_is_stays(serve, path):
@@ -114,18 +112,29 @@ def test_a_server_that_refuses_everything_ends_the_run(serve, path, number):
     assert len(server.bodies) < 100 and path.read_text() == ""
 
 
-def test_answers_are_stored_for_the_user_alone_and_nothing_is_asked_twice(serve, path):
+def test_answers_are_stored_for_the_user_alone_and_nothing_is_asked_twice(
+        serve, path, capsys, monkeypatch):
     server = serve(good)
     path.touch(0o644)
     answers = llm.clean_all(settings(server), path, TEXTS[:2])
     assert {answer["method"] for answer in answers.values()} == {"llm"} and len(server.bodies) == 2
     assert path.stat().st_mode & 0o777 == 0o600
-    with open(path, "ab") as file:
-        file.write(b'{"key": "s5000')                                   # a kill tore the last line
+
+    # damaged lines are counted, and a last line that a kill tore is cut off
+    entry = json.loads(path.read_text().splitlines()[0])
+    wrong = [{"method": "llm", "text": None, "flags": []}, {"text": None, "flags": []},
+             {"method": "llm", "text": [1, 2], "flags": []}]
+    damaged = ["[]", "[" * 50_000, '{"prompt": 1}', "\udcff"]
+    damaged += [json.dumps({**entry, "answer": answer}) for answer in wrong]
+    with open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
+        file.write("\n".join([*damaged, '{"key": "s5000']))
     again = llm.clean_all(settings(server), path, TEXTS)
+    assert len(again) == len(server.bodies) == 4 and "7 lines" in capsys.readouterr().out
     assert again[FIRST] == json.loads(json.dumps(answers[FIRST]))
-    keys = [json.loads(line)["key"] for line in path.read_text().splitlines()]
-    assert len(server.bodies) == 4 and sorted(keys) == [key for key, *_ in TEXTS]
+
+    # stored answers pass the guards of today, or are asked for anew
+    monkeypatch.setattr(llm, "guard", lambda raw, clean: (["a stricter guard"], []))
+    assert llm.clean_all(settings(server), path, TEXTS[:1])[FIRST]["method"] == "rules"
 
 
 @pytest.mark.parametrize("text, more", [
@@ -136,25 +145,3 @@ def test_another_text_or_request_is_asked_anew(serve, path, text, more):
     llm.clean_all(settings(server), path, TEXTS[:1])
     llm.clean_all(settings(server, **more), path, [(FIRST, text, None)])
     assert len(server.bodies) >= 2
-
-
-def test_stored_answers_pass_the_guards_of_today(serve, path, monkeypatch):
-    server = serve(good)
-    llm.clean_all(settings(server), path, TEXTS[:1])
-    monkeypatch.setattr(llm, "guard", lambda raw, clean: (["a stricter guard"], []))
-    assert llm.clean_all(settings(server), path, TEXTS[:1])[FIRST]["method"] == "rules"
-
-
-def test_damaged_lines_are_counted_and_asked_for_again(serve, path, capsys):
-    server = serve(good)
-    llm.clean_all(settings(server), path, TEXTS)
-    lines = path.read_text().splitlines()
-    entry = json.loads(lines[0])
-    wrong_answers = [{"method": "llm", "text": None, "flags": []},
-                     {"method": "llm", "text": [1, 2], "flags": []}, {"text": None, "flags": []}]
-    damaged = ["{" * 5, "[]", "[" * 50_000, '{"prompt": 1}']
-    damaged += [json.dumps({**entry, "answer": answer}) for answer in wrong_answers]
-    content = "\n".join([lines[1], *damaged, *lines[2:], ""]).encode()
-    path.write_bytes(content + b'\xff"\n')
-    assert len(llm.clean_all(settings(server), path, TEXTS)) == 4 and len(server.bodies) == 5
-    assert "8 lines" in capsys.readouterr().out

