@@ -56,7 +56,8 @@ def finished(tmp_path):
     return cfg, start
 
 
-def test_tables_are_means_over_seeds(finished, capsys):
+def test_tables_and_plot_are_of_means_over_seeds(finished, capsys):
+    matplotlib = pytest.importorskip("matplotlib.figure")
     cfg, start = finished
     runs = replication.runs_of(cfg)
     joint = replication.show_table5(cfg, runs, start)
@@ -64,16 +65,8 @@ def test_tables_are_means_over_seeds(finished, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "| before | 0.600 | 0.500 | |" in lines
     assert "| 1:2 | 0.700 ± 0.141 | 0.600 ± 0.141 | 0.700 ± 0.000 |" in lines
-    assert ("| 150 | 0.850 ± 0.000 | 0.850 ± 0.000 | 0.600 ± 0.141 | 0.600 ± 0.141 |") in lines
-    assert joint.keys() == table5.ROWS.keys() and repa["0.5", 300] == pytest.approx([0.5, 0.7])
+    assert "| 150 | 0.850 ± 0.000 | 0.850 ± 0.000 | 0.600 ± 0.141 | 0.600 ± 0.141 |" in lines
 
-
-def test_the_plot_is_drawn(finished):
-    matplotlib = pytest.importorskip("matplotlib.figure")
-    cfg, start = finished
-    runs = replication.runs_of(cfg)
     figure = matplotlib.Figure()
-    joint = replication.show_table5(cfg, runs, start)
-    repa = replication.show_repa(cfg, runs, (150, 300))
     replication.plot(figure, replication.f1_of(start), joint, repa, (150, 300))
     assert [len(panel.get_legend().get_texts()) for panel in figure.axes] == [2, 2]
