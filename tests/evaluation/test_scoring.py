@@ -29,16 +29,6 @@ def test_f1_has_the_interval_of_the_bootstrap():
     scores_at = labels.scores(labels(texts), labels(predictions))
     interval = image_metrics.bootstrap(scores_at, 12, 50)["exact"]
     assert scores["exact"] == {"value": 10 / 12, "interval": interval, "n": 12}
-    scores, _ = scoring.label_f1(labels, predictions, texts, 0)
-    assert scores["exact"]["interval"] is None
-
-
-def test_what_is_not_there_is_left_out_with_a_sentence(tmp_path):
-    labeller, sentences = scoring.load_labeller(tmp_path / "no", False, "cpu", phantom=False)
-    assert labeller is None and "hf download" in sentences[0]
-    scores, _, left_out = scoring.reports(["Clear."], ["Clear."], None, 0, str(tmp_path))
-    named = " ".join([*scores, *left_out])
-    assert all(word in named for word in ("BLEU", "ROUGE", "RadGraph F1 is left out"))
 
 
 def test_scores_of_single_reports_are_averaged(monkeypatch):
