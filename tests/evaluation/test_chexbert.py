@@ -1,5 +1,4 @@
 """evaluation/chexbert.py: the labels are those of transformers' BERT; other files are refused."""
-import numpy as np
 import pytest
 import torch
 

@@ -70,18 +70,6 @@ def test_what_failed_on_one_side_is_left_out_on_both(feature_files, train, tmp_p
     assert "23 of 24 and 23 names are in both sets" in page["warnings"][1]
 
 
-def test_images_that_cannot_be_read_are_named_and_counted(
-        feature_files, vision_encoder, tmp_path, capsys):
-    folder = shutil.copytree(feature_files / "made", tmp_path / "made")
-    (folder / "m05.png").write_bytes(b"")
-    path = str(tmp_path / "x.safetensors")
-    words = ["--images", str(folder), "--out", path, *vision_encoder]
-    assert compare.extract_features(words) == 1
-    printed = capsys.readouterr()
-    assert "1 could not be read" in printed.out and "error: m05: " in printed.err
-    assert len(features.load(path).ids) == 13
-
-
 # ---- reports ----
 
 def write(path, rows):

@@ -41,15 +41,10 @@ def test_each_wording_is_drawn_once_from_the_noise_of_its_number(phantom, run, g
     assert drawn.text["steps"] == "2" and "not for clinical use" in drawn.text["notice"]
 
 
-def test_a_wording_is_drawn_for_the_first_image_that_has_it():
-    def prompts(**reports):
-        rows = {name: {"report": report} for name, report in reports.items()}
-        return drawing.prompts_of(SimpleNamespace(rows=rows))
-
-    assert prompts(a="Clear.", b="Clear.", c="Edema.") == {
-        "a": drawing.Prompt(0, "Clear.", "a.png"), "c": drawing.Prompt(1, "Edema.", "c.png")}
+def test_two_ids_must_not_share_a_file():
+    rows = {"a/b": {"report": "Clear."}, "a:b": {"report": "Edema."}}
     with pytest.raises(InputError, match="differ only in characters that no file name can hold"):
-        prompts(**{"a/b": "Clear.", "a:b": "Edema."})
+        drawing.prompts_of(SimpleNamespace(rows=rows))
 
 
 def test_released_weights_are_drawn_with_the_settings_of_the_release():
@@ -164,8 +159,8 @@ def test_what_cannot_be_drawn_or_read_is_named_and_takes_part_in_no_score(
     assert (tmp_path / "b" / "pairs.png").exists(), "the picture shows the others"
 
 
-def test_real_images_may_come_from_a_folder(phantom, again, gen_run, tmp_path):
-    """The original films instead of the packed ones, matched by name."""
+def test_real_images_may_come_from_a_folder_or_a_feature_file(phantom, again, gen_run, tmp_path):
+    # the original films instead of the packed ones, matched by name
     images = features.PackedImages(phantom / "gen-64", "train")
     films = tmp_path / "films" / "p10"
     films.mkdir(parents=True)
@@ -177,8 +172,7 @@ def test_real_images_may_come_from_a_folder(phantom, again, gen_run, tmp_path):
     assert real.source == str(films.parent.resolve()) and real.ids == packed.ids
     assert not np.array_equal(real.x, packed.x)
 
-
-def test_real_images_may_come_from_a_feature_file(again, gen_run, tmp_path):
+    # a file lacks one of them, is of another encoder, or says that one could not be read
     real = features.load(gen_run / "real.safetensors")
     first, *others = real.ids
     path = tmp_path / "few.safetensors"

@@ -1,7 +1,6 @@
 """evaluation/image_metrics.py: reference values, the definitions over all pairs, intervals."""
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file
 
 from common.cli import InputError
@@ -161,13 +160,6 @@ def test_images_of_one_prompt_are_drawn_together(paired):
     assert len(real) == len(fake) == 10 and bool((fake - real == 100).all()) == paired
 
 
-def test_bootstrap_of_a_mean():
-    x = np.random.default_rng(0).normal(size=400)
-    low, high = metrics.bootstrap(lambda rows: {"mean": float(x[rows].mean())}, 400)["mean"]
-    assert high - low == pytest.approx(2 * 1.96 * x.std() / 20, rel=0.1)
-    assert low < x.mean() < high
-
-
 # ---- what goes in ----
 
 @pytest.mark.parametrize("bad, sentence", [
@@ -183,10 +175,3 @@ def test_bad_features_are_refused(bad, sentence):
             metrics.kd_prdc(*sets)
     with pytest.raises(InputError, match="--shards 4: 60 and 20 images are too few"):
         metrics.sharded(*random_sets(60, 20), 4)
-
-
-def test_tensors_and_half_precision_are_taken_too():
-    real, fake = (torch.tensor(x) for x in random_sets())
-    scores = metrics.distribution(real, fake)
-    assert metrics.distribution(real.numpy(), fake.numpy()) == scores
-    assert metrics.fd(real.half(), fake.half()) == pytest.approx(scores["fd"], rel=1e-2)

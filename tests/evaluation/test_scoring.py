@@ -46,9 +46,6 @@ def test_scores_of_single_reports_are_averaged(monkeypatch):
 def test_images_in_blocks_and_in_halves():
     real, generated = RNG.normal(size=(24, 4)), RNG.normal(size=(24, 4)) + 1
     scores = scoring.images(real, generated, shards=(1, 4), replicates=3)
-    for blocks in (1, 4):
-        for name, value in image_metrics.sharded(real, generated, blocks).items():
-            assert scores[str(blocks)][name]["value"] == value
     assert scores["1"]["fd"]["interval"] and scores["1"]["fd"]["n"] == 24
     assert scores["4"]["fd"]["interval"] is None, "a half of four blocks would have three images"
 
