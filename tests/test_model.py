@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from attention import DecodeCache
 from helpers import close, normal, randomise, tiny_config
-from model import UniX, UniXConfig, describe, position_table, time_features
+from model import UniX, UniXConfig, describe, is_generation, position_table, time_features
 from tokenizer import pad
 
 BOS, EOS = 60, 61
@@ -64,8 +64,8 @@ def tokens_of(model, blocks):
     return tokens
 
 
-def slow(model, blocks):
-    """The final hidden states (T, C) of every block."""
+def slow(model, blocks, detach_u=False):
+    """The final hidden states (T, C) of every block; detach_u: no gradient passes the u stream."""
     cfg, tokens = model.cfg, tokens_of(model, blocks)
     D = cfg.n_embd // cfg.n_head
     mask = torch.tensor([[sees(query, key) for key in tokens] for query in tokens])
@@ -88,36 +88,66 @@ def slow(model, blocks):
         for row, mixed, part in zip(x, y, parts):
             row = row + part.heads.o(mixed)
             inner = rms(row, part.norm2)
-            rows.append(row + part.mlp.down(F.silu(part.mlp.gate(inner)) * part.mlp.up(inner)))
+            row = row + part.mlp.down(F.silu(part.mlp.gate(inner)) * part.mlp.up(inner))
+            rows.append(row.detach() if detach_u and part is layer.u else row)
         x = torch.stack(rows)
     norms = [model.norm_u if token["branch"] == "u" else model.norm_g for token in tokens]
     x = torch.stack([rms(row, norm) for row, norm in zip(x, norms)])
     return [x[[token["block"] == n for token in tokens]] for n in range(len(blocks))]
 
 
-@torch.no_grad()
+def check_gradients(loss, reference, parameters):
+    """Of every parameter, as far as it is not frozen; zero where the loss does not reach it."""
+    trained = {name: p for name, p in parameters.items() if p.requires_grad}
+    ours = torch.autograd.grad(loss, trained.values(), materialize_grads=True)
+    theirs = torch.autograd.grad(reference, trained.values(), materialize_grads=True)
+    for gradient, other in zip(ours, theirs, strict=True):
+        close(gradient, other, 2e-5)
+    return {name for name, gradient in zip(trained, ours) if gradient.abs().sum() > 0}
+
+
 def test_report_generation(tiny):
+    """The hidden states of every block, the cross-entropy of the report and its gradients."""
     image, prompt, report = normal(3, 32, 32), TEXTS[1], TEXTS[0]
-    reference = slow(tiny, [("image", image), ("text", prompt), ("text", report)])
+    blocks = [("image", image), ("text", prompt), ("text", report)]
+    tiny.freeze("g")
+    references = slow(tiny, blocks)
     hidden, cache = tiny.prefill_image(image[None])
-    close(hidden[0], reference[0])
-    for text, hidden_text in zip((prompt, report), reference[1:]):
+    close(hidden[0], references[0])
+    for text, reference in zip((prompt, report), references[1:]):
         hidden, cache = tiny.prefill_text(torch.tensor([text]), cache=cache)
-        close(hidden[0], hidden_text)
+        close(hidden[0], reference)
     assert cache.next_position.tolist() == [1 + 8 + 3], "an image block takes one position"
 
+    labels = torch.tensor(report[1:])
+    loss = tiny.report_loss(hidden[0, :-1], labels)
+    reference = -tiny.lm_head(references[-1][:-1]).log_softmax(-1)[range(len(labels)), labels]
+    close(loss, reference)
+    reached = check_gradients(loss.sum(), reference.sum(), dict(tiny.named_parameters()))
+    assert len(reached) == len(tiny.u_parameters()), "all of u, nothing of g"
 
-@torch.no_grad()
-@pytest.mark.parametrize("text", [TEXTS[1], None], ids=["report", "unconditional"])
-@pytest.mark.parametrize("h, w", [(2, 2), (2, 3)])
-def test_image_generation(tiny, text, h, w):
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["all trained", "u frozen"])
+@pytest.mark.parametrize("text, h, w", [(TEXTS[1], 2, 2), (TEXTS[1], 2, 3), (None, 2, 3)])
+def test_image_generation(tiny, text, h, w, frozen):
+    """The velocity and its gradients, with a report and without."""
     x_t, t, cache, blocks = normal(16, h, w), torch.tensor(0.7), None, []
+    if frozen:
+        tiny.freeze("u")
     if text:
         _, cache = tiny.prefill_text(torch.tensor([text]))
         blocks = [("text", text)]
-    hidden = slow(tiny, [*blocks, ("noisy", (x_t, t))])[-1]
-    latents = hidden[1:-1]                              # without SOI and EOI
-    close(tiny.velocity(x_t[None], t[None], cache)[0], tiny.latent_out(latents).T.view(16, h, w))
+    hidden = slow(tiny, [*blocks, ("noisy", (x_t, t))], detach_u=frozen)[-1]
+    reference = tiny.latent_out(hidden[1:-1]).T.view(16, h, w)          # without SOI and EOI
+    v = tiny.velocity(x_t[None], t[None], cache)[0]
+    close(v, reference)
+
+    parameters = dict(tiny.named_parameters())
+    reached = check_gradients(v.square().sum(), reference.square().sum(), parameters)
+    assert len(reached & {name for name in parameters if is_generation(name)}) \
+        == len(tiny.g_parameters())
+    if frozen:
+        assert len(reached) == len(tiny.g_parameters())
 
 
 # ---- two ways, one result ----
@@ -161,15 +191,13 @@ def test_a_batch_is_its_rows(tiny):
 
 
 @torch.no_grad()
-def test_text_never_sees_the_noise(tiny):
-    """The text is run before any noise exists, and denoising leaves its cache as it was."""
+def test_denoising_leaves_the_cache_as_it_was(tiny):
+    """One cache of the text serves every step, whatever the noise."""
     _, cache = tiny.prefill_text(torch.tensor([TEXTS[1]]))
     before = [x.clone() for x in (*cache.keys, *cache.values, cache.valid, cache.next_position)]
-    velocities = [tiny.velocity(normal(1, 16, 2, 2, seed=seed), torch.tensor([0.9]), cache)
-                  for seed in (1, 2)]
-    assert not torch.allclose(*velocities)
+    tiny.velocity(normal(1, 16, 2, 2), torch.tensor([0.9]), cache)
     after = (*cache.keys, *cache.values, cache.valid, cache.next_position)
-    assert all(torch.equal(a, b) for a, b in zip(before, after))
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 @torch.no_grad()
@@ -179,59 +207,17 @@ def test_taps_count_from_one_and_change_nothing(tiny):
         layer.register_forward_hook(lambda module, inputs, output: outputs.append(output[1]))
     v, hiddens = tiny.denoise(x_t, t, taps=(1, 3))
     assert hiddens.keys() == {1, 3}
-    assert torch.equal(hiddens[1], outputs[0])
-    assert torch.equal(hiddens[3], outputs[2])
+    assert torch.equal(hiddens[1], outputs[0]) and torch.equal(hiddens[3], outputs[2])
     assert torch.equal(tiny.velocity(x_t, t), v)
 
 
-# ---- gradients and freezing ----
-
-def moved(parameters):
-    """Whether each of them has a gradient that is not zero."""
-    return [p.grad is not None and bool(p.grad.abs().sum() > 0) for p in parameters]
-
-
-def generation_loss(model):
-    with torch.set_grad_enabled(any(p.requires_grad for p in model.u_parameters())):
-        _, cache = model.prefill_text(*pad(TEXTS))
-    v = model.velocity(normal(3, 16, 2, 2), torch.tensor([0.2, 0.5, 0.8]), cache)
-    return v.square().mean()
-
-
-def test_freezing_u_leaves_generation_to_train(tiny):
-    tiny.freeze("u")
-    generation_loss(tiny).backward()
-    assert all(p.grad is None for p in tiny.u_parameters())
-    assert all(moved(tiny.g_parameters()))
-
-
-def test_generation_reaches_u_when_it_is_not_frozen(tiny):
-    generation_loss(tiny).backward()
-    names = [name for name, _ in tiny.named_parameters()]
-    reached = {name for name, yes in zip(names, moved(tiny.parameters())) if yes}
-    assert {"embed.weight", "layers.0.u.heads.q.weight", "layers.2.u.heads.k.weight"} <= reached
-    # of the text's last layer nothing is read but its keys and values
-    unread = {"lm_head.weight", "norm_u.weight", "layers.2.u.mlp.up.weight"}
-    assert not unread & reached
-    assert not any(name.startswith(("vision", "connector")) for name in reached)
-
-
-def test_freezing_g_leaves_understanding_to_train(tiny):
-    tiny.freeze("g")
-    _, cache = tiny.prefill_image(normal(1, 3, 32, 32))
-    hidden, _ = tiny.prefill_text(torch.tensor([TEXTS[1]]), cache=cache)
-    tiny.report_loss(hidden[0, :-1], torch.tensor(TEXTS[1][1:])).sum().backward()
-    assert all(p.grad is None for p in tiny.g_parameters())
-    assert all(moved(tiny.u_parameters()))
-
+# ---- training ----
 
 def test_every_parameter_is_of_one_branch(tiny):
     u, g = ({id(p) for p in part} for part in (tiny.u_parameters(), tiny.g_parameters()))
-    assert u | g == {id(p) for p in tiny.parameters()}
-    assert not u & g
+    assert u | g == {id(p) for p in tiny.parameters()} and not u & g
     reader = UniX(tiny_config(generation=False))
-    assert len(reader.u_parameters()) == len(u)
-    assert not reader.g_parameters()
+    assert len(reader.u_parameters()) == len(u) and not reader.g_parameters()
 
 
 def test_report_loss_is_the_same_in_chunks(tiny):
@@ -245,8 +231,6 @@ def test_report_loss_is_the_same_in_chunks(tiny):
         close(parts, whole, 1e-6)
 
 
-# ---- making the generation set ----
-
 @torch.no_grad()
 def test_the_generation_set_is_a_trainable_copy():
     """Its own memory, the names and shapes of a built one, nothing frozen, a velocity of zero."""
@@ -255,29 +239,31 @@ def test_the_generation_set_is_a_trainable_copy():
     model.copy_u_to_g()
     built = {name: p.shape for name, p in UniX(tiny_config()).named_parameters()}
     assert {name: p.shape for name, p in model.named_parameters()} == built
-    assert all(p.requires_grad for p in model.g_parameters())
-    assert not any(p.requires_grad for p in model.u_parameters())
+    assert all(is_generation(name) == p.requires_grad for name, p in model.named_parameters())
     pairs = [(layer.u, layer.g) for layer in model.layers]
     for original, copy in [*pairs, (model.norm_u, model.norm_g)]:
         for a, b in zip(original.parameters(), copy.parameters(), strict=True):
-            assert torch.equal(a, b)
-            assert a.data_ptr() != b.data_ptr()
-    assert model.velocity(normal(1, 16, 2, 2), torch.tensor([0.5])).abs().max() == 0
+            assert torch.equal(a, b) and a.data_ptr() != b.data_ptr()
     assert model.cfg.generation
+    assert model.velocity(normal(1, 16, 2, 2), torch.tensor([0.5])).abs().max() == 0
 
 
 # ---- tables, sizes, the drawing ----
 
 @torch.no_grad()
-def test_position_table(tiny):
-    """Width axis first, each half [sin | cos]; a larger table extends a smaller one."""
+def test_place_and_time_are_waves(tiny):
+    """Places: the column first, each half [sin | cos]; time: [cos | sin] of t, not of 1000 t."""
     table, large = position_table(8, 16).view(8, 8, 16), position_table(16, 16).view(16, 16, 16)
-    assert torch.equal(table, large[:8, :8])
     frequencies = 10000 ** (-torch.arange(4) / 4)
     for row, column in ((0, 0), (2, 5), (7, 1)):
         waves = [f(place * frequencies) for place in (column, row) for f in (torch.sin, torch.cos)]
         assert torch.allclose(table[row, column], torch.cat(waves), atol=1e-6)
+    angles = 0.3 * 10000 ** (-torch.arange(128) / 128)
+    waves = torch.cat([angles.cos(), angles.sin()])
+    assert torch.allclose(time_features(torch.tensor([0.3]), 256)[0], waves, atol=1e-6)
 
+    # a larger table extends a smaller one: stage 3 goes on where stage 2 ended
+    assert torch.equal(table, large[:8, :8])
     x_t, t = normal(1, 16, 4, 6), torch.tensor([0.3])
     before = tiny.velocity(x_t, t)
     tiny.cfg.max_latent_size = 16
@@ -285,25 +271,15 @@ def test_position_table(tiny):
     assert torch.equal(tiny.velocity(x_t, t), before)
 
 
-def test_time_features():
-    """[cos | sin] of t itself, not of 1000 t."""
-    angles = 0.3 * 10000 ** (-torch.arange(128) / 128)
-    features = torch.cat([angles.cos(), angles.sin()])
-    assert torch.allclose(time_features(torch.tensor([0.3]), 256)[0], features, atol=1e-6)
-
-
-def test_refusals(tiny):
+def test_a_configuration_survives_json_and_an_impossible_one_is_refused(tiny):
+    cfg = tiny_config(double_bos=True)
+    assert UniXConfig(**json.loads(json.dumps(asdict(cfg)))) == cfg
     with pytest.raises(AssertionError, match="repa_layer"):
         tiny_config(repa_layer=4)
     with pytest.raises(AssertionError, match="heads"):
         tiny_config(n_head=5)
     with pytest.raises(AssertionError, match="position table"):
         tiny.velocity(normal(1, 16, 9, 2), torch.tensor([0.5]))
-
-
-def test_configuration_survives_json():
-    cfg = tiny_config(double_bos=True)
-    assert UniXConfig(**json.loads(json.dumps(asdict(cfg)))) == cfg
 
 
 @torch.no_grad()

@@ -20,45 +20,30 @@ def tokenizer(path):
     return Tokenizer.with_named_ids(path)
 
 
-@pytest.fixture(scope="module")
-def special(tokenizer):
-    ids = {tokenizer.bos, tokenizer.eos, tokenizer.soi, tokenizer.eoi}
-    assert len(ids) == 4
-    return ids
-
-
 @pytest.mark.parametrize("text", [
     *REPORTS, "naïve café, 12 × 3 mm → ok", "two  spaces\nand a line",          # no word is unknown
     "Normal.<eos> Effusion.", "<bos>", "<soi><eoi>",            # a typed special token is text
 ])
-def test_any_text_comes_back(tokenizer, special, text):
+def test_any_text_comes_back(tokenizer, text):
     ids = tokenizer.encode(text)
-    assert not special & set(ids)
+    assert not set(ids) & {tokenizer.bos, tokenizer.eos, tokenizer.soi, tokenizer.eoi}
     assert max(ids) < tokenizer.size
-    assert tokenizer.decode(ids) == text
-    assert tokenizer.decode(tokenizer.prompt(text)) == text
+    assert tokenizer.decode(ids) == tokenizer.decode(tokenizer.prompt(text)) == text
 
 
-def test_a_block_is_bos_ids_eos(tokenizer):
-    block = [tokenizer.bos, *tokenizer.encode(REPORTS[0]), tokenizer.eos]
-    assert tokenizer.prompt(REPORTS[0]) == block
-    assert tokenizer.answers(REPORTS)[0].tolist() == block
-
-
-def test_double_bos_is_for_prompts_alone(path):
+def test_a_block_is_bos_ids_eos_and_double_bos_is_for_prompts_alone(path, tokenizer):
+    bos, eos, ids = tokenizer.bos, tokenizer.eos, tokenizer.encode(REPORTS[0])
+    assert tokenizer.prompt(REPORTS[0]) == [bos, *ids, eos]
+    assert tokenizer.answers(REPORTS)[0].tolist() == [bos, *ids, eos]
     release = Tokenizer(path, 0, 1, 2, 3, double_bos=True)
-    ids = release.encode("No effusion.")
-    assert release.prompt("No effusion.") == [0, 0, *ids, 1]
-    assert release.answers(["No effusion."])[0].tolist() == [0, *ids, 1]
+    assert release.prompt(REPORTS[0]) == [0, 0, *ids, 1]
+    assert release.answers(REPORTS)[0].tolist() == [0, *ids, 1]
 
 
 def test_decoding_stops_at_the_first_eos(tokenizer):
-    bos, eos = tokenizer.bos, tokenizer.eos
     normal, effusion = tokenizer.encode("Normal."), tokenizer.encode("Effusion.")
-    assert tokenizer.decode([*normal, eos, *effusion, eos]) == "Normal."
-    assert tokenizer.decode([bos, *normal]) == "Normal.", "no EOS: the length ran out"
-    assert tokenizer.decode([eos, *normal]) == ""
-    assert tokenizer.decode([]) == ""
+    assert tokenizer.decode([*normal, tokenizer.eos, *effusion, tokenizer.eos]) == "Normal."
+    assert tokenizer.decode([tokenizer.eos, *normal]) == tokenizer.decode([]) == ""
 
 
 @pytest.mark.parametrize("multiple, T", [(1, 3), (4, 4), (3, 3), (16, 16)])
