@@ -8,7 +8,6 @@ import csv
 import gzip
 import hashlib
 import io
-import json
 import zipfile
 from types import SimpleNamespace
 
@@ -32,22 +31,14 @@ SIDES, DEGREES = ("left", "right"), ("small", "moderate", "large")
 QUIRKS = (
     "truncated zero_byte gstmp image_missing tiny aspect constant png16 dicom_monochrome1 "
     "view_empty view_odd duplicate_row several_frontals no_label "
-    "report_missing no_findings last_paragraph latin1").split()
+    "report_missing no_findings latin1").split()
 VIEWS = {"several_frontals": ("AP", "PA", "PA", "LATERAL"), "view_empty": ("",),
          "view_odd": ("AP AXIAL",)}
 REPORT = """                                 FINAL REPORT
- EXAMINATION:  CHEST (PA AND LAT)
-
- INDICATION:  ___-year-old woman with cough.
-
- COMPARISON:  None.
-
- FINDINGS:
-
- {findings}
-
- IMPRESSION:
-
+ INDICATION:  ___-year-old woman with cough.\n
+ FINDINGS:\n
+ {findings}\n
+ IMPRESSION:\n
  {impression}
 """
 SIZES = "--und-sizes 48 --gen-sizes 32 48 --max-bad 1 --workers 2".split()
@@ -137,7 +128,6 @@ def report_file(quirk, text):
     files = {
         "report_missing": None,
         "no_findings": b"x\n IMPRESSION:\n \n Small left effusion.\n",
-        "last_paragraph": b"x\n INDICATION:  Cough.\n \n Small left effusion, at the end.\n",
         "latin1": text.replace("effusion", "effusion in Sj\xf6gren's").encode("latin-1"),
     }
     return files.get(quirk, text.encode())
@@ -151,10 +141,6 @@ def write_table(path, header, rows, zipped=False):
         path.with_name(path.name + ".gz").write_bytes(gzip.compress(content))
     else:
         path.write_bytes(content)
-
-
-def write_lines(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def dicom_id(name):

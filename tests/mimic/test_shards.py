@@ -2,7 +2,6 @@
 import subprocess
 import sys
 import time
-import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -131,49 +130,29 @@ def test_other_questions_or_damaged_settings_are_refused(packed_mimic, tmp_path,
 
 # ---- the same inputs ----
 
-@pytest.mark.parametrize("kind", ["zip", "folder"])
-def test_a_changed_report_is_noticed(tmp_path, kind):
-    """With --overwrite its shard, and no other, is made anew."""
+def test_changed_reports_and_images_that_came_back_are_noticed(tmp_path):
+    """With --overwrite their shard, and no other, is made anew."""
     tree = make(tmp_path / "tree", 20, quirks=())
-    _, subject, study = tree.metadata[0][:3]
-    name = f"files/p{subject[:2]}/p{subject}/s{study}.txt"
-    if kind == "folder":
-        tree.zip = tree.reports
+    tree.zip = tree.reports
+    study, ids = tree.at[3]
+    image = next(tree.jpg.glob(f"files/*/*/{study}/{ids[0]}.jpg"))
+    image.rename(tmp_path / "away")
     prepare(tree, tmp_path / "out", "--shard", 8)
-    if kind == "folder":
-        path = tree.reports / name
-        path.write_text(path.read_text().replace("effusion", "pneumonia"))
-    else:
-        with zipfile.ZipFile(tree.zip) as archive:
-            contents = {entry: archive.read(entry) for entry in archive.namelist()}
-        contents[name] = contents[name].replace(b"effusion", b"nodule--")
-        with zipfile.ZipFile(tree.zip, "w") as archive:
-            for entry, content in contents.items():
-                archive.writestr(entry, content)
+    assert len(Packed(tmp_path / "out", "und", 48)) == 19
 
-    with pytest.raises(InputError, match="shard 0 have changed") as error:
+    report = next(tree.reports.glob(f"files/*/*/{tree.at[0][0]}.txt"))
+    report.write_text(report.read_text().replace("effusion", "pneumonia"))
+    (tmp_path / "away").rename(image)
+    with pytest.raises(InputError, match="2 images or reports of shard 0 have changed") as error:
         prepare(tree, tmp_path / "out", "--shard", 8)
     assert "pneumonia" not in str(error.value)
+
     before = times(tmp_path / "out")
     prepare(tree, tmp_path / "out", "--shard", 8, "--overwrite")
     written = {path.name for path, when in times(tmp_path / "out").items() if before[path] != when}
     assert {name[:5] for name in written} == {"00000"}
-    assert "effusion" not in Packed(tmp_path / "out", "und", 48).rows[0]["report"]
-    prepare(tree, tmp_path / "fresh", "--shard", 8)
-    assert hashes(tmp_path / "out") == hashes(tmp_path / "fresh")
-
-
-def test_an_image_that_came_back_is_noticed(tmp_path):
-    tree = make(tmp_path / "tree", 12, quirks=())
-    study, ids = tree.at[3]
-    path = next(tree.jpg.glob(f"files/*/*/{study}/{ids[0]}.jpg"))
-    path.rename(tmp_path / "away")
-    prepare(tree, tmp_path / "out")
-    (tmp_path / "away").rename(path)
-    with pytest.raises(InputError, match="1 images or reports of shard 0 have changed"):
-        prepare(tree, tmp_path / "out")
-    prepare(tree, tmp_path / "out", "--overwrite")
-    assert len(Packed(tmp_path / "out", "und", 48)) == 12
+    rows = Packed(tmp_path / "out", "und", 48).rows
+    assert len(rows) == 20 and "pneumonia" in rows[0]["report"]
 
 
 # ---- alone and private ----

@@ -1,7 +1,9 @@
 """Where images and reports lie: every layout that people have, and tables that are wrong."""
-import csv
 import gzip
+import json
+import re
 import shutil
+import zipfile
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from common.cli import InputError
 from mimic import sources
 from mimic.sources import LeftOut, Reports
-from mimic_tree import make, write_lines, write_table
+from mimic_tree import make, write_table
 from prepare_mimic import Settings
 
 
@@ -41,6 +43,14 @@ def test_reports_in_every_layout(tree, tmp_path):
     for path in (tree.zip, tree.reports, tree.reports / "files", copied):
         assert all(b"FINDINGS" in Reports(path).read(item) for item in items)
         assert Reports(path).read(other) is None and Reports(path).stamp(other) is None
+    # a stamp changes with the report, in a folder and in the zip
+    name = f"p{items[0].subject[:2]}/p{items[0].subject}/{items[0].study}.txt"
+    (tmp_path / "mimic-cxr-reports" / "files" / name).write_bytes(b"changed")
+    with zipfile.ZipFile(tmp_path / "changed.zip", "w") as archive:
+        archive.writestr(f"files/{name}", b"changed")
+    for path, changed in ((tree.reports, copied), (tree.zip, tmp_path / "changed.zip")):
+        assert Reports(path).stamp(items[0]) != Reports(changed).stamp(items[0])
+
     with pytest.raises(InputError, match="JPG release has none"):
         Reports(tree.jpg)
     (tmp_path / "cut.zip").write_bytes(tree.zip.read_bytes()[:-500])
@@ -48,31 +58,23 @@ def test_reports_in_every_layout(tree, tmp_path):
         Reports(tmp_path / "cut.zip")
 
 
-def retyped(line):
-    """Ids as a program writes them that takes them for numbers."""
-    values = line.split(",")
-    return ",".join([values[0], values[1] + ".0", values[2] + ".0", *values[3:]])
-
-
-@pytest.mark.parametrize("name, change, message", [
-    ("split", lambda line: line.replace(",split", ",labels"), "no column 'split'"),
-    ("metadata", lambda line: line.replace("ViewPosition", "View"), "no column 'ViewPosition'"),
-    ("metadata", lambda line: line + "," if "CHEST" in line else line, "line 2: 13 values in 12"),
-    ("metadata", lambda line: retyped(line) if "CHEST" in line else line, "8 digits"),
-    ("split", lambda line: line[1:] if "train" in line else line, "not in .*-split.csv"),
-    ("split", lambda line: line.replace("train", "training"), "wanted train, validate, test"),
-    ("metadata", None, "damaged"),
+@pytest.mark.parametrize("name, old, new, message", [
+    ("split", ",split", ",labels", "no column 'split'"),
+    ("metadata", r"(CHEST.*)", r"\1,", "line 2: 13 values in 12"),
+    ("metadata", r",(\d{8}),(\d{8}),C", r",\1.0,\2.0,C", "8 digits"),       # a number no more
+    ("split", r"(?m)^[0-9a-f](.*train)", r"\1", "not in .*-split.csv"),
+    ("split", "train", "training", "wanted train, validate, test"),
+    ("metadata", None, None, "damaged"),                                     # cut short
 ])
-def test_wrong_tables_are_named(tree, tmp_path, name, change, message):
-    """change: of every line; None cuts the file short."""
+def test_wrong_tables_are_named(tree, tmp_path, name, old, new, message):
     for path in tree.jpg.glob("*.csv.gz"):
         shutil.copy(path, tmp_path)
     path = tmp_path / f"mimic-cxr-2.0.0-{name}.csv.gz"
-    if change is None:
+    if old is None:
         path.write_bytes(path.read_bytes()[:-50])
     else:
-        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-        path.write_bytes(gzip.compress("\n".join(change(line) for line in lines).encode()))
+        text = gzip.decompress(path.read_bytes()).decode()
+        path.write_bytes(gzip.compress(re.sub(old, new, text).encode()))
     with pytest.raises(InputError, match=message) as error:
         items_of("mimic", images=tree.top, tables=tmp_path)
     assert path.name in str(error.value)
@@ -124,33 +126,22 @@ def test_open_i_files_that_are_damaged(tmp_path):
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_a_table_of_ones_own(tmp_path, kind):
+    """JSON can spell half a character, which no file can hold: it is replaced."""
+    odd = "Left \ud800 lung." if kind == "jsonl" else "Left \ufffd lung."
     rows = [{"image": "./1.png", "report": "FINDINGS: Effusion.\nIMPRESSION: Fine.", "grade": "2",
              "split": "validate", "subject": "p1", "study": "s1", "id": "a", "view": "PA"},
-            {"image": "2.png", "report": "Clear lungs.", "grade": ""}]
+            {"image": "2.png", "report": odd, "grade": ""}]
     path = tmp_path / f"mine.{kind}"
     if kind == "csv":
-        with open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(path, rows[0], [[row.get(key, "") for key in rows[0]] for row in rows])
     else:
-        write_lines(path, rows)
+        path.write_text("\n".join(json.dumps(row) for row in rows))
     root, (first, second) = items_of("table", reports=path)
     assert root == tmp_path and first == sources.Item(
         "a", "p1", "s1", "val", "PA", "1.png", ("Effusion.", "Fine.", "table:sections"),
         {"grade": "2"})
     assert (second.id, second.subject, second.labels) == ("2.png", "2.png", {})
-    assert second.text == ("Clear lungs.", None, "table:whole report")
-
-
-def test_half_a_character_is_replaced(tmp_path):
-    """JSON can spell one, and no file can hold it; a pair of halves is a whole."""
-    content = ['{"image": "0.png", "report": "Left \\ud800 effusion.", "id": "a\\udc00"}',
-               '{"image": "1.png", "report": "Heart \\ud83d\\ude00 normal."}']
-    (tmp_path / "mine.jsonl").write_text("\n".join(content))
-    _, (first, second) = items_of("table", reports=tmp_path / "mine.jsonl")
-    assert (first.id, first.text[0]) == ("a\ufffd", "Left \ufffd effusion.")
-    assert second.text[0] == "Heart \U0001f600 normal."
+    assert second.text == ("Left \ufffd lung.", None, "table:whole report")
 
 
 @pytest.mark.parametrize("name, content, message", [
