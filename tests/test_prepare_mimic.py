@@ -91,23 +91,15 @@ def test_too_much_bad_data_is_an_exit_code(packed_mimic, tmp_path):
     assert prepare(packed_mimic, tmp_path, "--strict") == 1             # --max-bad 1 is no excuse
 
 
-def test_cleaned_by_a_language_model(packed_mimic, tmp_path):
-    """An answer that a guard refuses is replaced by the rules' text; nothing is asked twice."""
+def test_cleaned_by_a_language_model_which_is_asked_once(packed_mimic, tmp_path):
     def reply(n, body):
-        if "Study number 2 " in report_in(body):
-            return {"findings": "Cirrhosis of an invented kind.", "impression": None}
-        text = report_in(body).removeprefix("FINDINGS:\n")
-        findings, _, impression = text.partition("\nIMPRESSION:\n")
-        return {"findings": findings.replace(" of this tree", ""),
-                "impression": impression if impression else None}
+        text = report_in(body).removeprefix("FINDINGS:\n").partition("\nIMPRESSION:\n")[0]
+        return {"findings": text.replace(" of this tree", "")}
     server = Server(reply)
-    options = ("--clean", "llm", "--llm-url", server.url, "--limit", 12)
+    options = ("--clean", "llm", "--llm-url", server.url, "--limit", 8)
     prepare(packed_mimic, tmp_path, *options)
-    packed = {row["id"]: row for row in Packed(tmp_path, "und", 48).rows}
-    good, refused = (packed[first_image(packed_mimic, n)] for n in (1, 2))
-    assert good["clean"] == "llm" and "Study number 1.\n No" in good["report"]
-    assert refused["clean"] == "rules" and "pleural effusion" in refused["report"]
-    assert refused["flags"][0].startswith("llm refused")
+    rows = Packed(tmp_path, "und", 48).rows
+    assert all(row["clean"] == "llm" and " of this tree" not in row["report"] for row in rows)
 
     before, requests = hashes(tmp_path), len(server.bodies)
     for path in (tmp_path / "und-48").glob("00000.*"):
@@ -168,18 +160,16 @@ def test_bad_settings_are_one_sentence(tmp_path, monkeypatch, line, message):
 
 
 def test_a_table_of_ones_own_needs_no_account(tmp_path):
-    for n in range(4):
+    for n in range(2):
         Image.fromarray(mimic_tree.film(n)).save(tmp_path / f"{n}.png")
     mimic_tree.write_table(tmp_path / "mine.csv", ("image", "report", "grade"), [
-        ("0.png", "FINDINGS: Effusion.\nIMPRESSION: Fine.", "2"), ("1.png", "Clear lungs.", ""),
-        ("./0.png", "Edema.", ""), ("x" * 300, "Edema.", ""), ("3.png", " ", "")])
-    line = ["--dataset", "table", "--reports", str(tmp_path / "mine.csv"), "--out",
-            str(tmp_path / "out")]
-    assert prepare_mimic.main([*line, *mimic_tree.SIZES]) == 0
-    packed = Packed(tmp_path / "out", "und", 48).rows
-    assert [row["report"] for row in packed] == [
-        "FINDINGS: Effusion.\nIMPRESSION: Fine.", "FINDINGS: Clear lungs."]
-    assert packed[0]["labels"] == {"grade": "2"}
+        ("0.png", "FINDINGS: Effusion.\nIMPRESSION: Fine.", "2"), ("1.png", " ", ""),
+        ("./0.png", "Edema.", ""), ("x" * 300, "Edema.", "")])
+    line = ["--dataset", "table", "--reports", tmp_path / "mine.csv", "--out", tmp_path / "out"]
+    assert prepare_mimic.main([str(word) for word in (*line, *mimic_tree.SIZES)]) == 0
+    row, = Packed(tmp_path / "out", "und", 48).rows
+    assert row["report"] == "FINDINGS: Effusion.\nIMPRESSION: Fine."
+    assert row["labels"] == {"grade": "2"}
     assert mimic_tree.skipped(tmp_path / "out") == {
         "./0.png": "another row has this image", "x" * 300: "image: missing",
-        "3.png": "no findings"}
+        "1.png": "no findings"}

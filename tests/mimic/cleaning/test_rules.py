@@ -115,32 +115,20 @@ NOISE = [
     "Findings were discussed with Dr. ___ by telephone at 14:05 on ___.", "Dictated by ___.",
     "___-year-old man with cough and fever.", "The patient was rotated.", "Stable heart size.",
 ]
-BEFORE = ["As compared to the prior study, ", "In comparison with the study of ___, ",
-          "Since the prior exam, ", "Unchanged ", "Again, "]
+BEFORE = ["As compared to the prior study, ", "Since the prior exam, ", "Again, "]
 BEHIND = [", unchanged.", " compared to ___.", ", discussed with Dr. ___ at 4 PM.", " since ___."]
-ADJECTIVES = ("mild", "severe", "small", "large", "moderate", "pulmonary", "left")
 
 
 def noisy(report, dice):
     """A report with sentences and phrases of noise between its own; wrapped and numbered."""
-    parts = []
-    for sentence in report.split(". "):
-        sentence = sentence.rstrip(".") + "."
-        before = str(dice.choice(BEFORE))
-        fits = before.endswith(", ") or sentence.split()[0].lower() in ADJECTIVES
-        if dice.random() < 0.4 and fits:
-            sentence = before + sentence[0].lower() + sentence[1:]
-        if dice.random() < 0.2:
-            sentence = sentence[:-1] + str(dice.choice(BEHIND))
-        parts.append(sentence)
+    parts = ["PORTABLE AP CHEST:", "WET READ: ___ MON 8:10 PM"][:dice.integers(3)]
+    for number, sentence in enumerate(report.rstrip(".").split(". "), 1):
+        if dice.random() < 0.4:
+            sentence = str(dice.choice(BEFORE)) + sentence[0].lower() + sentence[1:]
+        end = str(dice.choice(BEHIND)) if dice.random() < 0.2 else "."
+        parts.append(f"{number}. {sentence}{end}")
         if dice.random() < 0.5:
             parts.append(str(dice.choice(NOISE)))
-    if dice.random() < 0.5:
-        parts = [f"{number}. {part}" for number, part in enumerate(parts, 1)]
-    if dice.random() < 0.3:
-        parts.insert(0, "PORTABLE AP CHEST:")
-    if dice.random() < 0.3:
-        parts.insert(0, "WET READ: ___ MON 8:10 PM")
     words = " ".join(parts).split(" ")
     return "\n ".join(" ".join(words[start:start + 9]) for start in range(0, len(words), 9))
 
