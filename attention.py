@@ -94,8 +94,8 @@ def attend(q, keys, values, bias):
     and the block's own. Computed in the dtype of the keys, returned in that of q.
 
     There are two ways to the same result. On CUDA, and for a single query, torch's fused kernel
-    is the fastest. For more queries on a CPU plain products are: two to three times in bf16, at
-    our sizes, and they need no copy that joins the parts.
+    is the fastest. For several queries on a CPU plain products are two to three times as fast in
+    bf16, at our sizes, and they need no copy that joins the parts.
     """
     B, H, T, D = q.shape
     dtype = q.dtype
@@ -148,7 +148,7 @@ class Heads(nn.Module):
 
 @dataclass(eq=False)
 class Cache:
-    """Keys and values of the clean blocks so far. A value: `append` returns a new cache.
+    """Keys and values of the clean blocks so far. Immutable: `append` returns a new cache.
 
     Slot is not position: text is padded on the right, so every row fills the same slots, each row
     with positions of its own. The empty context is S = 0, or a row without valid slots.
@@ -202,7 +202,8 @@ def with_room(x, room):
 
 
 class DecodeCache(Cache):
-    """The same cache in buffers allocated once: in decoding, a new token copies none of the old.
+    """The same cache in buffers allocated once: in decoding, adding a token does not copy the
+    earlier ones.
 
     `read` lays the block into the free slots, `append` counts them in and returns the cache
     itself. It writes in place, so there is no gradient.

@@ -39,7 +39,7 @@ def flow_loss(v, target):
 # ---- sampling ----
 
 def guide(v_cond, v_uncond, scale, renorm="global"):
-    """Classifier-free guidance that never outgrows the conditional velocity. (B, C, h, w) each.
+    """Classifier-free guidance, its norm at most the conditional velocity's. (B, C, h, w) each.
 
     v = v_uncond + scale (v_cond - v_uncond), then times min(1, |v_cond| / |v|). The norm is over
     each image ("global") or over the channels of each latent pixel ("channel"); "none" does not
@@ -68,7 +68,8 @@ def intervals(times):
 
 
 def euler(velocity, noise, times, progress=iter):
-    """x <- x - v (t - t_next): first order, one velocity a step. progress may wrap the loop."""
+    """x <- x - v (t - t_next): first order, one velocity a step. progress wraps the steps, as tqdm.
+    """
     x = noise
     for t, t_next in progress(intervals(times)):
         v = velocity(x, t.expand(len(x)))
@@ -88,7 +89,7 @@ def heun(velocity, noise, times, progress=iter):
 
 
 def ab2(velocity, noise, times, progress=iter):
-    """Adams-Bashforth: extrapolates with the slope before. Second order, yet one velocity a step.
+    """Adams-Bashforth: extrapolates with the previous slope. Second order, yet one velocity a step.
 
     For steps h = t - t_next of unequal length, h_old the one before:
     x <- x - h ((1 + h / (2 h_old)) v - h / (2 h_old) v_old). The first step is Euler's.
@@ -106,5 +107,6 @@ def ab2(velocity, noise, times, progress=iter):
     return x
 
 
-# name -> the solver, and how many velocities it asks for in a step
+# name -> the solver, and how many velocities it asks for in a step. To add one, name it here and
+# in the comment of Sampling.solver (sample.py), and its order in ORDER of tests/test_flow.py
 SOLVERS = {"euler": (euler, 1), "heun": (heun, 2), "ab2": (ab2, 1)}

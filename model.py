@@ -11,9 +11,9 @@ as its copy. Each has its own weights; attention is joint (Eq. 3-5).
 `python model.py` prints one sample of each kind, block by block, and who sees whom.
 
 Text never sees the noise: the report's keys and values are the same at every t, so they are
-computed once and then only read, in sampling and in training. Of the u stream only the two
-boundary tokens of the noisy block see it. This is how the release does it, and a departure from
-the paper's §3.3 ("generative states feed back into the semantic space").
+computed once and then only read, in sampling and in training. Of the u stream, only the two
+boundary tokens of the noisy block see the noise. This is how the release does it, and a departure
+from the paper's §3.3 ("generative states feed back into the semantic space").
 
 B batch, T tokens, C width, h w latent grid; x_t noised, t in [0, 1] (1 = noise), v = noise - x_0.
 """
@@ -76,7 +76,9 @@ class MLP(nn.Module):
 
 
 class Branch(nn.Module):
-    """One modality's set of parameters in one layer: a pre-norm block, cut at the softmax."""
+    """One modality's set of parameters in one layer: a pre-norm block, before and after the
+    softmax.
+    """
 
     def __init__(self, cfg):
         super().__init__()
@@ -134,7 +136,9 @@ class Layer(nn.Module):
 
 
 def position_table(size, n_embd):
-    """Fixed 2-D sine-cosine table (size * size, C) in fp32: half of C column, half of C row.
+    """Fixed 2-D sine-cosine table (size * size, C) in fp32.
+
+    The first half of C encodes the column, the second the row.
 
     Each half is [sin | cos] with frequencies 10000^(-i / (C/4)). Row r, column c of any picture
     reads entry r * size + c, so a larger picture simply uses more of the table (stage 3).
@@ -191,7 +195,7 @@ class UniX(nn.Module):
         self.build_positions()
 
     def build_positions(self):
-        """The position table is a formula: never saved, and extended exactly by a larger one."""
+        """The table is a formula, so it is not saved; a larger one agrees at each (row, column)."""
         table = position_table(self.cfg.max_latent_size, self.cfg.n_embd)
         self.register_buffer("latent_positions", table, persistent=False)
 
@@ -203,7 +207,7 @@ class UniX(nn.Module):
                 nn.init.normal_(linear.weight, std=std)
 
     def block(self, u, g, cache, positions, causal, taps=(), grad_u=True):
-        """Run one block on top of a cache. That is the whole model; the rest prepares its rows.
+        """Run one block on top of a cache. That is the whole model; the rest prepares its inputs.
 
         u (B, Tu, C), g (B, Tg, C) or None, positions (B, T), or (B, 1) for all tokens -> u and g
         after the final norms, the new keys and values per layer, and {l: g after layer l} for l
@@ -240,8 +244,8 @@ class UniX(nn.Module):
     def prefill_image(self, pixels, cache=None):
         """Image block: pixels (B, 3, H, W) -> hidden (B, N + 2, C), cache.
 
-        SOI, N vision tokens, EOI; full attention; ONE position, as the vision tower has told the
-        patches apart by a table of its own.
+        SOI, N vision tokens, EOI; full attention; ONE position, since the vision tower
+        already encodes where each patch lies.
         """
         B = pixels.size(0)
         if cache is None:
@@ -268,12 +272,12 @@ class UniX(nn.Module):
     def denoise(self, x_t, t, cache=None, taps=()):
         """Noisy block: x_t (B, 16, h, w), t (B,) -> velocity (B, 16, h, w), {layer: hidden}.
 
-        SOI and EOI in the u stream, h*w latents in the g stream; full attention; ONE position, as
-        a table says where each latent lies. The block is never cached. No cache is the
+        SOI and EOI in the u stream, h*w latents in the g stream; full attention; ONE position,
+        since a table says where each latent lies. The block is never cached. No cache is the
         unconditional context; taps asks for hidden states (B, h*w, C) of g.
 
         While all of u is frozen no gradient passes through the u rows, as in the release;
-        otherwise it does (a gradient of toy size differs by 7 %).
+        otherwise it does (on a toy model the gradient differs by 7 %).
         """
         B, _, h, w = x_t.shape
         size = self.cfg.max_latent_size
@@ -304,10 +308,10 @@ class UniX(nn.Module):
         return self.lm_head(hidden)
 
     def report_loss(self, hidden, labels, chunk=1024):
-        """Cross-entropy (Eq. 1): hidden (M, C) at the tokens before labels (M,) -> (M,), in fp32.
+        """Cross-entropy (Eq. 1): hidden (M, C), each at the token before its label (M,) -> (M,).
 
-        In chunks whose logits are computed again going backward: M x 102,400 of them, in fp32 and
-        with their gradient, would be most of the memory of a step.
+        In fp32, and in chunks whose logits are computed again going backward: M x 102,400 of them,
+        in fp32 and with their gradient, would be most of the memory of a step.
         """
         def loss(hidden, labels):
             return F.cross_entropy(self.logits(hidden).float(), labels, reduction="none")
@@ -339,7 +343,7 @@ class UniX(nn.Module):
 
 
 def is_generation(name):
-    """Whether a parameter of UniX is of the generation set; the others are of understanding's."""
+    """Whether a parameter of UniX is of the generation set; all others are of understanding."""
     ends = ("norm_g", "time_embed", "latent_in", "latent_out")
     return ".g." in name or name.split(".")[0] in ends
 

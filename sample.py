@@ -74,7 +74,7 @@ class SampleConfig(Sampling):
     grid: bool = False          # one picture of all pictures, with their reports underneath
     json: bool = False          # print results as lines of JSON
     num: int = 1                # pictures of each report
-    temperature: float = 0.0    # how freely words are drawn; 0: always the most likely one
+    temperature: float = 0.0    # 0: always the most likely token; higher: more varied
     top_p: float = 1.0          # draw from the most likely tokens that hold this much probability
     max_tokens: int = 0         # longest report; 0: as long as the checkpoint can
     device: str = "auto"        # auto, cpu, cuda
@@ -109,7 +109,7 @@ def guided(model, blocks, sampling):
     """The velocity of B pictures given their reports, with guidance: velocity(x_t, t).
 
     blocks: B lists of token ids; x_t (B, z, h, w), t (B,), the same for all. The keys and values
-    of the reports are computed here, once. Guidance wants a second velocity, without the report:
+    of the reports are computed here, once. Guidance needs a second velocity, without the report:
     it is a second row of the same batch, whose context is emptied.
     """
     device, dtype = model.embed.weight.device, model.embed.weight.dtype
@@ -138,7 +138,7 @@ def generate_images(model, vae, tokenizer, reports, sampling=Sampling(), num=1, 
     """Draw `num` pictures of each report -> uint8 (len(reports), num, size, size), grey.
 
     The noise of picture k of a report depends on (seed, k) alone, so that it is the same in every
-    batch. numbers: the k of each report's first picture, where it shall not be 0. Raises
+    batch. numbers: the k of each report's first picture, if not 0. Raises
     InputError for a checkpoint that cannot draw, or not this size.
     """
     device, dtype = model.embed.weight.device, model.embed.weight.dtype
@@ -314,7 +314,7 @@ def draw(cfg, model, vae, tokenizer, reports, failures):
 
 
 def read(cfg, model, tokenizer, files, failures):
-    """--image: print the reports -> how many there are. The rest goes to `failures`."""
+    """--image: print the reports -> how many there are. Unreadable files: `failures`."""
     limit = model.cfg.max_text
     if len(tokenizer.prompt(cfg.prompt)) > limit:
         raise InputError(f"--prompt is longer than the {limit} tokens that this checkpoint reads; "
@@ -346,11 +346,17 @@ def main(argv):
     files = image_files(cfg.image, failures)
 
     # what cannot end well is said before the weights are loaded
+    for name, path in files:
+        if not path.exists():
+            failures.append(f"there is no image at {name}.")
+    files = [(name, path) for name, path in files if path.exists()]
     if not reports and not cfg.image:
         raise InputError('nothing to do: give --report "Large left pleural effusion." or '
                          "--image chest.png (--help lists all options).")
     out = Path(cfg.out)
     unfit = out.suffix.lower() != ".png" or out.is_dir() or not os.access(out.parent, os.W_OK)
+    if not reports and not files:
+        return report_failures(failures, results=0)
     if reports and unfit:
         raise InputError(f"--out {out} cannot be written; name a .png file in a folder that exists "
                          "and is yours.")
@@ -363,17 +369,23 @@ def main(argv):
     if vae is not None:
         vae = vae.to(device)
 
+    # draw and read, and say what was left out
     print(NOTICE, file=sys.stderr)
     results = 0
     if reports:
         results += draw(cfg, model, vae, tokenizer, reports, failures)
     if files:
         results += read(cfg, model, tokenizer, files, failures)
+    return report_failures(failures, results)
+
+
+def report_failures(failures, results):
+    """Print the sentences about what was left out -> the exit code: 0, 1 for some, 2 for all."""
     for sentence in failures:
         print(f"error: {sentence}", file=sys.stderr)
-    if failures:
-        return 1 if results else 2
-    return 0
+    if not failures:
+        return 0
+    return 1 if results else 2
 
 
 if __name__ == "__main__":

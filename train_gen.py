@@ -33,11 +33,11 @@ from training.run import Run, RunConfig
 @dataclass
 class TrainConfig(RunConfig):
     # files
-    preset: str = "paper"               # a row of PRESETS below
+    preset: str = "paper"               # a name from the list of presets
     stage: int = 2                      # 2: half size with REPA; 3: full size without
     data: str = "datasets/mimic"        # root of the packed data sets; reads <data>/gen-<size>
     init: str = "out/und"               # weights to start from: stage 1's, in stage 3 stage 2's
-    vae: str = "pretrained/vae"         # a VAE run or a kl-f16; "" takes the one that --init holds
+    vae: str = "pretrained/vae"         # directory of a VAE run or of kl-f16; "": --init's
     out: str = "out/gen256"             # the run's directory; resumes when it holds a checkpoint
     # model
     size: int = 256                     # pixels a side
@@ -46,12 +46,12 @@ class TrainConfig(RunConfig):
     repa: float = 0.5                   # weight of the alignment loss; 0 turns it off
     repa_inner: int = 2048              # width of its projector
     repa_encoder: str = "pretrained/rad-dino"   # whom to align with; "": the vision tower
-    repa_size: int = 0                  # its pixels; 0: what it was trained on; 224 is cheap
+    repa_size: int = 0                  # pixels the encoder gets; 0: as trained; 224 is cheap
     text_dropout: float = 0.1           # share of samples without text
-    shift: float = 1.0                  # of the training times
+    shift: float = 1.0                  # of the training times towards noise; 1: none
     # optimizer (Table 1, stage 2)
     steps: int = 75000                  # optimizer steps in all
-    batch_size: int = 256               # samples a step, over all processes and micro-steps
+    batch_size: int = 256               # a step; a multiple of processes times --micro-batch
     micro_batch: int = 8                # samples of a forward pass; with --shard it fits 8 x 48 GB
     shard: bool = True                  # spread AdamW's state over the processes (ZeRO 1)
     lr: float = 2e-4                    # learning rate after warm-up
@@ -81,7 +81,8 @@ PRESETS = {     # preset -> stage -> settings
     "phantom": {2: PHANTOM2, 3: PHANTOM3},
 }
 
-# matrices that AdamW keeps when Muon has the others: their rows are no directions to mix
+# matrices that AdamW keeps when Muon has the others: Muon would mix their rows, which belong to
+# single tokens or positions. mlp.4 is the last layer of REPA's projector
 ADAMW_ONLY = ("embed.weight", "lm_head", "positions", "patch", "latent_in", "latent_out", "mlp.4")
 
 
@@ -113,7 +114,7 @@ class GenStep(nn.Module):
         t = flow.sample_t(batch.normal, self.cfg.shift)         # (B,)
         x_t, target = flow.interpolate(x_0, batch.noise, t)
 
-        # the velocity there, and what layer repa_layer made of the latents
+        # the velocity there, and the latents' hidden states after layer repa_layer
         taps = () if self.projector is None else (self.unix.cfg.repa_layer,)
         v, hiddens = self.unix.denoise(x_t, t, cache.drop(batch.dropped), taps)
         mse = flow.flow_loss(v, target)
@@ -126,7 +127,7 @@ class GenStep(nn.Module):
 
     @torch.no_grad()
     def clean_latents(self, batch):
-        """A sample of the VAE's posterior, normalised: x_0 (B, z, h, w). In fp32.
+        """x_0 (B, z, h, w), drawn from the VAE's posterior and normalised; in fp32.
 
         From stored moments if there are (python -m training.latents), else encoded here.
         """
@@ -205,15 +206,15 @@ def validate(run, module, val, n=256, bins=5):
     """Squared error on the first n validation images with fixed times and noise.
 
     All processes take part. -> the mean, and means over images whose t is in [0, 0.2), [0.2, 0.4),
-    ...: near 0 fine detail is learnt, near 1 the layout.
+    ...: the error near 0 tells of fine detail, near 1 of the layout.
     """
     total = torch.zeros(2, bins, dtype=torch.float64, device=run.device)    # errors, how many
     for batch in run.validation_batches(val, n):
         with run.autocast():
             error = module(batch)[0].double()
         t = flow.sample_t(batch.normal, run.cfg.shift)
-        bin = (t * bins).long().clamp(max=bins - 1)
-        total.index_add_(1, bin, torch.stack([error, torch.ones_like(error)]))
+        bin_of = (t * bins).long().clamp(max=bins - 1)
+        total.index_add_(1, bin_of, torch.stack([error, torch.ones_like(error)]))
     errors, counts = all_sum(total)
     return float(errors.sum() / counts.sum()), (errors / counts).tolist()
 
@@ -221,7 +222,10 @@ def validate(run, module, val, n=256, bins=5):
 # ---- the run ----
 
 def settings(argv):
-    """The command line, with the preset's row for the stage."""
+    """The command line, with the preset's row for the stage.
+
+    The stage picks the row, so the line is read twice: for the stage, then with its row.
+    """
     by_stage = {2: {}, 3: {}}
     rows = {}
     for name, stages in PRESETS.items():

@@ -31,7 +31,7 @@ from vision import ViTConfig, normalize
 @dataclass
 class TrainConfig(RunConfig):
     # files
-    preset: str = ""                    # a row of PRESETS below
+    preset: str = ""                    # a name from the list of presets
     data: str = "datasets/mimic"        # root of the packed data sets; reads <data>/und-<size>
     init: str = "pretrained/Janus-Pro-1B"   # weights to start from; "" starts from nothing
     out: str = "out/und"                # the run's directory; resumes when it holds a checkpoint
@@ -49,8 +49,8 @@ class TrainConfig(RunConfig):
     max_text: int = 512                 # tokens of one text block
     # optimizer (Table 1, stage 1)
     steps: int = 3840                   # optimizer steps in all
-    batch_size: int = 256               # samples a step, over all processes and micro-steps
-    micro_batch: int = 8                # samples of a forward pass; with the next two: 8 x 48 GB
+    batch_size: int = 256               # a step; a multiple of processes times --micro-batch
+    micro_batch: int = 8                # of a forward pass; with --shard --recompute fits 8 x 48 GB
     shard: bool = True                  # spread AdamW's state over the processes (ZeRO 1)
     recompute: bool = True              # compute layers again going backward: less memory
     lr: float = 1e-4                    # learning rate after warm-up
@@ -66,7 +66,8 @@ PRESETS = {
         optimizer="muon", lr=2e-3, warmup=100, decay="cosine", ema=0.995),
 }
 
-# matrices that AdamW keeps when Muon has the others: their rows are no directions to mix
+# matrices that AdamW keeps when Muon has the others: Muon would mix their rows, which belong to
+# single tokens or positions
 ADAMW_ONLY = ("embed", "lm_head", "positions", "patch")
 
 
@@ -141,7 +142,7 @@ def main(argv):
     else:
         model, tokenizer = initial(cfg)
     if model.cfg.generation:
-        model.freeze("g")       # weights of a later stage: its generation set is carried along
+        model.freeze("g")       # weights of a later stage: its generation set is kept and saved
     model.recompute = cfg.recompute
     module = UndStep(model).to(run.device).train()
 

@@ -1,10 +1,8 @@
-"""How a script begins and ends: a dataclass of settings becomes a command line, bad input becomes
-one sentence.
+"""How a script begins and ends: settings from the command line, one sentence for bad input.
 
     @dataclass
     class Config:
-        steps: int = 100        # one line and one comment a field; the comment is the text of
-        --help
+        steps: int = 100        # one line a field; its comment is the text of --help
 
     def main(argv):
         cfg = override(Config(), argv, __doc__, PRESETS)
@@ -100,8 +98,9 @@ def parse(argv, types, with_preset=False):
         # flags take no value
         if kind is bool:
             if equals and value.lower() not in ("true", "false"):
-                raise InputError(
-                    f"--{key} is a flag: write --{key} or --no-{key}, not --{key}={value}.")
+                name = option(key)
+                raise InputError(f"{name} is a flag: write {name} or {option('no_' + key)}, "
+                                 f"not {name}={value}.")
             given[key] = not negated and value.lower() != "false"
             continue
 
@@ -157,15 +156,26 @@ def help_text(cfg, doc, presets):
     for field in fields:
         comment = re.search(rf"^    {field.name}\s*:.*?\s#\s*(.*)$", source, re.MULTILINE)
         text = comment[1] if comment else ""
-        default = getattr(cfg, field.name)
-        if default not in ("", [], None):
+        default = default_text(getattr(cfg, field.name), field.name)
+        if default:
             text += f" [{default}]"
         lines.append(f"  {option(field.name):<20} {text}")
     # presets at the end, each as the fields that it changes
     for name, values in presets.items():
-        lines.append(f"preset {name}: " + ", ".join(f"{key}={value}" for key, value in
-        values.items()))
+        changes = ", ".join(f"{key}={value}" for key, value in values.items())
+        lines.append(f"preset {name}: {changes if changes else 'the defaults'}")
     return "\n".join(lines)
+
+
+def default_text(default, name):
+    """A field's default as --help shows it; a switch that is on says how to turn it off."""
+    if default is True:
+        return f"on; {option('no_' + name)} turns it off"
+    if default is False:
+        return "off"
+    if isinstance(default, (list, tuple)):
+        return " ".join(map(str, default))
+    return "" if default is None else str(default)
 
 
 def differences(theirs, ours, free=()):

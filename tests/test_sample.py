@@ -301,7 +301,7 @@ def test_nothing_that_can_be_done(main, tmp_path, capsys):
     assert main("--report", " ", long_report, "--image", "missing.png", "inputs/empty") == 2
     printed = capsys.readouterr()
     _, *errors = printed.err.splitlines()                   # after the notice
-    sentences = ["holds no image", "report 1 is empty", "shorten it", "missing.png cannot be read"]
+    sentences = ["holds no image", "no image at missing.png", "report 1 is empty", "shorten it"]
     assert len(errors) == len(sentences)
     assert all(sentence in error for sentence, error in zip(sentences, errors))
     assert (printed.out, pngs(tmp_path)) == ("", [])

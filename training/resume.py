@@ -18,10 +18,13 @@ from common.processes import print0
 from training import optim
 from weights import checkpoint
 
-# settings that change no result, so that a run may go on with others
+# settings that change no result, so that a run may go on with others (steps: with a constant
+# learning rate only)
 FREE = ("steps", "out", "overwrite", "save_every", "eval_every", "sample_every", "log_every",
         "boards", "keep", "max_skipped", "micro_batch", "device", "threads", "workers", "shard",
         "recompute")
+
+
 def checkpoint_to_resume(cfg):
     """The newest checkpoint of the run in cfg.out, or None to start anew. Nothing is deleted here.
 
@@ -33,7 +36,10 @@ def checkpoint_to_resume(cfg):
     directory = checkpoint.newest(cfg.out, thorough=True)
     # the same run? Then everything that decides a result is the same
     config = checkpoint.read_config(directory)
-    different = differences(config["settings"], asdict(cfg), FREE)
+    free = set(FREE)
+    if cfg.decay == "cosine":           # then the number of steps decides every learning rate
+        free.remove("steps")
+    different = differences(config["settings"], asdict(cfg), free)
     if different:
         theirs = ", ".join(f"{key}={value}" for key, (value, _) in different.items())
         raise InputError(f"{cfg.out} holds a run with other settings ({theirs}); choose another "

@@ -11,7 +11,7 @@
             run.save(...)
     run.close()
 
-`Run` has no loop of the model's, takes no callbacks, and knows no model. A run resumes by itself
+`Run` contains no training loop, takes no callbacks, and knows no model. A run resumes by itself
 when its directory holds a checkpoint of the same settings, and goes on bit for bit as if nothing
 had happened: everything random depends on (seed, step, index in the batch) alone.
 """
@@ -48,9 +48,9 @@ class RunConfig:
     boards: str = ""                    # also log to tensorboard, wandb, or both (a,b)
     keep: int = 2                       # newest checkpoints to keep
     max_skipped: int = 20               # steps in a row without a finite gradient that end the run
-    optimizer: str = "adamw"            # or muon for the matrices: faster from nothing
+    optimizer: str = "adamw"            # adamw, or muon for the matrices: faster from nothing
     decay: str = "constant"             # learning rate after warm-up; or "cosine", down to 0
-    weight_decay: float = 0.0           # of AdamW
+    weight_decay: float = 0.0           # weight decay of AdamW
     clip: float = 1.0                   # largest norm of the gradient
     ema: float = 0.9999                 # decay of the averaged weights
     seed: int = 0                       # of everything random
@@ -88,7 +88,7 @@ OF_A_MACHINE = ("device", "threads", "workers")
 
 
 def check_ranks_agree(cfg):
-    """Stop if ranks were started with different settings, but for those of a machine."""
+    """Stop if processes were started with different settings, other than OF_A_MACHINE."""
     everyone = gather(asdict(cfg))
     different = set()
     for settings in everyone[1:]:
@@ -107,9 +107,10 @@ def check_ranks_agree(cfg):
 class Stop:
     """SIGTERM and SIGINT ask for a checkpoint and an end.
 
-    One more signal, three seconds later or more, ends at once. (A cluster signals torchrun and the
-    ranks, and torchrun hands it on: that is one request.) A signal reaches processes at different
-    moments, so all of them call `agree` after every step, and all get the same answer.
+    One more signal, three seconds later or more, ends at once. (A cluster signals torchrun and all
+    processes, and torchrun forwards its signal, so several within three seconds count as one.) A
+    signal reaches processes at different moments, so all of them call `agree` after every step, and
+    all get the same answer.
     """
 
     def __init__(self):
@@ -150,7 +151,7 @@ class Skipped:
         """The samples to blame if the gradient's norm is no number, on any process; else an empty
         list.
 
-        losses: one tensor a micro-step of this process. names: of each, the ids of its samples.
+        losses: one tensor a micro-step of this process. names: for each, the ids of its samples.
         """
         if math.isfinite(norm):
             self.in_a_row = 0
@@ -175,7 +176,7 @@ class Skipped:
 class Run:
     """One training run, of which this process is one of `world`.
 
-    cfg: a RunConfig with the fields out, steps, batch_size, micro_batch, lr and warmup besides.
+    cfg: a RunConfig that also has out, steps, batch_size, micro_batch, lr and warmup.
     stage: 1 to 3, or a word for what is trained; it is shown and kept in the checkpoints.
     """
 
@@ -270,14 +271,14 @@ class Run:
     def update(self, losses, names):
         """Clip the gradient, set the learning rate, step the optimizers and the average.
 
-        losses: one tensor a micro-step, without gradient. names: of each, the ids of its samples.
+        losses: one tensor a micro-step, without gradient. names: for each, the ids of its samples.
         A step whose gradient is no number is skipped, and the samples to blame are logged.
         """
-        # the norm is the same on all processes, since DDP has summed the gradients
+        # the norm is the same on all processes: DDP has made their gradients equal
         cfg = self.cfg
         self.norm = float(clip_grad_norm_(self.trained.parameters(), cfg.clip))     # CPU-GPU sync
         self.lr = optim.lr_at(self.step, cfg.lr, cfg.warmup, cfg.steps, cfg.decay)
-        # a step without numbers counts, but moves nothing
+        # a step whose gradient is not finite is counted, but changes nothing
         self.step += 1
         self.culprits = self.skipped.culprits(self.norm, losses, names)
         if self.culprits:

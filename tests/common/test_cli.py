@@ -92,8 +92,9 @@ def test_help_lists_every_field_with_comment_and_default(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert end.value.code == 0 and lines[0] == "What it does."
     words = [" ".join(line.split()) for line in lines]
-    for expected in ("--learning-rate how fast [0.001]", "--shuffle mix the samples [True]",
-                     "--sizes numbers", "--interval from and to [(0.4, 1.0)]"):
+    for expected in ("--learning-rate how fast [0.001]",
+                     "--shuffle mix the samples [on; --no-shuffle turns it off]",
+                     "--sizes numbers", "--interval from and to [0.4 1.0]"):
         assert expected in words
     assert words[-2] == "preset small: steps=3, out=small, learning_rate=0.5"
 
