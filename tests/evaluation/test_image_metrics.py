@@ -160,6 +160,12 @@ def test_images_of_one_prompt_are_drawn_together(paired):
     assert len(real) == len(fake) == 10 and bool((fake - real == 100).all()) == paired
 
 
+def test_bootstrap_of_a_mean():
+    x = np.random.default_rng(0).normal(size=400)
+    low, high = metrics.bootstrap(lambda rows: {"mean": float(x[rows].mean())}, 400)["mean"]
+    assert high - low == pytest.approx(2 * 1.96 * x.std() / 20, rel=0.1)
+
+
 # ---- what goes in ----
 
 @pytest.mark.parametrize("bad, sentence", [
