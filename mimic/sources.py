@@ -1,12 +1,14 @@
-"""Where images and reports lie, in four kinds of collection -> a list of `Item`, one an image.
+"""Where images and reports lie, in three kinds of collection -> a list of `Item`, one an image.
 
     mimic     MIMIC-CXR-JPG and the reports of MIMIC-CXR
-    open_i    Open-I (Indiana University), as XML files or as Kaggle's tables
+    openi     Open-I (Indiana University), as XML files or as Kaggle's tables
     table     a CSV or JSONL file of your own
 
 To add a source, write a function like these, (cfg, left_out) -> (image root, items), and name it in
-SOURCES. Every row that does not become an item goes to `left_out` with a reason. docs/data.md says
-which files there are and where they come from.
+SOURCES. An `Item` without a text needs MIMIC's report files. Every row that does not become an item
+goes to `left_out` with a reason; a reason counts as a fault of the data, towards --max-bad, unless
+it begins as one of LEFT_OUT in mimic/check.py. docs/data.md says which files there are and where
+they come from.
 """
 import hashlib
 import os

@@ -4,10 +4,16 @@ A toy, not a radiograph. A picture is built from shapes with soft edges, from th
 Bone, fluid and tissue stop X-rays and are bright; air lets them pass and is dark. Units, and where
 left and right lie, stand at the top of phantom/anatomy.py.
 
-To add a finding, give it an entry at the end of `TABLE` in phantom/facts.py (and a rule in
-`conflict`, if it hides another one or may be there only once). Write a function here that has the
-finding's name and draws it, as `nodule` does, from the fact and from dice of its own. Name it in
-`draw`, at the depth where it lies.
+To add a finding:
+1. phantom/facts.py: an entry at the end of `TABLE`, whose key is a Python name. At the end, since
+   the dice of a fact depend on its number.
+2. There too, its name in `OUTSIDE_THE_LUNGS` if the lungs stay clear beside it, in `ONE_AT_MOST` if
+   a picture shows one at most, and a rule in `conflict` if it hides another.
+3. Here, a function of that name that draws it, as `nodule` does, from the fact and from dice of its
+   own; name it in `draw`, at the depth where it lies.
+4. tests/phantom/test_draw.py: the brightness of all findings together, which tells a change.
+Then make the data anew (`python -m phantom.prepare --overwrite`) and train anew: the tokenizer and
+demo/ know the old findings only.
 """
 import numpy as np
 

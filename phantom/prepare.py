@@ -9,7 +9,7 @@ on the seed, its split and its number alone: more pictures, or more workers, cha
 import io
 import multiprocessing
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from tqdm import tqdm
 
 from common.cli import InputError, cli, differences, override
-from common.files import read_json, replacing, write_json
+from common.files import read_json, replacing, settings_hash, write_json
 from common.images import captioned, save_png
 from common.packed import Writer
 from phantom.draw import draw
-from phantom.facts import PROMPTS, facts_to_report, sample_facts
+from phantom.facts import PROMPTS, TABLE, facts_to_report, sample_facts
 
 SPLITS = ("train", "val", "test")
 NOTICE = "Drawn by formula: a toy, not a radiograph; not for clinical use."
@@ -50,9 +50,10 @@ class Settings:
 
     @property
     def identity(self):
-        """The settings that decide what is in the data set."""
+        """What decides what is in the data set: the settings, and which findings there are."""
         names = ("train", "val", "test", "size", "seed", "vocab_size")
-        return {name: vars(self)[name] for name in names}
+        findings = {name: asdict(finding) for name, finding in TABLE.items()}
+        return {**{name: vars(self)[name] for name in names}, "findings": settings_hash(findings)}
 
 
 # ---- one phantom ----

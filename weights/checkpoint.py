@@ -154,7 +154,8 @@ def newest(path, thorough=False):
     if (path / "config.json").exists():
         return path
     if not path.is_dir():
-        raise InputError(f"there is no checkpoint at {path}.")
+        raise InputError(f"there is no checkpoint at {path}; a stage before writes it to out/, and "
+                         "docs/weights.md says where weights of others come from.")
 
     # a run: try the newest first
     directories = checkpoints(path)

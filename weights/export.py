@@ -200,6 +200,9 @@ def halved(tensors):
 
 
 def main(argv):
+    if "--help" in argv or "-h" in argv:
+        print(__doc__)
+        return
     source_and_target, options = argv[:2], argv[2:]
     is_usage = len(source_and_target) == 2 and not argv[0].startswith("-")
     if not is_usage or options not in ([], ["--release"]):
