@@ -2,7 +2,7 @@
 
     python -m phantom.train_vae        # datasets/phantom/gen-* -> out/phantom/vae
 
-With it come reconstructions.png, originals over what the autoencoder makes of them. UniX takes
+It also draws reconstructions.png: originals over what the autoencoder makes of them. UniX takes
 kl-f16 as it is; this is no part of the paper. What differs from how kl-f16 was trained:
 - no LPIPS and no discriminator: the error of the pixels, and of their differences to the neighbours
   (a thin line is little else);
