@@ -117,10 +117,13 @@ def main(argv):
     # looking at what is finished
     if cfg.check:
         return check.check(Path(cfg.check).expanduser())
-    shards.refuse_git(out)
     if cfg.show:
+        shards.refuse_git(out)
         return check.show(out, cfg.show)
 
+    # what can be refused is refused before a folder is made
+    sources.refuse_unnamed(cfg)
+    shards.refuse_git(out)
     if cfg.clean == "llm":
         llm.refuse_others(cfg)                  # before anything is read
     with shards.alone_and_private(out):

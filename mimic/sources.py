@@ -58,11 +58,18 @@ class LeftOut(list):
         self.append((id, path, sys.intern(reason)))     # few reasons, 130,000 lateral images
 
 
-def read_source(cfg, left_out):
-    """The collection that --dataset names -> (image root, items)."""
+def refuse_unnamed(cfg):
+    """InputError if the command line does not say where the collection lies."""
     if not cfg.images and cfg.dataset != "table":
         raise InputError("--images names the folder of the images; --help and docs/data.md say "
                          "what belongs there.")
+    if not cfg.reports and cfg.dataset == "table":
+        raise InputError("--dataset table wants --reports FILE.csv or .jsonl with columns image, "
+                         "report; none was given.")
+
+
+def read_source(cfg, left_out):
+    """The collection that --dataset names -> (image root, items)."""
     return SOURCES[cfg.dataset](cfg, left_out)
 
 
