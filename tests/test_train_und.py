@@ -30,6 +30,7 @@ def test_it_goes_on_from_a_later_stage(phantom, stage2, tmp_path):
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert {name for name in before if is_generation(name)} <= same
     assert "lm_head.weight" not in same
+    assert not any(is_generation(name) for name in tensors(tmp_path, "ema"))
 
 
 @pytest.mark.parametrize("more, words", [
