@@ -48,7 +48,7 @@ def test_two_ids_must_not_share_a_file():
         drawing.prompts_of(SimpleNamespace(rows=rows))
 
 
-def test_released_weights_are_drawn_with_the_settings_of_the_release():
+def test_released_weights_are_drawn_with_the_settings_of_the_release(monkeypatch):
     def settings(double_bos, *argv):
         model = SimpleNamespace(cfg=SimpleNamespace(double_bos=double_bos))
         cfg = gen.GenConfig(preset="release" if "--preset=release" in argv else "")
@@ -58,6 +58,16 @@ def test_released_weights_are_drawn_with_the_settings_of_the_release():
     assert settings(True) == (49, "euler", 3.0)
     assert settings(True, "--steps=8") == (8, "euler", 3.0), "what is given stays"
     assert settings(False) == (16, "ab2", 1.0)
+
+    # and the command asks for it: its size comes from the preset
+    def latent_side(model, vae, size):
+        raise InputError(f"size {size}")
+    model = SimpleNamespace(cfg=SimpleNamespace(double_bos=True))
+    monkeypatch.setattr(weights, "load", lambda *args, **options: (model, None, None))
+    monkeypatch.setattr(sample, "latent_side", latent_side)
+    monkeypatch.setitem(sample.PRESETS, "release", {"size": 24})
+    with pytest.raises(InputError, match="size 24"):
+        gen.main(["--device", "cpu"])
 
 
 # ---- the scores ----

@@ -1,9 +1,11 @@
 """`evaluate.py phantom`: the weights of demo/ read and draw phantoms that they have never seen."""
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
+import sample
 from common.cli import InputError
 from evaluation import phantom
 
@@ -23,6 +25,16 @@ def test_the_model_of_the_demo_reads_and_draws_phantoms(tmp_path, capsys):
     assert "cycle / ceiling" in capsys.readouterr().out
     assert page["settings"]["checkpoint"] == "demo", "not where it lies"
     assert "not for clinical use" in Image.open(tmp_path / "score.png").text["notice"]
+
+
+def test_the_noise_differs_by_phantom_and_the_settings_are_those_of_the_command(monkeypatch):
+    def generate_images(model, vae, tokenizer, reports, sampling, numbers):
+        assert list(numbers) == [0, 1] and (sampling.steps, sampling.size) == (3, 64)
+        return np.zeros((2, 1, 64, 64), np.uint8)
+    monkeypatch.setattr(sample, "generate_images", generate_images)
+    examinee = phantom.Examinee(None, None, None, None, size=64, batch=2)
+    drawn = examinee.draw(["Clear.", "Edema."], phantom.PhantomConfig(steps=3))
+    assert drawn.shape == (2, 64, 64)
 
 
 @pytest.mark.slow
