@@ -55,15 +55,9 @@ def content(cache):
     return [*cache.keys, *cache.values, cache.valid, cache.next_position]
 
 
-def test_a_block_is_appended_in_a_new_cache(cache):
-    second = cache.append(block(1, 20), ONE, 1)
-    assert second.next_position.tolist() == [5, 3, 2], "slot is not position"
-    assert torch.equal(second.valid, torch.cat([cache.valid, ONE], dim=1))
-    for layer, (k, v) in enumerate(block(1, 20)):
-        assert torch.equal(second.keys[layer], torch.cat([cache.keys[layer], k], 2))
-        assert torch.equal(second.values[layer], torch.cat([cache.values[layer], v], 2))
-
-    # it is read in the dtype of the newest block
+def test_it_is_read_in_the_dtype_of_the_newest_block(cache):
+    """Under autocast blocks differ."""
+    k, v = block(1, 20)[0]
     keys, values = cache.read(0, k.bfloat16(), v.bfloat16())
     assert {x.dtype for x in keys + values} == {torch.bfloat16}
 
