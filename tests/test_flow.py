@@ -30,6 +30,13 @@ def test_halving_the_steps_divides_the_error_by_2_to_the_order(name, solver, cal
     assert len(times) == (128 + 256) * calls
 
 
+def test_ab2_minds_the_length_of_its_steps():
+    """Where the velocity is t itself, only the first step, which is Euler's, has an error."""
+    times = flow.schedule(5, 3.0)
+    x = flow.ab2(lambda x, t: t.view(-1, 1, 1, 1), torch.zeros(1, 1, 1, 1), times)
+    assert torch.allclose(x, -0.5 - (times[0] - times[1]) ** 2 / 2)
+
+
 def test_times_of_sampling_and_training_are_shifted_alike():
     """The release: linspace(1, 0, 50) shifted by 3, of which 41 steps have guidance in (0.4, 1]."""
     assert torch.equal(flow.schedule(4), torch.tensor([1, 0.75, 0.5, 0.25, 0]))

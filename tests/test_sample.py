@@ -1,5 +1,4 @@
-"""sample.py on a tiny random checkpoint: noise by (seed, k), batches that do not matter, and every
-way to ask wrongly."""
+"""sample.py on a tiny random checkpoint: by hand, in batches, and asked wrongly."""
 import copy
 import json
 
@@ -105,14 +104,16 @@ def test_one_image_by_hand(loaded):
     assert set(guided) == {True, False}
 
 
-def test_sizes_that_a_checkpoint_draws(loaded):
-    assert images(loaded, REPORTS[:1], size=16).shape == (1, 1, 16, 16)
-    for size in (12, 40):
-        with pytest.raises(InputError, match="multiples of 8 up to 32"):
-            images(loaded, size=size)
+def test_what_a_checkpoint_draws(loaded):
     model, _, tokenizer = loaded
-    with pytest.raises(InputError, match="cannot draw"):
-        images((model, None, tokenizer))
+    assert images(loaded, REPORTS[:1], size=16).shape == (1, 1, 16, 16)
+    for parts, size, sentence in (
+        (loaded, 12, "multiples of 8 up to 32"),
+        (loaded, 40, "multiples of 8 up to 32"),
+        ((model, None, tokenizer), 32, "cannot draw"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            images(parts, size=size)
 
 
 # ---- image -> report ----
