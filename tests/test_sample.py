@@ -257,13 +257,13 @@ def test_what_is_bad_is_named_and_the_rest_is_done(main, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     bad = ["bad.png", "empty", "missing.png"]
     reports = [" ", "effusion " * 200]
-    for pictures, texts, code, output in (
-        ([good[0], *bad, good[1]], [REPORTS[0], *reports], 1, expected),
-        (bad, ["", *reports], 2, ""),
+    for pictures, texts, code, output, failures in (
+        ([good[0], *bad, good[1]], [REPORTS[0], *reports], 1, expected, 5),
+        (bad, ["", *reports], 2, "", 6),
     ):
         assert main("--image", *pictures, "--report", *texts, *line) == code
         printed = capsys.readouterr()
-        assert printed.out == output
+        assert printed.out == output and printed.err.count("error: ") == failures
         for words in ("bad.png cannot be read", "empty holds no image", "no image at missing.png",
                       "report 2 is empty", "report 3 has", "shorten it"):
             assert words in printed.err
