@@ -60,7 +60,7 @@ def main(argv):
     dtype = processes.torch_dtype(cfg.dtype)
     model, vae, tokenizer = weights.load(cfg.checkpoint, dtype=dtype)
     # only now it is known whether these are the released weights
-    pass
+    cfg = sample.preset_for(model, cfg, argv, __doc__)
     out = Path(cfg.out)
 
     # whose reports are drawn, and which networks judge the images

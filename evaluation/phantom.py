@@ -111,7 +111,7 @@ class Examinee:
         if cfg.size == 0:
             cfg = replace(cfg, size=self.size)
         return sample.generate_images(self.model, self.vae, self.tokenizer, reports,
-                                      sampling=cfg, numbers=[0, 0])[:, 0]
+                                      sampling=cfg, numbers=range(len(reports)))[:, 0]
 
     @torch.inference_mode()
     def through_vae(self, pictures):
