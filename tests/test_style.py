@@ -120,14 +120,8 @@ def dense(name):
             yield node.lineno, f"and/or picks a value: {ast.unparse(node)[:60]}"
 
 
-# files that have not been rewritten yet; the list only shrinks
-NOT_YET = {"tests/helpers.py", "tests/test_bare.py"}
-
-
 @pytest.mark.parametrize("name", [*FILES, *TESTS])
 def test_a_reader_meets_one_thought_a_line(name):
-    if name in NOT_YET:
-        pytest.skip("not rewritten yet")
     places = [f"{name}:{number}: {what}" for number, what in sorted(dense(name))]
     assert not places, "\n".join(places)
 
@@ -188,7 +182,7 @@ def room_of(name):
 @pytest.mark.parametrize("name", FILES)
 def test_imports_point_one_way(name):
     room = room_of(name)
-    if room in ANYTHING or name in NOT_YET:
+    if room in ANYTHING:
         return
     ours = {room_of(file) for file in FILES} | NETWORK
     others = {other for other in set(imported(name)) & ours if room_of(other) != room}

@@ -36,6 +36,7 @@ def test_it_goes_on_from_a_later_stage(phantom, stage2, tmp_path):
 @pytest.mark.parametrize("more, words", [
     (["--data", "nowhere"], "tokenizer.*phantom.prepare"),
     (["--image-size", 32], "und-32.*prepare"),
+    (["--micro-batch", 3], "multiple of 3"),
     (["--init", "nowhere"], "no checkpoint at"),
     (["--boards", "paper"], "--boards paper is none of tensorboard, wandb"),
     (["--max-text", 8], "max_text 8"),

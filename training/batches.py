@@ -147,13 +147,19 @@ class Samples:
         return Batch(**columns)
 
 
-def micro_batches(batch_size, process, micro_batch, start, stop):
-    """This process's micro-batches as lists of (step, index), in order, for steps start..stop-1."""
-    together = process.world * micro_batch          # samples of all processes in one micro-step
+def refuse_uneven(batch_size, process, micro_batch):
+    """InputError if a batch cannot be cut into equal micro-batches on all processes."""
+    together = process.world * micro_batch
     if batch_size % together:
         raise InputError(f"--batch-size {batch_size} does not divide into {process.world} "
                          f"processes with micro-batches of {micro_batch}; choose a multiple of "
                          f"{together}.")
+
+
+def micro_batches(batch_size, process, micro_batch, start, stop):
+    """This process's micro-batches as lists of (step, index), in order, for steps start..stop-1."""
+    refuse_uneven(batch_size, process, micro_batch)
+    together = process.world * micro_batch          # samples of all processes in one micro-step
 
     def keys():
         for step in range(start, stop):

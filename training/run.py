@@ -31,7 +31,7 @@ from common import processes
 from common.cli import InputError, differences, option
 from common.processes import all_sum, gather, print0
 from training import cost, optim
-from training.batches import Samples, loader
+from training.batches import Samples, loader, refuse_uneven
 from training.log import Log, Meter, open_boards
 from training.resume import checkpoint_to_resume, optimizer_state, restore, tidy
 from weights import checkpoint
@@ -190,8 +190,11 @@ class Run:
         self.world = self.process.world
         self.device = self.process.device
         self.master = self.process.master       # this one writes files and shows progress
-        # one run, one command; then the checkpoint to go on from, or None
+        # one run, one command, and batches that can be shared out (phantom.train_vae cuts its own);
+        # then the checkpoint to go on from, or None
         check_ranks_agree(cfg)
+        if "micro_batch" in vars(cfg):
+            refuse_uneven(cfg.batch_size, self.process, cfg.micro_batch)
         self.resume = checkpoint_to_resume(cfg)
 
     def prepare(self, module, average_of, adamw_only=()):
