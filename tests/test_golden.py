@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import flow
 import weights
 from helpers import GOLDEN, close, needs_golden
-from model import UniX, UniXConfig
+from model import UniX, UniXConfig, time_features
 from repa import Projector, repa_loss
 from vision import ViTConfig
 from weights import layouts
@@ -124,7 +124,70 @@ def test_text_to_image(model, golden, h, w, renorm, name):
         close(torch.stack(points), recorded["traj.x_steps"])
 
 
+def block_input(model, x_t, t, position_ids):
+    """The g stream of a noisy block: latents, time and positions, each embedded."""
+    time = model.time_embed(time_features(t))[:, None]
+    return model.latent_in(x_t[None]) + time + model.latent_positions[position_ids]
+
+
+@pytest.mark.parametrize("h, w", [(4, 4), (4, 6)])
+@torch.no_grad()
+def test_velocity_and_guidance(model, golden, h, w):
+    """One velocity with and without the report, every rescaling, hidden states of the block."""
+    recorded = part(golden, f"gen_{h}x{w}.")
+    _, cache = model.prefill_text(text(model.cfg, golden["gen.prompt_ids"]))
+    x_t, t = grid(recorded["x_t"], h, w), recorded["t"][None]
+    v_cond, v_uncond = model.velocity(x_t, t, cache), model.velocity(x_t, t)
+    close(tokens(v_cond), recorded["v_cond"])
+    close(tokens(v_uncond), recorded["v_uncond"])
+    for renorm in ("global", "channel"):
+        close(tokens(flow.guide(v_cond, v_uncond, 2.0, renorm)), recorded[f"v_cfg2_{renorm}"])
+    close(tokens(flow.guide(v_cond, v_uncond, 2.0, "channel")), recorded["v_cfg2_text_channel"])
+    # the demo's: scale 3, then again 1.5 towards it with the text as "image": 1 + 1.5 (3 - 1)
+    close(tokens(flow.guide(v_cond, v_uncond, 4.0)), recorded["v_cfg3_img1.5_global"])
+
+    g = block_input(model, recorded["x_t"], t, recorded["latent_position_ids"])
+    u = torch.cat(model.boundary(1), dim=1)
+    u, g, _, _ = model.block(u, g, cache, cache.next_position[:, None], causal=False)
+    close(torch.cat([u[:, :1], g, u[:, 1:]], dim=1)[0], recorded["hidden_cond"])
+
+
 # ---- training ----
+
+@torch.no_grad()
+def test_a_training_sample_at_shift_3_and_its_hidden_states(model, golden):
+    recorded, shifted = part(golden, "train_gen."), part(golden, "train_gen_shift3.")
+    t = flow.sample_t(recorded["t_raw"][None], 3.0)
+    close(t, shifted["t"][:1])
+    x_t, target = flow.interpolate(recorded["latent"][None], grid(recorded["noise"], 4, 4), t)
+    hidden, cache = model.prefill_text(text(model.cfg, recorded["prompt_ids"]))
+    v = model.velocity(x_t, t, cache)
+    close(tokens(v), shifted["pred"])
+    close(tokens((v - target).square()), shifted["mse"])
+
+    # at shift 1: all normed hidden states, of the text, then of SOI, latents and EOI
+    x_t, t = tokens(grid(recorded["x_t"], 4, 4)), recorded["t"][:1]
+    g = block_input(model, x_t, t, recorded["latent_position_ids"])
+    u = torch.cat(model.boundary(1), dim=1)
+    u, g, _, _ = model.block(u, g, cache, cache.next_position[:, None], causal=False)
+    close(torch.cat([hidden, u[:, :1], g, u[:, 1:]], dim=1)[0], recorded["final_hidden"])
+
+
+@torch.no_grad()
+def test_two_packed_samples_are_two_rows(model, golden):
+    """A report with a 4 x 4 latent, and no report with 4 x 6: two calls on one cache."""
+    recorded = part(golden, "train_pack2.")
+    ids = text(model.cfg, recorded["prompt_ids"]).repeat(2, 1)
+    cache = model.prefill_text(ids)[1].drop(torch.tensor([False, True]))
+    samples = (("latent_a", slice(0, 16), 4, 4), ("latent_b", slice(16, 40), 4, 6))
+    for row, (name, packed, h, w) in enumerate(samples):
+        t = torch.sigmoid(recorded["t_raw"][packed][:1])
+        noise = grid(recorded["noise"][packed], h, w)
+        x_t, target = flow.interpolate(recorded[name][None], noise, t)
+        v = model.velocity(x_t.repeat(2, 1, 1, 1), t.repeat(2), cache)[row:row + 1]
+        close(tokens(v), recorded["pred"][packed])
+        close(tokens((v - target).square()), recorded["mse"][packed])
+
 
 def check_gradients(model, golden, prefix):
     """Every recorded gradient; the names are the release's."""
@@ -142,7 +205,6 @@ def test_generation_training(golden, frozen, gradients):
         model.freeze("u")
     t = flow.sample_t(recorded["t_raw"][None])
     close(t, recorded["t"][:1])
-    close(flow.sample_t(recorded["t_raw"][None], 3.0), golden["train_gen_shift3.t"][:1])
     x_t, target = flow.interpolate(recorded["latent"][None], grid(recorded["noise"], 4, 4), t)
     with torch.set_grad_enabled(not frozen):
         _, cache = model.prefill_text(text(model.cfg, recorded["prompt_ids"]))
