@@ -20,7 +20,7 @@ import flow
 import weights
 from bench.measuring import large_product, medians, tell
 from common.cli import InputError, cli, override
-from common.processes import generator, setup
+from common.processes import generator, setup, torch_dtype
 from model import UniX, UniXConfig
 from sample import Sampling, generate_reports, guided
 from training.cost import velocity_flops
@@ -33,6 +33,7 @@ class FullSizeConfig:
     out: str = "out/bench-UniX"     # where the random weights are, or will be written
     text: int = 96                  # tokens of the report to draw
     grid: int = 16                  # rows of its latents; 16 are 256 pixels
+    dtype: str = "bfloat16"         # of the weights; float32 where the CPU has no bf16
     threads: int = 0                # CPU threads; 0 leaves it to torch
     json: bool = False              # print the figures as JSON
 
@@ -83,7 +84,7 @@ def measure(model, vae, tokenizer, text, grid, steps=4, tokens=32):
     seconds, latents = seconds_of(lambda: flow.euler(velocity, noise, flow.schedule(steps, 3.0)))
     step = seconds / steps
     figures["seconds a guided step"] = step
-    decode, _ = seconds_of(lambda: vae.pictures(latents.bfloat16()))
+    decode, _ = seconds_of(lambda: vae.pictures(latents.to(model.embed.weight.dtype)))
     figures["seconds to decode a picture"] = decode
 
     # reading: what one token takes is what remains after image, prompt and the first token
@@ -102,7 +103,7 @@ def measure(model, vae, tokenizer, text, grid, steps=4, tokens=32):
 
     # the limits of the machine, in the same process
     cpu = torch.device("cpu")
-    product, operations = large_product(cpu, torch.bfloat16)
+    product, operations = large_product(cpu, model.embed.weight.dtype)
     used = [p for name, p in model.named_parameters()
             if ".u." in name or name.startswith("lm_head")]
     block = torch.ones(sum(p.nbytes for p in used) // 4)        # as many bytes as a token reads
@@ -116,7 +117,7 @@ def measure(model, vae, tokenizer, text, grid, steps=4, tokens=32):
 def measure_release(cfg, pipe):
     """What the measuring process does: load, measure, send the figures."""
     setup("cpu", cfg.threads)
-    load, loaded = seconds_of(lambda: weights.load(cfg.out, dtype=torch.bfloat16))
+    load, loaded = seconds_of(lambda: weights.load(cfg.out, dtype=torch_dtype(cfg.dtype)))
     pipe.send({"seconds to load": load, **measure(*loaded, cfg.text, cfg.grid)})
 
 

@@ -33,7 +33,7 @@ TINY = "--n-embd 64 --n-layer 1 --n-head 2 --n-inner 96 --grid 2 --text 8 --cach
 
 
 def test_speed_is_told_in_ratios(capsys):
-    sampling.main([*TINY.split(), "--device", "cpu"])
+    sampling.main([*TINY.split(), "--device", "cpu", "--dtype", "float32"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[1:]] == [
         "guided velocity, 1 image(s)", "guided velocity, 8 image(s)", "decoding after 2 tokens",
@@ -44,7 +44,7 @@ def test_speed_is_told_in_ratios(capsys):
 @pytest.mark.slow
 def test_few_steps_come_near_the_converged_solution(capsys):
     """The order that docs/results.md shows: ab2 before Heun before Euler at sixteen velocities."""
-    sampling.main("--solvers --reports 1 --device cpu --json".split())
+    sampling.main("--solvers --reports 1 --device cpu --dtype float32 --json".split())
     figures = json.loads(capsys.readouterr().out)
     distance = {name: f["distance"] for name, f in figures.items()}
     ab2, heun, euler = (distance[f"{name}, shift 1"] for name in
@@ -57,9 +57,9 @@ def test_a_release_is_measured_in_both_directions(tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text(some_tokenizer(64))
     cfg = tiny_config(latent_channels=4)
-    model = randomise(UniX(cfg)).eval().bfloat16()
+    model = randomise(UniX(cfg)).eval()
     tokenizer = Tokenizer(path, cfg.bos, cfg.eos, cfg.soi, cfg.eoi)
-    figures = full_size.measure(model, tiny_vae().bfloat16(), tokenizer, text=8, grid=2, steps=1,
+    figures = full_size.measure(model, tiny_vae(), tokenizer, text=8, grid=2, steps=1,
                                 tokens=4)
     assert len(figures) == 8
     assert figures["seconds a guided step"] > 0 and figures["seconds before the first token"] > 0
@@ -69,6 +69,6 @@ def test_a_release_is_measured_in_both_directions(tmp_path):
 @pytest.mark.slow
 def test_weights_that_are_there_are_measured_by_a_process_of_its_own(capfd):
     """The demo's, in place of 6.6 GB."""
-    full_size.main(f"--out {ROOT / 'demo'} --grid 8 --text 20 --threads 1".split())
+    full_size.main(f"--out {ROOT / 'demo'} --grid 8 --text 20 --threads 1 --dtype float32".split())
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].startswith("seconds to load") and len(lines) == 9
