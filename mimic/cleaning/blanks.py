@@ -3,7 +3,6 @@
 In MIMIC-CXR dates, names and places have been replaced by "___". Each rule takes one clause and
 returns what is left of it, or "". All examples are invented.
 """
-import re
 
 from mimic.cleaning.sentences import ended
 from mimic.cleaning.words import (

@@ -8,7 +8,7 @@ import re
 
 from mimic.cleaning.sentences import ended
 from mimic.cleaning.words import (
-    BLANK, CHANGED, CLAUSE_END, COMPARATIVE, COMPARED_TO, DEVICE, EARLIER, EARLIER_STUDY, FINDING,
+    BLANK, CLAUSE_END, COMPARATIVE, COMPARED_TO, DEVICE, EARLIER, EARLIER_STUDY, FINDING,
     HOW_MUCH, IN_COMPARISON, MERE_CHANGE, NEGATION, SAME, SEVERITY, VERB, either, facts, pattern)
 
 

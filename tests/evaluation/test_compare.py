@@ -1,6 +1,5 @@
 """`evaluate.py features` and `compare`: other people's images and reports, from their files."""
 import json
-import shutil
 
 import numpy as np
 import pytest

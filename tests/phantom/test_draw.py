@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from phantom.draw import draw
-from phantom.facts import FACTS, SIDES, TABLE, ZONES, sample_facts
+from phantom.facts import FACTS, TABLE, ZONES, sample_facts
 
 HEALTHY = frozenset()
 
