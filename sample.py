@@ -346,16 +346,14 @@ def main(argv):
     files = image_files(cfg.image, failures)
 
     # what cannot end well is said before the weights are loaded
-    for name, path in files:
-        if not path.exists():
-            failures.append(f"there is no image at {name}.")
-    files = [(name, path) for name, path in files if path.exists()]
     if not reports and not cfg.image:
         raise InputError('nothing to do: give --report "Large left pleural effusion." or '
                          "--image chest.png (--help lists all options).")
     out = Path(cfg.out)
     unfit = out.suffix.lower() != ".png" or out.is_dir() or not os.access(out.parent, os.W_OK)
-    if not reports and not files:
+    missing = [name for name, path in files if not path.exists()]
+    if not reports and len(missing) == len(files):
+        failures += [f"there is no image at {name}." for name in missing]
         return report_failures(failures, results=0)
     if reports and unfit:
         raise InputError(f"--out {out} cannot be written; name a .png file in a folder that exists "

@@ -63,6 +63,8 @@ class TrainConfig(RunConfig):
         super().__post_init__()
         sizes = (self.size, self.max_latent_size, self.repa_inner, self.shift)
         assert min(sizes) > 0, "sizes and --shift must be positive."
+        assert min(self.repa, self.repa_size) >= 0, "--repa and --repa-size: 0 or more."
+        assert 0 <= self.text_dropout <= 1, "--text-dropout is a share, from 0 to 1."
 
 
 PAPER3 = dict(
@@ -173,6 +175,10 @@ def repa_parts(cfg, model):
     if not cfg.repa:
         return None, None
     encoder = weights.load_rad_dino(cfg.repa_encoder) if cfg.repa_encoder else model.vision
+    patch = encoder.cfg.patch_size
+    if cfg.repa_size % patch:
+        raise InputError(f"--repa-size {cfg.repa_size} is no multiple of the encoder's patches of "
+                         f"{patch} pixels.")
     torch.manual_seed(cfg.seed)
     return encoder, repa.Projector(model.cfg.n_embd, cfg.repa_inner, encoder.cfg.n_embd)
 

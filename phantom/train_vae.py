@@ -58,6 +58,20 @@ class TrainConfig(RunConfig):
     decay: str = "cosine"               # learning rate after warm-up; or constant
     ema: float = 0.99                   # decay of the average, which is saved as the VAE
 
+    def __post_init__(self):
+        super().__post_init__()
+        counts = [self.z_channels, self.ch, self.n_res, self.norm_groups, self.scales,
+                  *self.ch_mult, *self.sizes]
+        assert min(counts) >= 1, "sizes, channels, blocks, groups and --scales must be 1 or more."
+        assert min(self.l1, self.l2, self.kl) >= 0, "--l1, --l2 and --kl must be 0 or more."
+        factor = 2 ** max(0, len(self.ch_mult) - 1)
+        for size in self.sizes:
+            assert size % factor == 0, (
+                f"--sizes {size} is no multiple of {factor}, by which {len(self.ch_mult)} levels "
+                "shrink a picture.")
+            assert size // 2 ** (self.scales - 1) >= 2, (
+                f"--scales {self.scales} leaves nothing of a picture of {size} pixels.")
+
 
 PRESETS = {
     "phantom": dict(sizes=[128, 64], ch=16, ch_mult=[1, 1, 2, 4, 8], n_res=1, norm_groups=8),

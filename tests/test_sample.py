@@ -264,8 +264,9 @@ def test_what_is_bad_is_named_and_the_rest_is_done(main, tmp_path, capsys):
         assert main("--image", *pictures, "--report", *texts, *line) == code
         printed = capsys.readouterr()
         assert printed.out == output and printed.err.count("error: ") == failures
-        for words in ("bad.png cannot be read", "empty holds no image", "no image at missing.png",
-                      "report 2 is empty", "report 3 has", "shorten it"):
+        for words in ("bad.png cannot be read", "empty holds no image",
+                      "missing.png cannot be read", "report 2 is empty", "report 3 has",
+                      "shorten it"):
             assert words in printed.err
 
 

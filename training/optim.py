@@ -23,8 +23,8 @@ def lr_at(step, lr, warmup, steps, decay="constant"):
         return lr * (step + 1) / warmup
     if decay == "constant":
         return lr
-    progress = (step - warmup) / max(1, steps - warmup)
-    return lr * 0.5 * (1 + math.cos(math.pi * progress))
+    angle = math.pi * (step - warmup) / max(1, steps - warmup)
+    return lr * 0.5 * (1 + math.cos(angle))
 
 
 class Muon(torch.optim.Optimizer):

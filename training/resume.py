@@ -25,6 +25,10 @@ FREE = ("steps", "out", "overwrite", "save_every", "eval_every", "sample_every",
         "recompute")
 
 
+# settings that runs of earlier versions hold, at the values that changed nothing
+GONE = {"keep_every": 0, "train_u": False, "und_share": 0.0}
+
+
 def checkpoint_to_resume(cfg):
     """The newest checkpoint of the run in cfg.out, or None to start anew. Nothing is deleted here.
 
@@ -39,10 +43,12 @@ def checkpoint_to_resume(cfg):
     free = set(FREE)
     if cfg.decay == "cosine":           # then the number of steps decides every learning rate
         free.remove("steps")
-    different = differences(config["settings"], asdict(cfg), free)
+    theirs = {key: value for key, value in config["settings"].items()
+              if key not in GONE or value != GONE[key]}
+    different = differences(theirs, asdict(cfg), free)
     if different:
-        theirs = ", ".join(f"{key}={value}" for key, (value, _) in different.items())
-        raise InputError(f"{cfg.out} holds a run with other settings ({theirs}); choose another "
+        named = ", ".join(f"{key}={value}" for key, (value, _) in different.items())
+        raise InputError(f"{cfg.out} holds a run with other settings ({named}); choose another "
                          "--out, or --overwrite to start anew.")
     if config["step"] > cfg.steps:
         raise InputError(f"{cfg.out} has made {config['step']} steps already, more than --steps "

@@ -155,10 +155,13 @@ def load_rad_dino(path, dtype=torch.float32):
         cfg = tower_config(Sizes(source, DINO), settings)
     refuse_contradictions(cfg, settings, path)
 
-    # a ViT of ours has the exact GELU alone in its MLPs
+    # DINOv2 has the exact GELU; a relative of it may have the tanh one
     activation = settings.get("hidden_act", "gelu")
-    if activation != "gelu":
-        raise InputError(f"{path}: config.json says hidden_act {activation}; DINOv2 has gelu.")
+    gelus = {"gelu": "none", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
+    if activation not in gelus:
+        raise InputError(f"{path}: config.json says hidden_act {activation}, which is none of "
+                         f"{', '.join(gelus)}.")
+    cfg.gelu = gelus[activation]
     return fill_translated(without_storage(ViT, cfg), source, DINO, path, dtype)
 
 

@@ -125,6 +125,8 @@ def test_the_vae_is_the_average_and_every_checkpoint_knows_its_scale(data, out):
 @pytest.mark.parametrize("words, sentence", [
     ("--data nowhere --overwrite", "no packed data set at nowhere/gen-32"),
     ("--norm-groups 3 --overwrite", "divide"),
+    ("--scales 9 --overwrite", "leaves nothing of a picture"),
+    ("--z-channels 0 --overwrite", "must be 1 or more"),
     ("--kl 1e-3", "other settings .kl=0.0001"),
 ])
 def test_what_cannot_run_is_refused_in_one_sentence(data, out, words, sentence):

@@ -27,6 +27,9 @@ def backward(module):
 def test_the_learning_rate_warms_up_and_stays_or_follows_a_cosine():
     assert [optim.lr_at(s, 1.0, 4, 100) for s in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1, 1, 1]
     assert optim.lr_at(0, 2e-4, 0, 10) == 2e-4
+    # in the order of operations that all runs so far have had: the last digit counts
+    assert optim.lr_at(405, 2e-3, 100, 2600, "cosine") == 2e-3 * 0.5 * (
+        1 + math.cos(math.pi * 305 / 2500))
     cosine = [optim.lr_at(s, 1.0, 10, 110, "cosine") for s in (9, 10, 35, 60, 110)]
     assert cosine == pytest.approx([1, 1, (1 + math.sqrt(0.5)) / 2, 0.5, 0], abs=1e-9)
 

@@ -80,8 +80,9 @@ def test_a_signal_saves_and_ends_and_later_the_run_goes_on(whole, tmp_path, caps
 
 # ---- what is looked at before a run, and what is deleted ----
 
-def write_checkpoint(cfg, step):
-    checkpoint.save(cfg.out, step, config={"settings": asdict(cfg)},
+def write_checkpoint(cfg, step, settings=None):
+    settings = asdict(cfg) if settings is None else settings
+    checkpoint.save(cfg.out, step, config={"settings": settings},
                     tensors={"model": {"a": torch.zeros(3)}})
 
 
@@ -97,6 +98,21 @@ def test_the_newest_checkpoint_of_the_same_settings_goes_on(tmp_path):
         checkpoint_to_resume(replace(cfg, lr=2e-3))
     with pytest.raises(InputError, match="5 steps already"):
         checkpoint_to_resume(replace(cfg, steps=4))
+    # with a cosine the number of steps decides every learning rate
+    write_checkpoint(replace(cfg, decay="cosine"), 6)
+    with pytest.raises(InputError, match=r"other settings \(steps="):
+        checkpoint_to_resume(replace(cfg, decay="cosine", steps=7))
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path):
+    """Its settings that are gone are passed over where they changed nothing."""
+    cfg = TrainConfig(out=str(tmp_path / "run"))
+    earlier = {**asdict(cfg), "keep_every": 0, "train_u": False, "und_share": 0.0}
+    write_checkpoint(cfg, 5, earlier)
+    assert checkpoint_to_resume(cfg) == tmp_path / "run" / "00000005"
+    write_checkpoint(cfg, 6, {**earlier, "train_u": True})
+    with pytest.raises(InputError, match=r"other settings \(train_u=True\)"):
+        checkpoint_to_resume(cfg)
 
 
 def test_looking_deletes_nothing_and_tidying_only_what_a_run_wrote(tmp_path):
