@@ -48,10 +48,10 @@ class TrainConfig(RunConfig):
     repa_encoder: str = "pretrained/rad-dino"   # whom to align with; "": the vision tower
     repa_size: int = 0                  # pixels the encoder gets; 0: as trained; 224 is cheap
     text_dropout: float = 0.1           # share of samples without text
-    shift: float = 1.0                  # of the training times towards noise; 1: none
+    shift: float = 1.0                  # shift of the training times towards noise; 1: none
     # optimizer (Table 1, stage 2)
     steps: int = 75000                  # optimizer steps in all
-    batch_size: int = 256               # a step; a multiple of processes times --micro-batch
+    batch_size: int = 256               # samples a step: a multiple of ranks x --micro-batch
     micro_batch: int = 8                # samples of a forward pass; with --shard it fits 8 x 48 GB
     shard: bool = True                  # spread AdamW's state over the processes (ZeRO 1)
     lr: float = 2e-4                    # learning rate after warm-up

@@ -49,8 +49,8 @@ class TrainConfig(RunConfig):
     max_text: int = 512                 # tokens of one text block
     # optimizer (Table 1, stage 1)
     steps: int = 3840                   # optimizer steps in all
-    batch_size: int = 256               # a step; a multiple of processes times --micro-batch
-    micro_batch: int = 8                # of a forward pass; with --shard --recompute fits 8 x 48 GB
+    batch_size: int = 256               # samples a step: a multiple of ranks x --micro-batch
+    micro_batch: int = 8                # samples of a forward pass; --shard --recompute: 8 x 48 GB
     shard: bool = True                  # spread AdamW's state over the processes (ZeRO 1)
     recompute: bool = True              # compute layers again going backward: less memory
     lr: float = 1e-4                    # learning rate after warm-up

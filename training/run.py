@@ -49,13 +49,13 @@ class RunConfig:
     keep: int = 2                       # newest checkpoints to keep
     max_skipped: int = 20               # steps in a row without a finite gradient that end the run
     optimizer: str = "adamw"            # adamw, or muon for the matrices: faster from nothing
-    decay: str = "constant"             # learning rate after warm-up; or "cosine", down to 0
+    decay: str = "constant"             # learning rate after warm-up: constant, or cosine down to 0
     weight_decay: float = 0.0           # weight decay of AdamW
     clip: float = 1.0                   # largest norm of the gradient
     ema: float = 0.9999                 # decay of the averaged weights
-    seed: int = 0                       # of everything random
+    seed: int = 0                       # seed of everything random
     device: str = "auto"                # auto, cpu, cuda
-    dtype: str = "bfloat16"             # of matrix products; parameters stay float32
+    dtype: str = "bfloat16"             # float32 or bfloat16, of products; parameters stay float32
     threads: int = 0                    # CPU threads; 0 leaves it to torch
     workers: int = -1                   # threads that read ahead; -1: four with a GPU, else none
     shard: bool = False                 # spread the optimizer's state over the ranks (ZeRO 1)
