@@ -79,10 +79,9 @@ def test_ahead_raises_where_the_result_is_asked_for():
 # ---- torch on a CPU ----
 
 FAULTS = """
-import resource, sys, torch
+import resource, torch
 from common.processes import keep_memory
-if sys.argv[1] == "kept":
-    keep_memory()
+keep_memory()
 up, down = torch.nn.Linear(512, 1408), torch.nn.Linear(1408, 512)
 
 def faults(rounds):
@@ -95,19 +94,19 @@ def faults(rounds):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 faults(30)
-print(faults(30))"""
+print(faults(60))"""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_memory_of_freed_tensors_is_kept():
-    """Page faults of 30 rounds of a small network, after as many, in processes of their own."""
-    faults = {}
-    for mode in ("kept", "not"):
-        line = [sys.executable, "-c", FAULTS, mode]
-        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
-        faults[mode] = int(done.stdout)
-    assert 10 * faults["kept"] < faults["not"]
+    """Page faults of 60 rounds of a small network, after 30, in a process of its own.
+
+    At most a thousand; without keep_memory it was 6,000 to 140,000, as glibc happens to decide.
+    """
+    line = [sys.executable, "-c", FAULTS]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 3_000
 
 
 @pytest.mark.parametrize("rows, without_onednn", [(1, True), (2, False)])
