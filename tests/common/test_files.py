@@ -35,7 +35,6 @@ def test_lines_of_other_peoples_editors(tmp_path):
 @pytest.mark.parametrize("read, content, sentence", [
     (files.read_jsonl, b'{"a": 1}\n\n{"a": \n', "line 3 of .* is not JSON"),
     (files.read_json, b"{", "is not JSON"),
-    (files.read_jsonl, b"[" * 100_000, "line 1 of .* is not JSON"),
     (files.text_lines, b"\xff\xfe\x00broken\xff", "missing or not a text file in UTF-8"),
     (files.text_lines, None, "missing or not a text file in UTF-8")])
 def test_what_cannot_be_read_is_named_in_a_sentence(tmp_path, read, content, sentence):
