@@ -24,10 +24,10 @@ import weights
 from common.cli import InputError, cli, override
 from common.packed import Packed
 from common.processes import all_sum, print0
-from sample import show_drawn
 from training import cost
 from training.batches import Samples
 from training.run import Run, RunConfig
+from training.show import show_drawn
 
 
 @dataclass

@@ -21,10 +21,10 @@ from common.cli import InputError, cli, override
 from common.packed import Packed
 from common.processes import all_sum, print0
 from model import UniX, UniXConfig
-from sample import show_written
 from training import cost
 from training.batches import Samples
 from training.run import Run, RunConfig
+from training.show import show_written
 from vision import ViTConfig, normalize
 
 

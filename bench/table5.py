@@ -24,12 +24,12 @@ from common.cli import InputError, cli, override
 from common.packed import Packed
 from common.processes import all_sum, print0
 from mimic.check import refuse_leak
-from sample import show_drawn
 from train_gen import GenStep
 from train_und import UndStep
 from training import cost
 from training.batches import Samples
 from training.run import Run
+from training.show import show_drawn
 
 
 @dataclass

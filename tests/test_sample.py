@@ -18,6 +18,7 @@ from helpers import randomise, tiny_config, tiny_vae
 from model import UniX
 from sample import Sampling
 from tokenizer import Tokenizer
+from training.show import show_drawn, show_written
 from vision import normalize
 from weights import checkpoint
 
@@ -181,10 +182,10 @@ def test_choose():
 
 def test_something_to_look_at_while_training(loaded, phantom, tmp_path):
     data = Packed(phantom, "gen", 32, "val")
-    sample.show_drawn(*loaded, data, tmp_path / "samples" / "1.png", n=2)
+    show_drawn(*loaded, data, tmp_path / "samples" / "1.png", n=2)
     assert Image.open(tmp_path / "samples" / "1.png").text["notice"] == NOTICE
     model, _, tokenizer = loaded
-    sample.show_written(model, tokenizer, data, tmp_path / "samples" / "1.txt", n=2)
+    show_written(model, tokenizer, data, tmp_path / "samples" / "1.txt", n=2)
     text = (tmp_path / "samples" / "1.txt").read_text()
     assert text.count("given ") == text.count("written ") == 2
     assert data.rows[1]["report"] in text and text.endswith(NOTICE + "\n")

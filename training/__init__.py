@@ -7,5 +7,6 @@
     batches      which image a step sees and everything random about it; read ahead by threads
     cost         operations and memory of a step
     latents      posteriors of the VAE stored beside the packed images
+    show         what the model draws and writes, to look at while it trains
     curves       log.jsonl of several runs in one picture
 """
