@@ -15,9 +15,9 @@ again: finished shards stay as they are. docs/data.md leads from the PhysioNet a
 MIMIC-CXR may not be passed on. So the output is readable by you alone and may not lie in a git work
 tree, and nothing that is printed quotes a report.
 
-Read on in the order of a sample's way, all in mimic/: sources (where images and reports lie),
-annotations and splits (who trains and tests), sections and cleaning/ (what a report says), rows,
-pixels (one image), shards (many), check (looking back).
+Read on in the order of a sample's way, all in mimic/: sources and openi (where images and reports
+lie), annotations and splits (who trains and tests), sections and cleaning/ (what a report says),
+rows, pixels (one image), shards (many), check (looking back).
 """
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from common.cli import InputError, cli, override
 from common.files import write_text
 from mimic import check, rows, shards, sources, splits
 from mimic.cleaning import llm
+from mimic.items import LeftOut
 
 
 @dataclass
@@ -133,7 +134,7 @@ def main(argv):
 def prepare(cfg, out):
     """From raw data to packed data sets in `out` -> the exit code."""
     # which images there are; everything that drops out on the way is remembered with a reason
-    left_out = sources.LeftOut()
+    left_out = LeftOut()
     root, items = sources.read_source(cfg, left_out)
 
     # who trains, validates and tests. Both tasks are laid out even if one is asked for: so shard k

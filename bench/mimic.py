@@ -19,6 +19,7 @@ import mimic_tree
 import prepare_mimic
 from common.cli import InputError, cli
 from mimic import sources, splits
+from mimic.items import LeftOut
 from mimic.annotations import FINDINGS
 
 
@@ -70,7 +71,7 @@ def tables(folder, rows):
 
     start = time.perf_counter()
     cfg = prepare_mimic.Settings(images=str(folder), reports=str(folder / "reports.zip"))
-    left_out = sources.LeftOut()
+    left_out = LeftOut()
     _, items = sources.read_source(cfg, left_out)
     chosen, _ = splits.assign(cfg, items, left_out)
     seconds = time.perf_counter() - start

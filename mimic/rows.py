@@ -9,9 +9,10 @@ different things.
 """
 from typing import NamedTuple
 
-from mimic import sections, sources
+from mimic import sections
 from mimic.cleaning import rules
 from mimic.cleaning.sentences import has_words
+from mimic.items import fraction
 
 # Our wording of the question; {parts} is what the report has. An image always gets the same one.
 # The paper draws from twenty sentences of its own, two endings of ten.
@@ -139,7 +140,7 @@ def with_headings(findings, impression):
 def question(item, impression):
     """The question that the report answers: it asks for an impression only where there is one."""
     # chosen by a hash of the id: it stays the same whichever other images there are
-    number = int(sources.fraction(item.id) * len(PROMPTS))
+    number = int(fraction(item.id) * len(PROMPTS))
     parts = "FINDINGS and IMPRESSION" if impression else "FINDINGS"
     return PROMPTS[number].format(parts=parts)
 

@@ -1,7 +1,7 @@
 """Where images and reports lie, in three kinds of collection -> a list of `Item`, one an image.
 
     mimic     MIMIC-CXR-JPG and the reports of MIMIC-CXR
-    openi     Open-I (Indiana University), as XML files or as Kaggle's tables
+    openi     Open-I (Indiana University), as XML files or as Kaggle's tables: openi.py
     table     a CSV or JSONL file of your own
 
 To add a source, write a function like these, (cfg, left_out) -> (image root, items), and name it in
@@ -10,52 +10,22 @@ goes to `left_out` with a reason; a reason counts as a fault of the data, toward
 it begins as one of LEFT_OUT in mimic/check.py. docs/data.md says which files there are and where
 they come from.
 """
-import hashlib
 import os
 import re
 import sys
 import zipfile
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
 
 from common.cli import InputError
 from common.files import read_jsonl
 from mimic.annotations import chexpert_labels
+from mimic.items import Item, hashed_split
+from mimic.openi import open_i
 from mimic.tables import find, read_header, read_table, whole_characters
 
 FRONTAL = ("PA", "AP")          # exactly these two views: the convention of the field
 DICOM_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{8}){4}")
-
-
-@dataclass(slots=True)
-class Item:
-    """One image with its report, for one task."""
-    id: str                     # of the image
-    subject: str                # the patient
-    study: str                  # one examination: some images, one report
-    split: str                  # train, val or test
-    view: str                   # PA, AP, frontal, or "" where it is not known
-    image: str                  # path below the image root without its ending, or with it
-    text: tuple | None = None   # (findings, impression, source), if not from a report file
-    labels: dict | None = None  # of the study, {finding: value}
-
-    @property
-    def text_key(self):
-        """Items with the same key have the same text: the images of a study, unless their texts
-        come from different annotations."""
-        if not self.text:
-            return f"{self.study}/report"
-        digest = hashlib.sha256(repr(self.text).encode()).hexdigest()
-        return f"{self.study}/{digest[:8]}"
-
-
-class LeftOut(list):
-    """(id, path, reason) of everything that is not packed. Never a word of a report."""
-
-    def add(self, id, path, reason):
-        self.append((id, path, sys.intern(reason)))     # few reasons, 130,000 lateral images
 
 
 def refuse_unnamed(cfg):
@@ -211,85 +181,6 @@ class Reports:
         return about.st_size, about.st_mtime_ns
 
 
-# ---- Open-I ----
-
-def open_i(cfg, left_out):
-    """Open-I: Kaggle's tables where they are, which know the frontal images; else the XML files.
-
-    There is no official split.
-    """
-    root = Path(cfg.images).expanduser()
-    folder = Path(cfg.reports).expanduser() if cfg.reports else root
-    tables = sorted(folder.glob("**/indiana_reports.csv"))
-    if tables:
-        texts, images = kaggle_tables(tables[0])
-    else:
-        texts, images = xml_files(folder, left_out)
-    if not images:
-        raise InputError(f"neither indiana_reports.csv nor ecgen-radiology/*.xml in {folder}; "
-                         "--reports wants their folder.")
-
-    # Open-I does not name its patients: every study counts as one of its own
-    items = []
-    for uid, name, projection in images:
-        study = f"CXR{uid}"
-        if projection != "Frontal":
-            left_out.add(study, name, f"not frontal: {projection}")
-            continue
-        findings, impression, labels = texts.get(uid, ("", "", []))
-        text = marked_blanks(findings), marked_blanks(impression), "openi"
-        items.append(Item(Path(name).stem, study, study, hashed_split(study), "frontal", name, text,
-                          {label: 1.0 for label in labels}))
-
-    # Kaggle's archive has the images one or two folders down
-    below = ("", "images_normalized", "images/images_normalized", "NLMCXR_png")
-    with_images = [root / name for name in below if any((root / name).glob("*.png"))]
-    return (with_images[0] if with_images else root), items
-
-
-def kaggle_tables(path):
-    """-> {uid: (findings, impression, labels)}, [(uid, file name, Frontal or Lateral)]."""
-    texts = {}
-    columns = ("uid", "findings", "impression", "MeSH")
-    for uid, findings, impression, mesh in read_table(path, columns):
-        texts[uid] = findings, impression, [label for label in mesh.split(";") if label]
-    projections = find(path.parent, "indiana_projections.csv", "it comes with indiana_reports.csv.")
-    return texts, list(read_table(projections, ("uid", "filename", "projection")))
-
-
-def xml_files(folder, left_out):
-    """The same from Open-I's XML, which does not say what is frontal: the image that ends in -1001
-    is taken for it."""
-    texts = {}
-    images = []
-    for path in sorted(folder.glob("**/*.xml"), key=lambda path: (len(path.stem), path.stem)):
-        uid = path.stem
-        try:
-            tree = ElementTree.parse(path).getroot()
-        except (ElementTree.ParseError, ValueError, LookupError):
-            left_out.add(uid, str(path), "damaged XML")
-            continue
-        # a report may lack a section, and a section its text
-        sections = {section.get("Label"): section.text for section in tree.iter("AbstractText")}
-        labels = [major.text for major in tree.iter("major") if major.text]
-        texts[uid] = sections.get("FINDINGS"), sections.get("IMPRESSION"), labels
-
-        names = [image.get("id") for image in tree.iter("parentImage") if image.get("id")]
-        frontal = [name for name in names if name.endswith("-1001")]
-        for name in names:
-            projection = "Frontal" if name in frontal[:1] else "Lateral"
-            images.append((uid, name + ".png", projection))
-        if not names:
-            left_out.add(uid, str(path), "report without image")
-    return texts, images
-
-
-def marked_blanks(text):
-    """Open-I's XXXX, where a word was taken out, as MIMIC's ___. None where there is no text."""
-    text = re.sub(r"\bX{4,}\b", "___", text).strip() if text else ""
-    return text if text else None
-
-
 # ---- a table of your own ----
 
 def table(cfg, left_out):
@@ -365,26 +256,6 @@ def divided(report):
     for heading, text in zip(pieces[::2], pieces[1::2]):
         sections[heading.lower()] = text.strip() if text.strip() else None
     return sections.get("findings"), sections.get("impression"), "table:sections"
-
-
-# ---- splits for data that has none ----
-
-def fraction(key):
-    """A number in [0, 1) that depends on the text `key` alone."""
-    # 48 bits of the hash, which a float holds exactly
-    return int(hashlib.sha256(key.encode()).hexdigest()[:12], 16) / 16**12
-
-
-def hashed_split(key):
-    """train, val or test for 70, 10 and 20 % of all keys. It stays when others come or go.
-
-    >>> hashed_split("CXR1")
-    'train'
-    """
-    position = fraction(key)
-    if position < 0.7:
-        return "train"
-    return "val" if position < 0.8 else "test"
 
 
 SOURCES = {"mimic": mimic, "openi": open_i, "table": table}

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from mimic import annotations
-from mimic.sources import Item
+from mimic.items import Item
 
 
 class Job(NamedTuple):

@@ -5,7 +5,7 @@ import pytest
 
 from mimic import rows
 from mimic.rows import UnusableReport, row_of, texts_to_clean
-from mimic.sources import Item
+from mimic.items import Item
 from mimic.splits import Job
 from prepare_mimic import Settings
 

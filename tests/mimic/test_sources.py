@@ -10,7 +10,8 @@ import pytest
 
 from common.cli import InputError
 from mimic import sources
-from mimic.sources import LeftOut, Reports
+from mimic.items import Item, LeftOut
+from mimic.sources import Reports
 from mimic_tree import make, write_table
 from prepare_mimic import Settings
 
@@ -137,7 +138,7 @@ def test_a_table_of_ones_own(tmp_path, kind):
     else:
         path.write_text("\n".join(json.dumps(row) for row in rows))
     root, (first, second) = items_of("table", reports=path)
-    assert root == tmp_path and first == sources.Item(
+    assert root == tmp_path and first == Item(
         "a", "p1", "s1", "val", "PA", "1.png", ("Effusion.", "Fine.", "table:sections"),
         {"grade": "2"})
     assert (second.id, second.subject, second.labels) == ("2.png", "2.png", {})

@@ -1,6 +1,6 @@
 """Who trains, validates and tests: protocols, pinned tests, no leak from reading to drawing."""
 from mimic import splits
-from mimic.sources import Item, LeftOut, hashed_split
+from mimic.items import Item, LeftOut, hashed_split
 from mimic_tree import dicom_id, write_table
 from prepare_mimic import Settings
 
