@@ -3,6 +3,7 @@
     cli          a dataclass of settings becomes a command line; bad input becomes one sentence
     processes    ranks, device, random numbers by key, autocast
     files        one way to write a file whole or not at all, one way to read JSON lines
+    tables       CSV files, gzipped or not, read row by row
     images       the one reader of image files; PNG with settings inside; captioned grids
     packed       the packed data set on disk, written and read
 """

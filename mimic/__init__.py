@@ -1,7 +1,8 @@
 """From raw chest X-ray collections to packed data sets; prepare_mimic.py tells the story.
 
     sources      where images and reports lie: MIMIC-CXR, Open-I, a table of your own
-    tables       CSV files, gzipped or not, read row by row
+    openi, own_table    the last two of these
+    items        what all of them give: one item an image
     annotations  what others wrote down about the images: labels, texts, a split, lists of ids
     splits       who trains, who validates and who tests
     sections     a report -> its sections, by the official rules

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from common.cli import InputError
 from common.files import read_text
-from mimic.tables import find, open_text, read_table, whole_characters
+from common.tables import find, open_text, read_table, whole_characters
 
 # The fourteen findings of CheXpert, by the names and in the order of the columns of MIMIC-CXR-JPG's
 # mimic-cxr-2.0.0-chexpert.csv: alphabetical, as in the paper's Table 4. "No Finding" is one.

@@ -1,7 +1,12 @@
-"""What a collection gives: one `Item` an image, the list of what is left out, splits by hash."""
+"""What a collection gives: a list of `Item`, one an image; and a split where it has none.
+
+Each collection is a file of its own (sources names them), and all of them give these items.
+"""
 import hashlib
 import sys
 from dataclasses import dataclass
+
+FRONTAL = ("PA", "AP")          # exactly these two views: the convention of the field
 
 
 @dataclass(slots=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from common.cli import InputError
+from common.tables import find, read_table
 from mimic.items import Item, hashed_split
-from mimic.tables import find, read_table
 
 
 def open_i(cfg, left_out):

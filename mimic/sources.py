@@ -2,7 +2,7 @@
 
     mimic     MIMIC-CXR-JPG and the reports of MIMIC-CXR
     openi     Open-I (Indiana University), as XML files or as Kaggle's tables: openi.py
-    table     a CSV or JSONL file of your own
+    table     a CSV or JSONL file of your own: own_table.py
 
 To add a source, write a function like these, (cfg, left_out) -> (image root, items), and name it in
 SOURCES. An `Item` without a text needs MIMIC's report files. Every row that does not become an item
@@ -10,7 +10,6 @@ goes to `left_out` with a reason; a reason counts as a fault of the data, toward
 it begins as one of LEFT_OUT in mimic/check.py. docs/data.md says which files there are and where
 they come from.
 """
-import os
 import re
 import sys
 import zipfile
@@ -18,13 +17,12 @@ import zlib
 from pathlib import Path
 
 from common.cli import InputError
-from common.files import read_jsonl
+from common.tables import find, read_table
 from mimic.annotations import chexpert_labels
-from mimic.items import Item, hashed_split
+from mimic.items import FRONTAL, Item
 from mimic.openi import open_i
-from mimic.tables import find, read_header, read_table, whole_characters
+from mimic.own_table import table
 
-FRONTAL = ("PA", "AP")          # exactly these two views: the convention of the field
 DICOM_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{8}){4}")
 
 
@@ -179,83 +177,6 @@ class Reports:
         except (FileNotFoundError, NotADirectoryError):
             return None
         return about.st_size, about.st_mtime_ns
-
-
-# ---- a table of your own ----
-
-def table(cfg, left_out):
-    """Your own CSV or JSONL: `image, report[, split, id, subject, study, view]`.
-
-    Any other column is a label. Without `id` the image's name is it, without `subject` every image
-    is a patient of its own.
-    """
-    path = Path(cfg.reports).expanduser()
-    if not path.is_file():
-        raise InputError("--dataset table wants --reports FILE.csv or .jsonl with columns image, "
-                         f"report; {path} is no file.")
-    # the validation split goes by many names
-    spellings = {"validate": "val", "valid": "val", "validation": "val"}
-    columns = ("image", "report", "split", "id", "subject", "study", "view")
-    items = []
-    for number, row in enumerate(own_rows(path), 1):
-        # an empty cell and a null say nothing, as if the column were not there
-        row = {key: value for key, value in row.items() if value not in (None, "")}
-        split = str(row.get("split", ""))
-        split = spellings.get(split, split)
-        if "image" not in row or split not in ("", "train", "val", "test"):
-            raise InputError(f"{path}, entry {number}: wanted an image, and train, val or test "
-                             "where there is a split.")
-        name = str(row.get("id", row["image"]))
-        subject = str(row.get("subject", name))
-        items.append(Item(
-            id=name,
-            subject=subject,
-            study=str(row.get("study", name)),
-            split=split if split else hashed_split(subject),
-            view=str(row.get("view", "")),
-            image=os.path.normpath(str(row["image"])),      # "./a.png" and "a.png" are one file
-            text=divided(str(row.get("report", ""))),
-            labels={key: value for key, value in row.items() if key not in columns}))
-    return Path(cfg.images if cfg.images else path.parent).expanduser(), items
-
-
-def own_rows(path):
-    """The rows of a CSV or JSONL file as dictionaries."""
-    if path.suffix not in (".jsonl", ".json"):
-        # a table must have these two columns; all others are optional
-        others = [column for column in read_header(path) if column not in ("image", "report")]
-        columns = ("image", "report", *others)
-        for values in read_table(path, columns):
-            yield dict(zip(columns, values))
-        return
-    try:
-        rows = [whole_characters(row) for row in read_jsonl(path)]
-    except RecursionError:
-        raise InputError(f"{path} is nested too deeply to be JSON lines.") from None
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not {"image", "report"} <= row.keys():
-            raise InputError(f"{path}, entry {number}: wanted one JSON object a line with image "
-                             "and report.")
-        yield row
-
-
-def divided(report):
-    """A report of any origin -> (findings, impression, source); without headings all is findings.
-
-    >>> divided("FINDINGS: Clear lungs.\\nIMPRESSION: Normal.")
-    ('Clear lungs.', 'Normal.', 'table:sections')
-    >>> divided("Clear lungs.")
-    ('Clear lungs.', None, 'table:whole report')
-    """
-    before, *pieces = re.split(r"(?im)^[ \t]*(findings|impression)[ \t]*:", report)
-    if not pieces:
-        text = before.strip()
-        return (text if text else None), None, "table:whole report"
-    # split by a pattern with a group: text before, then heading, text, heading, text
-    sections = {}
-    for heading, text in zip(pieces[::2], pieces[1::2]):
-        sections[heading.lower()] = text.strip() if text.strip() else None
-    return sections.get("findings"), sections.get("impression"), "table:sections"
 
 
 SOURCES = {"mimic": mimic, "openi": open_i, "table": table}

@@ -4,8 +4,8 @@ from collections import Counter
 import pytest
 
 from mimic import rows
-from mimic.rows import UnusableReport, row_of, texts_to_clean
 from mimic.items import Item
+from mimic.rows import UnusableReport, row_of, texts_to_clean
 from mimic.splits import Job
 from prepare_mimic import Settings
 
