@@ -1,4 +1,4 @@
-"""Text to ids and back: a thin layer over `tokenizers`, which never places BOS and EOS itself.
+"""Text to ids and back: a thin layer over `tokenizers`, which never cuts, fills up or adds itself.
 
 A text block is [BOS] ids [EOS]. The release's inference puts two BOS before a prompt (its
 tokenizer adds one, its code another), although it was trained with one; `double_bos` reproduces
@@ -13,12 +13,21 @@ import torch
 
 
 class Tokenizer:
-    """`tokenizer.json` and the ids of the four special tokens, which the model's config knows."""
+    """`tokenizer.json` and the ids of the four special tokens, which the model's config knows.
+
+    `json` is the text of the file as it is: checkpoints keep it, with all that is switched off.
+    """
 
     def __init__(self, path, bos, eos, soi, eoi, double_bos=False):
         self.json = Path(path).read_text(encoding="utf-8")
         self.bpe = tokenizers.Tokenizer.from_str(self.json)
         self.bpe.encode_special_tokens = True       # a typed "<eos>" is text, not the end of it
+        # a file may have been saved with habits of its own: it would cut long texts, fill up short
+        # ones, or (BPE dropout) cut the same text into other tokens each time
+        self.bpe.no_truncation()
+        self.bpe.no_padding()
+        if isinstance(self.bpe.model, tokenizers.models.BPE):
+            self.bpe.model.dropout = None
         self.bos = bos
         self.eos = eos
         self.soi = soi
@@ -38,7 +47,7 @@ class Tokenizer:
         return self.bpe.get_vocab_size()
 
     def encode(self, text):
-        """Text -> ids, without special tokens."""
+        """Text -> ids: all of it, without special tokens."""
         return self.bpe.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids):

@@ -1,5 +1,6 @@
 """tokenizer.py: who places BOS and EOS, where decoding stops, how rows are padded."""
 import pytest
+import tokenizers
 import torch
 
 from phantom.prepare import make_tokenizer
@@ -38,6 +39,25 @@ def test_a_block_is_bos_ids_eos_and_double_bos_is_for_prompts_alone(path, tokeni
     release = Tokenizer(path, 0, 1, 2, 3, double_bos=True)
     assert release.prompt(REPORTS[0]) == [0, 0, *ids, 1]
     assert release.answers(REPORTS)[0].tolist() == [0, *ids, 1]
+
+
+def test_what_a_file_does_by_itself_is_switched_off(path, tokenizer, tmp_path):
+    """Truncation, padding, a template of special tokens, BPE dropout; the file's text stays."""
+    bpe = tokenizers.Tokenizer.from_file(str(path))
+    bpe.enable_truncation(4)
+    bpe.enable_padding(length=64)
+    bpe.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", tokenizer.bos), ("<eos>", tokenizer.eos)])
+    bpe.model.dropout = 0.9
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    saved = Tokenizer.with_named_ids(tmp_path / "tokenizer.json")
+    texts = [*REPORTS, " ".join(REPORTS)]
+    for text in texts:
+        assert saved.encode(text) == tokenizer.encode(text)
+        assert saved.prompt(text) == tokenizer.prompt(text)
+    for block, expected in zip(saved.answers(texts), tokenizer.answers(texts)):
+        assert block.tolist() == expected.tolist()
+    assert saved.json == (tmp_path / "tokenizer.json").read_text()
 
 
 def test_decoding_stops_at_the_first_eos(tokenizer):
