@@ -46,8 +46,9 @@ def test_what_a_file_does_by_itself_is_switched_off(path, tokenizer, tmp_path):
     bpe = tokenizers.Tokenizer.from_file(str(path))
     bpe.enable_truncation(4)
     bpe.enable_padding(length=64)
+    special = [("<bos>", tokenizer.bos), ("<eos>", tokenizer.eos)]
     bpe.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<bos> $A <eos>", special_tokens=[("<bos>", tokenizer.bos), ("<eos>", tokenizer.eos)])
+        single="<bos> $A <eos>", special_tokens=special)
     bpe.model.dropout = 0.9
     bpe.save(str(tmp_path / "tokenizer.json"))
     saved = Tokenizer.with_named_ids(tmp_path / "tokenizer.json")
