@@ -38,6 +38,10 @@ def flow_loss(v, target):
 
 # ---- sampling ----
 
+# how `guide` may rescale -> the dimensions of its norm
+RENORMS = {"global": (1, 2, 3), "channel": (1,), "none": None}
+
+
 def guide(v_cond, v_uncond, scale, renorm="global"):
     """Classifier-free guidance, its norm at most the conditional velocity's. (B, C, h, w) each.
 
@@ -46,9 +50,9 @@ def guide(v_cond, v_uncond, scale, renorm="global"):
     rescale.
     """
     v = v_uncond + scale * (v_cond - v_uncond)
-    if renorm == "none":
+    dims = RENORMS[renorm]
+    if dims is None:
         return v
-    dims = {"global": (1, 2, 3), "channel": (1,)}[renorm]
 
     def norm(x):
         return torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=torch.float32)
@@ -107,6 +111,6 @@ def ab2(velocity, noise, times, progress=iter):
     return x
 
 
-# name -> the solver, and how many velocities it asks for in a step. To add one, name it here and
-# in the comment of Sampling.solver (sample.py), and its order in ORDER of tests/test_flow.py
+# name -> the solver, and how many velocities it asks for in a step. To add one, name it here, and
+# its order in ORDER of tests/test_flow.py
 SOLVERS = {"euler": (euler, 1), "heun": (heun, 2), "ab2": (ab2, 1)}

@@ -21,6 +21,7 @@ rows, pixels (one image), shards (many), check (looking back).
 """
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from common.cli import InputError, cli, override
 from common.files import write_text
@@ -32,18 +33,18 @@ from mimic.items import LeftOut
 @dataclass
 class Settings:
     # where everything lies
-    dataset: str = "mimic"          # mimic, openi (needs no credentials) or table (your own)
+    dataset: Literal[*sources.SOURCES] = "mimic"    # openi needs no credentials; table: your own
     images: str = ""                # root of MIMIC-CXR-JPG or the tree above; folder of images
     reports: str = ""               # mimic-cxr-reports.zip or unpacked; Open-I's folder; your table
     tables: str = ""                # folder of metadata and split tables, if not that of the images
     out: str = ""                   # und-<size>, gen-<size> go here; default: datasets/<dataset>
 
     # which images, for what
-    task: list[str] = field(default_factory=lambda: ["und", "gen"])     # und (read), gen (draw)
+    task: list[Literal["und", "gen"]] = field(default_factory=lambda: ["und", "gen"])   # read, draw
     und_sizes: list[int] = field(default_factory=lambda: [384])         # pixels a side
     gen_sizes: list[int] = field(default_factory=lambda: [256, 512])    # pixels a side
-    gen_split: str = "official"     # or chexgenbench: needs its CSV files, mixes official splits
-    chexgenbench: str = ""          # folder of LLAVARAD_ANNOTATIONS_{TRAIN,TEST}.csv
+    gen_split: Literal["official", "chexgenbench"] = "official"  # chexgenbench mixes official ones
+    chexgenbench: str = ""          # its folder, of LLAVARAD_ANNOTATIONS_{TRAIN,TEST}.csv
     llava_rad: str = ""             # folder of LLaVA-Rad's JSON: its findings, not the reports'
     test_ids: str = ""              # file that names the und test: the official JSON, or a list
     one_per_study: bool = False     # one image a study, PA before AP; else all (1.11 in the paper)
@@ -51,7 +52,7 @@ class Settings:
     # the text
     fallback_paragraph: bool = False    # without FINDINGS the last paragraph or hand-fixed text
     labels: bool = True             # put the CheXpert labels of the study in the rows
-    clean: str = "rules"            # rules, llm (a server that speaks OpenAI's protocol) or none
+    clean: Literal["rules", "llm", "none"] = "rules"    # llm: a server of OpenAI's protocol
     drop_lateral: bool = False      # rules: also drop sentences about the unseen lateral view
     llm_url: str = "http://127.0.0.1:8000/v1"   # your own server; MIMIC goes nowhere else, unless
     i_verified_zero_retention: bool = False     # I checked: it keeps, trains and shows nothing
@@ -62,11 +63,11 @@ class Settings:
     llm_judge: bool = False         # a second request asks what was lost, added or changed
 
     # the pictures
-    fit: str = "pad"                # pad, stretch or crop to a square
+    fit: Literal["pad", "stretch", "crop"] = "pad"      # how an image becomes square
     und_pad: int = 141              # grey of the bars: what the released encoder saw
     gen_pad: int = 0                # outside of the body is black
     equalize: bool = False          # equalise the histogram of DICOM and PNG, as MIMIC's JPGs are
-    format: str = "jpg"             # jpg or png (exact, 1.6 times the space)
+    format: Literal["jpg", "png"] = "jpg"           # png: exact, 1.6 times the space
     quality: int = 95               # of the JPEG
     min_side: int = 64              # smaller images are skipped
     max_aspect: float = 3.0         # so are longer ones
@@ -82,17 +83,6 @@ class Settings:
     show: int = 0                   # write so many images of --out to contact-sheet.png, and stop
 
     def __post_init__(self):
-        choices = {
-            "dataset": sources.SOURCES,
-            "gen_split": ("official", "chexgenbench"),
-            "clean": ("rules", "llm", "none"),
-            "fit": ("pad", "stretch", "crop"),
-            "format": ("jpg", "png"),
-        }
-        for name, known in choices.items():
-            value = getattr(self, name)
-            option = name.replace("_", "-")
-            assert value in known, f"--{option} {value} is none of {', '.join(known)}."
         ranges = {
             "shard": (1, 10**9), "llm_workers": (1, 1000), "workers": (0, 1000),
             "und_pad": (0, 255), "gen_pad": (0, 255), "quality": (1, 100), "min_side": (1, 10**5),
@@ -101,9 +91,7 @@ class Settings:
         for name, (low, high) in ranges.items():
             option = name.replace("_", "-")
             assert low <= getattr(self, name) <= high, f"--{option} wants {low} to {high}."
-        tasks = " ".join(self.task)
         assert self.task, "--task wants und, gen or both."
-        assert set(self.task) <= {"und", "gen"}, f"--task {tasks}: wanted und, gen or both."
         for sizes in (self.und_sizes, self.gen_sizes):
             in_range = min(sizes) >= 1 and max(sizes) <= 4096
             assert in_range and len(set(sizes)) == len(sizes), "sizes want 1 to 4096, each once."

@@ -18,6 +18,7 @@ import sys
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -41,11 +42,11 @@ class Sampling:
     """How pictures are drawn: inherited, with the checks, by every command that draws."""
     seed: int = 0               # the noise of image k of a report depends on (seed, k) alone
     steps: int = 16             # solver steps; Heun evaluates the velocity twice in each
-    solver: str = "ab2"         # euler, heun, ab2 (second-order Adams-Bashforth)
+    solver: Literal[*flow.SOLVERS] = "ab2"      # how the velocity is integrated; flow.py
     shift: float = 1.0          # time shift of the schedule; above 1: more steps near the noise
     cfg: float = 2.0            # guidance scale: higher follows the report more closely; 1 is none
     cfg_interval: tuple[float, float] = (0.4, 1.0)      # guidance only where low < t <= high
-    renorm: str = "global"      # rescaling of the guided velocity: global, channel, none
+    renorm: Literal[*flow.RENORMS] = "global"   # over what guidance keeps the norm; flow.guide
     size: int = 0               # pixels a side; 0: the largest that the checkpoint draws
     batch: int = 16             # images or reports at once
 
@@ -53,8 +54,6 @@ class Sampling:
         low, high = self.cfg_interval
         solvers = ", ".join(flow.SOLVERS)
         assert self.solver in flow.SOLVERS, f"--solver {self.solver} is none of {solvers}."
-        assert self.renorm in ("global", "channel", "none"), \
-            f"--renorm {self.renorm} is none of global, channel, none."
         assert low < high, "--cfg-interval: the first value must be below the second."
         assert self.steps > 0, "--steps must be at least 1."
         assert self.batch > 0, "--batch must be at least 1."

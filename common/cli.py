@@ -3,6 +3,7 @@
     @dataclass
     class Config:
         steps: int = 100        # one line a field; its comment is the text of --help
+        solver: Literal[*SOLVERS] = "euler"     # one of these; --help lists them after the comment
 
     def main(argv):
         cfg = override(Config(), argv, __doc__, PRESETS)
@@ -120,7 +121,10 @@ def parse(argv, types, with_preset=False):
 
 
 def convert(key, value, kind):
-    """A word of the command line as the field's type: int, float, str, list[...] or tuple[...]."""
+    """A word of the command line as the field's type.
+
+    int, float, str, Literal[...] of words, list[...] or tuple[...] of these.
+    """
     if typing.get_origin(kind) is list:
         inner, = typing.get_args(kind)
         return [convert(key, word, inner) for word in value]
@@ -131,6 +135,10 @@ def convert(key, value, kind):
         if len(words) != len(inner):
             raise InputError(f"{option(key)} takes {len(inner)} values, got {len(words)}.")
         return tuple(convert(key, word, inner_kind) for word, inner_kind in zip(words, inner))
+    if typing.get_origin(kind) is typing.Literal:
+        if value not in typing.get_args(kind):
+            raise InputError(f"{option(key)} {value} is none of {choices(kind)}.")
+        return value
     # int, float and str convert by being called; nan and inf are floats that no setting wants
     try:
         number = kind(value)
@@ -141,13 +149,23 @@ def convert(key, value, kind):
     return number
 
 
+def choices(kind):
+    """The words that a field may hold, as "euler, heun, ab2"; "" for a type that is no Literal."""
+    if typing.get_origin(kind) is list:
+        kind, = typing.get_args(kind)
+    if typing.get_origin(kind) is not typing.Literal:
+        return ""
+    return ", ".join(typing.get_args(kind))
+
+
 def help_text(cfg, doc, presets):
-    """The docstring, then every field with its default and the comment that stands behind it in the
-    source.
+    """The docstring, then every field: the comment that stands behind it in the source, its choices
+    and its default.
     """
     # comments are no part of a class at run time, so they are read from its source
     classes = [c for c in type(cfg).__mro__ if dataclasses.is_dataclass(c)]
     source = "".join(inspect.getsource(c) for c in classes)
+    types = typing.get_type_hints(type(cfg))
     inherited = {field.name for c in classes[1:] for field in dataclasses.fields(c)}
 
     # the script's own fields first, then those that it shares with others
@@ -156,6 +174,8 @@ def help_text(cfg, doc, presets):
     for field in fields:
         comment = re.search(rf"^    {field.name}\s*:.*?\s#\s*(.*)$", source, re.MULTILINE)
         text = comment[1] if comment else ""
+        if choices(types[field.name]):
+            text += f": {choices(types[field.name])}"
         default = default_text(getattr(cfg, field.name), field.name)
         if default:
             text += f" [{default}]"

@@ -33,7 +33,6 @@ class FeaturesConfig(FeatureNetwork):
     dtype: str = "float32"          # or bfloat16
 
     def __post_init__(self):
-        super().__post_init__()
         assert self.batch > 0, "--batch must be at least 1."
 
 
@@ -82,7 +81,6 @@ class CompareConfig(FeatureNetwork, ReportNetworks):
     dtype: str = "float32"          # or bfloat16
 
     def __post_init__(self):
-        super().__post_init__()
         assert min(*self.shards, self.k, self.batch) > 0, \
             "--shards, --k and --batch must be at least 1."
         assert self.bootstrap >= 0, "--bootstrap must be 0 or more."

@@ -45,9 +45,7 @@ class GenConfig(Sweep, FeatureNetwork, ReportNetworks):
     dtype: str = "float32"          # or bfloat16
 
     def __post_init__(self):
-        # super() would reach one of the parents alone: the groups do not call each other
-        Sweep.__post_init__(self)
-        FeatureNetwork.__post_init__(self)
+        super().__post_init__()
         assert min(*self.shards, self.show, self.sweep_num) > 0, \
             "--shards, --show and --sweep-num must be at least 1."
         assert min(self.limit, self.bootstrap, self.max_tokens) >= 0, \

@@ -6,20 +6,18 @@ import dataclasses
 import itertools
 import re
 from dataclasses import dataclass, field
+from typing import Literal
 
+from evaluation import features
 from sample import Sampling
 
 
 @dataclass
 class FeatureNetwork:
     """Whose features FD to coverage compare."""
-    encoder: str = "rad-dino"       # rad-dino, or vision (the checkpoint's own tower)
+    encoder: Literal["rad-dino", "vision"] = "rad-dino"     # vision: the checkpoint's own tower
     rad_dino: str = "pretrained/rad-dino"       # folder of RAD-DINO
-    route: str = "benchmark"        # to RAD-DINO: benchmark (squash to 299 px), straight (518 px)
-
-    def __post_init__(self):
-        known = ("rad-dino", "vision")
-        assert self.encoder in known, f"--encoder {self.encoder} is none of {', '.join(known)}."
+    route: Literal[*features.ROUTES] = "benchmark"      # to RAD-DINO: squashed to 299 px, or not
 
 
 @dataclass

@@ -13,6 +13,7 @@ kl-f16 as it is; this is no part of the paper. What differs from how kl-f16 was 
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn as nn
@@ -24,6 +25,7 @@ from common.cli import InputError, cli, override
 from common.images import captioned, save_png
 from common.packed import Packed
 from common.processes import all_sum, generator, print0
+from training import optim
 from training.latents import as_seen, posteriors
 from training.run import Run, RunConfig
 from vae import VAE, VAEConfig
@@ -54,8 +56,8 @@ class TrainConfig(RunConfig):
     batch_size: int = 8                 # images a step at the largest size, over all processes
     lr: float = 3e-3                    # highest learning rate, Muon's and AdamW's
     warmup: int = 50                    # steps of linear warm-up; then a cosine down to 0
-    optimizer: str = "muon"             # muon for the kernels, AdamW for the rest; or adamw for all
-    decay: str = "cosine"               # learning rate after warm-up; or constant
+    optimizer: Literal[*optim.OPTIMIZERS] = "muon"      # muon: for kernels, AdamW for the rest
+    decay: Literal[*optim.DECAYS] = "cosine"            # learning rate after warm-up
     ema: float = 0.99                   # decay of the average, which is saved as the VAE
 
     def __post_init__(self):

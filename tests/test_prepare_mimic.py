@@ -148,7 +148,7 @@ def test_help_names_every_setting_in_a_line(capsys):
 
 @pytest.mark.parametrize("line, message", [
     ("", "--images"), ("--images /nowhere", "no mimic-cxr-2.0.0-metadata.csv"),
-    ("--task foo", "und, gen or both"), ("--fit squash", "none of pad"),
+    ("--task foo", "--task foo is none of und, gen"), ("--fit squash", "none of pad"),
     ("--gen-split chexgenbench", "needs --chexgenbench"), ("--dataset table", "FILE.csv"),
     ("--quality 0", "--quality wants 1 to 100"), ("--gen-sizes 32 32", "each once"),
     ("--und-sizes 0", "sizes want"),

@@ -13,9 +13,12 @@ import torch.distributed as dist
 from common.cli import InputError
 from common.processes import print0
 
+OPTIMIZERS = ("adamw", "muon")
+DECAYS = ("constant", "cosine")
+
 
 def lr_at(step, lr, warmup, steps, decay="constant"):
-    """Learning rate of a step, counted from 0: linear warm-up, then constant, or a cosine to 0.
+    """Learning rate of a step, counted from 0: linear warm-up, then one of DECAYS.
 
     It depends on the step alone, so resuming needs no state of a scheduler.
     """
@@ -76,7 +79,7 @@ def orthogonal(matrix):
 def optimizers(module, cfg, adamw_only=(), shard=False):
     """Optimizers of all parameters that are not frozen: [AdamW], or [AdamW, Muon].
 
-    cfg: optimizer ("adamw", or "muon" for the matrices), lr, weight_decay.
+    cfg: optimizer (one of OPTIMIZERS; Muon takes the matrices only), lr, weight_decay.
     adamw_only: parts of names of matrices that stay with AdamW all the same, as embeddings do:
     their rows are not directions to mix.
     shard: AdamW's averages are spread over the processes (ZeRO 1).
@@ -87,8 +90,8 @@ def optimizers(module, cfg, adamw_only=(), shard=False):
     assert n_trained + n_frozen == count(module.parameters())
     print0(f"trained {n_trained:,} parameters in {len(trained)} tensors, frozen {n_frozen:,}")
 
-    if cfg.optimizer not in ("adamw", "muon"):
-        raise InputError(f"--optimizer {cfg.optimizer} is none of adamw, muon.")
+    if cfg.optimizer not in OPTIMIZERS:
+        raise InputError(f"--optimizer {cfg.optimizer} is none of {', '.join(OPTIMIZERS)}.")
     with_muon = []
     if cfg.optimizer == "muon":
         for name, p in trained.items():

@@ -21,6 +21,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -29,7 +30,7 @@ from tqdm import tqdm
 
 from common import processes
 from common.cli import InputError, differences, option
-from common.processes import all_sum, gather, print0
+from common.processes import all_sum, gather, print0, torch_dtype
 from training import cost, optim
 from training.batches import Samples, loader, refuse_uneven
 from training.log import Log, Meter, open_boards
@@ -48,8 +49,8 @@ class RunConfig:
     boards: str = ""                    # also log to tensorboard, wandb, or both (a,b)
     keep: int = 2                       # newest checkpoints to keep
     max_skipped: int = 20               # steps in a row without a finite gradient that end the run
-    optimizer: str = "adamw"            # adamw, or muon for the matrices: faster from nothing
-    decay: str = "constant"             # learning rate after warm-up: constant, or cosine down to 0
+    optimizer: Literal[*optim.OPTIMIZERS] = "adamw"     # muon: for matrices, faster from nothing
+    decay: Literal[*optim.DECAYS] = "constant"          # learning rate after warm-up
     weight_decay: float = 0.0           # weight decay of AdamW
     clip: float = 1.0                   # largest norm of the gradient
     ema: float = 0.9999                 # decay of the averaged weights
@@ -76,11 +77,7 @@ class RunConfig:
         assert self.ema <= 1, f"--ema {self.ema}: the decay of an average is at most 1."
         assert self.clip > 0, (
             f"--clip {self.clip} would leave no gradient; a large number, as 1e9, clips nothing.")
-        choices = {"optimizer": ("adamw", "muon"), "decay": ("constant", "cosine"),
-                   "dtype": ("float32", "bfloat16")}
-        for name, allowed in choices.items():
-            value = vars(self)[name]
-            assert value in allowed, f"--{name} {value} is none of {', '.join(allowed)}."
+        torch_dtype(self.dtype)
 
 
 # settings that may differ from machine to machine within one run

@@ -1,8 +1,10 @@
 """common/cli.py: settings from the command line, one sentence for bad input, exit codes."""
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 
+import flow
 import prepare_mimic
 import sample
 import train_gen
@@ -20,6 +22,8 @@ class Settings:
     shuffle: bool = True                # mix the samples
     sizes: list[int] = field(default_factory=list)      # numbers
     interval: tuple[float, float] = (0.4, 1.0)          # from and to
+    solver: Literal["euler", "heun"] = "heun"           # who integrates
+    tasks: list[Literal["read", "draw"]] = field(default_factory=list)      # what
 
     def __post_init__(self):
         if self.steps <= 0:             # pytest would rewrite an assert's message
@@ -44,6 +48,8 @@ def parse(line):
     ("--out=a=b", "out", "a=b"),
     ("--out=", "out", ""),
     ("--sizes 1 2 --steps 5 --sizes=3", "sizes", [1, 2, 3]),
+    ("--solver euler", "solver", "euler"),
+    ("--tasks draw read", "tasks", ["draw", "read"]),
     ("--interval 0 0.5", "interval", (0.0, 0.5)),
     ("--interval 0 1 --interval=0,0.5", "interval", (0.0, 0.5))])
 def test_every_kind_of_field(line, name, value):
@@ -79,6 +85,8 @@ def test_the_command_line_goes_before_the_preset_and_the_preset_before_the_defau
     ("-x", "stands alone"),
     ("--interval 1", "takes 2 values, got 1"),
     ("--preset huge", "small, large"),
+    ("--solver rk4", "--solver rk4 is none of euler, heun."),
+    ("--tasks read dance", "--tasks dance is none of read, draw."),
     ("--steps 0", "must be positive")])
 def test_one_sentence_for_bad_input(line, words):
     with pytest.raises(InputError) as error:
@@ -94,7 +102,8 @@ def test_help_lists_every_field_with_comment_and_default(capsys):
     words = [" ".join(line.split()) for line in lines]
     for expected in ("--learning-rate how fast [0.001]",
                      "--shuffle mix the samples [on; --no-shuffle turns it off]",
-                     "--sizes numbers", "--interval from and to [0.4 1.0]"):
+                     "--sizes numbers", "--interval from and to [0.4 1.0]",
+                     "--solver who integrates: euler, heun [heun]", "--tasks what: read, draw"):
         assert expected in words
     assert words[-2] == "preset small: steps=3, out=small, learning_rate=0.5"
 
@@ -107,6 +116,12 @@ def test_every_setting_of_every_script_has_a_comment(config):
         if line.startswith("  --"):
             name, _, comment = line.strip().partition(" ")
             assert comment.split("[")[0].strip(), f"{name} has no comment"
+
+
+def test_help_lists_every_solver_of_flow():
+    help_lines = help_text(sample.SampleConfig(), "", {}).splitlines()
+    solver, = [line for line in help_lines if line.startswith("  --solver ")]
+    assert f": {', '.join(flow.SOLVERS)} [ab2]" in solver
 
 
 def test_differences_of_two_runs():
