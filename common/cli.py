@@ -20,6 +20,7 @@ if sys.version_info < (3, 11):          # before anything that older versions ca
     sys.exit(f"error: open UniX needs Python 3.11 or newer, this is {sys.version.split()[0]}; "
              "make the virtual environment with a newer one.")
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -215,6 +216,10 @@ def differences(theirs, ours, free=()):
 
 # ---- the end of a script ----
 
+# what is given back when a script ends, well or badly: common/locks.py puts its locks here
+until_the_end = contextlib.ExitStack()
+
+
 def speaks_for_all():
     """Whether this process prints an error that all processes may hit: the first that gets here
     does.
@@ -238,7 +243,8 @@ def cli(main):
     Bad input, a full disk or a missing permission is one sentence and exit code 2.
     """
     try:
-        code = main(sys.argv[1:])
+        with until_the_end:
+            code = main(sys.argv[1:])
     except InputError as error:
         if speaks_for_all():
             print(f"error: {error}", file=sys.stderr)

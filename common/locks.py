@@ -1,0 +1,233 @@
+"""One process at a time writes to a place: two that do would mix their results, or delete them.
+
+    lock = take("out/und")              # InputError if another process writes there
+    ...
+    lock.release()                      # the end of a script does it, too
+
+A lock is a small file `.lock-3f9c12ab` in the directory that is written to. It says who holds it:
+host, process number, and when that process began. Its name is drawn by lot, so that no two
+processes ever write or remove the same file. Whoever wants the place leaves his own file first and
+looks for those of others afterwards. Of two that come at one moment at least one sees the other;
+he takes his file away and tries again a little later.
+
+A process that was killed leaves its file behind. On the same host it is seen that the process is
+gone, and the file is removed. What another host does cannot be seen from here: then a sentence says
+which file to remove.
+"""
+import ctypes
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from common.cli import InputError, until_the_end
+from common.files import write_json
+
+
+# ---- who holds a lock ----
+
+@dataclass(frozen=True)
+class Holder:
+    """A process, told from all others, also from one that has its number later."""
+    host: str                   # name of the machine
+    process: int                # its number there
+    start: str                  # when it began, see start_of
+    container: str              # numbers mean something else in another container; "" if unknown
+
+    def alive(self):
+        """Whether the process still runs; None where that cannot be seen from here."""
+        here = me()
+        if (self.host, self.container) != (here.host, here.container):
+            return None
+        start = start_of(self.process)
+        return None if start == HIDDEN else start == self.start
+
+
+HIDDEN = "hidden"               # the start of a process of another user, where Linux hides these
+
+
+def me():
+    """This process as a Holder."""
+    namespace = Path("/proc/self/ns/pid")
+    container = os.readlink(namespace) if namespace.is_symlink() else ""
+    return Holder(socket.gethostname(), os.getpid(), start_of(os.getpid()), container)
+
+
+def start_of(process):
+    """A text that tells when a process of this host began; "" if there is none of this number.
+
+    A number is given again after a while, but a process that has it later began later.
+    """
+    if sys.platform == "win32":
+        return start_on_windows(process)
+    if sys.platform == "linux":
+        # Linux counts from the start of the machine, so that this start belongs to it
+        machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        try:
+            line = Path(f"/proc/{process}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return HIDDEN if is_hidden(process) else ""
+        # the name of the program stands in brackets and may hold anything; then the state follows
+        state, *numbers = line.rpartition(")")[2].split()
+        return "" if state in "ZX" else f"{machine} {numbers[18]}"
+    # macOS: state and start, of which only the start stays as it is
+    line = ["ps", "-o", "stat=,lstart=", "-p", str(process)]
+    answer = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+    state, _, start = answer.stdout.strip().partition(" ")
+    return "" if state.startswith("Z") else start.strip()
+
+
+def is_hidden(process):
+    """Whether a process runs that cannot be looked at (Linux mounts /proc with hidepid on some
+    clusters).
+    """
+    try:
+        os.kill(process, 0)                     # sends nothing
+    except PermissionError:
+        return True
+    except ProcessLookupError:
+        return False
+    return False
+
+
+def start_on_windows(process):
+    """The same on Windows, in units of 100 ns. (os.kill(process, 0) would end the process there.)
+    """
+    kernel = ctypes.windll.kernel32
+    kernel.OpenProcess.restype = ctypes.c_void_p
+    may_be_asked, still_active = 0x1000, 259            # from winnt.h and minwinbase.h
+    handle = ctypes.c_void_p(kernel.OpenProcess(may_be_asked, False, process))
+    if not handle:
+        return ""
+    code = ctypes.c_uint32()
+    began, ended, in_kernel, in_program = (ctypes.c_uint64() for _ in range(4))
+    kernel.GetExitCodeProcess(handle, ctypes.byref(code))
+    kernel.GetProcessTimes(handle, *map(ctypes.byref, (began, ended, in_kernel, in_program)))
+    kernel.CloseHandle(handle)
+    return str(began.value) if code.value == still_active else ""
+
+
+# ---- taking and giving back ----
+
+class Lock:
+    """The right to write to a place, until `release`."""
+
+    def __init__(self, directory, name, made):
+        self.directory = directory
+        self.name = name
+        self.made = made                        # folders that were made for the lock, inner first
+        self.holder = me()
+        file = f".lock-{secrets.token_hex(4)}"
+        self.path = directory / (f"{file}-{name}" if name else file)
+
+    def announce(self):
+        """Leave our file, whole from its first moment on."""
+        write_json(self.path, {**asdict(self.holder), "since": time.strftime("%Y-%m-%d %H:%M")})
+
+    def withdraw(self):
+        self.path.unlink(missing_ok=True)
+
+    def release(self):
+        """Let others write here. What was made for the lock goes, if nothing else came into it."""
+        # a process that was forked from the holder has a copy of this object, and no lock
+        if HELD.get(self.path.parent / self.name) is not self or os.getpid() != self.holder.process:
+            return
+        del HELD[self.path.parent / self.name]
+        self.withdraw()
+        for folder in self.made:
+            try:
+                folder.rmdir()
+            except OSError:                     # something is in it
+                break
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.release()
+
+
+# locks of this process by place: asked twice, it has the lock already
+HELD = {}
+
+
+def take(directory, name=""):
+    """The right to write to a directory, or only to files in it that are called like `name`, such
+    as compare.json and compare.md -> Lock.
+
+    InputError at once if a process that runs has it. It is given back by `release`, or at the end
+    of the script.
+    """
+    directory = Path(directory).resolve()
+    if directory / name in HELD:
+        return HELD[directory / name]
+    refuse_taken(directory, name)
+    made = missing_folders(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = Lock(directory, name, made)
+    for _ in range(20):
+        lock.announce()
+        if not others(lock.directory, name, lock.path):
+            HELD[directory / name] = lock
+            until_the_end.callback(lock.release)
+            return lock
+        # two came at one moment: each withdraws, and the first that comes back gets it
+        lock.withdraw()
+        time.sleep(0.01 + secrets.randbelow(100) / 1000)
+        refuse_taken(directory, name)
+    raise InputError(f"too many processes want to write to {directory / name} at once; start one.")
+
+
+def refuse_taken(directory, name=""):
+    """InputError that names the process which writes to this place. Nothing is written."""
+    directory = Path(directory).resolve()
+    place = directory / name
+    if place in HELD:
+        return
+    for path, holder, since in others(directory, name):
+        who = f"process {holder.process} on {holder.host}"
+        if holder.alive():
+            raise InputError(f"{place} is being written to by {who}, since {since}: wait for it, "
+                             "or choose another --out.")
+        raise InputError(
+            f"{place} was being written to by {who} from {since} on, and from here it cannot be "
+            f"seen whether it still is: if it has ended, remove {path} and start again.")
+
+
+def others(directory, name, own=None):
+    """The locks of other processes on a place -> [(file, Holder, since)]. Those of dead ones go."""
+    found = []
+    for path in sorted(directory.glob(".lock-*")):
+        # .lock-3f9c12ab is of the directory, .lock-3f9c12ab-compare of the files of that name
+        _, _, of = path.name.removeprefix(".lock-").partition("-")
+        if of != name or path == own:
+            continue
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+            since = about.pop("since")
+            holder = Holder(**about)
+        except (FileNotFoundError, PermissionError):    # it was given back just now
+            continue
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise InputError(f"{path} should say who writes to {directory / name}, and is damaged: "
+                             "if nobody does, remove it.") from None
+        if holder.alive() is False:
+            path.unlink(missing_ok=True)
+        else:
+            found.append((path, holder, since))
+    return found
+
+
+def missing_folders(directory):
+    """The folders that `mkdir(parents=True)` will make, inner first."""
+    missing = []
+    for folder in (directory, *directory.parents):
+        if folder.exists():
+            break
+        missing.append(folder)
+    return missing
