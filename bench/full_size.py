@@ -6,7 +6,6 @@ Weights of 3.2 billion parameters are written in the release's layout, in bf16, 
 process of its own, whose peak of memory is therefore its own. The VAE is a kl-f16.
 """
 import multiprocessing
-import resource
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +19,7 @@ import flow
 import weights
 from bench.measuring import large_product, medians, tell
 from common.cli import InputError, cli, override
+from common.platforms import peak_memory
 from common.processes import generator, setup, torch_dtype
 from model import UniX, UniXConfig
 from sample import Sampling, generate_reports, guided
@@ -98,8 +98,7 @@ def measure(model, vae, tokenizer, text, grid, steps=4, tokens=32):
     figures["seconds a token"] = token
     figures["tokens a second"] = 1 / token
     figures["seconds before the first token"] = first
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    figures["peak memory in GB"] = peak / 1e9
+    figures["peak memory in GB"] = peak_memory() / 1e9
 
     # the limits of the machine, in the same process
     cpu = torch.device("cpu")

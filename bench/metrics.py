@@ -7,7 +7,6 @@ Both get the same random features, as many as the paper's test set has images an
 RAD-DINO's. docs/evaluation.md quotes the result.
 """
 import importlib.util
-import resource
 import statistics
 import time
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from common.cli import InputError, cli, override
+from common.platforms import peak_memory
 from evaluation import image_metrics
 
 PACKAGES = ("torchmetrics", "prdc")
@@ -74,11 +74,6 @@ def measure(call, *args):
     return result, time.perf_counter() - clock, time.process_time() - processors
 
 
-def peak_memory():
-    """The largest resident set of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def main(argv):
     cfg = override(MetricsBenchConfig(), argv, __doc__)
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
@@ -108,7 +103,8 @@ def main(argv):
     for name, spent in seconds.items():
         clock, processors = (statistics.median(values) for values in zip(*spent))
         print(f"{name:26} {clock:6.2f} s on the clock, {processors:6.2f} s of processors")
-    print(f"largest resident set: ours {our_peak:.0f} MB, all {peak_memory():.0f} MB")
+    print(f"largest resident set: ours {our_peak / 2**20:.0f} MB, "
+          f"all {peak_memory() / 2**20:.0f} MB")
     ours, theirs = results["all six metrics"], results["torchmetrics and prdc"]
     difference = max(abs(ours[name] - theirs[name]) for name in theirs)
     print(f"largest difference to the packages: {difference:.1e}")

@@ -4,7 +4,7 @@
     python -m bench.mimic tables 1000000    # rows of metadata read and filtered: seconds, memory
 """
 import multiprocessing
-import resource
+import os
 import sys
 import tempfile
 import time
@@ -18,14 +18,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import mimic_tree
 import prepare_mimic
 from common.cli import InputError, cli
+from common.platforms import peak_memory
 from mimic import sources, splits
 from mimic.items import LeftOut
 from mimic.annotations import FINDINGS
-
-
-def megabytes(who):
-    """The most memory that this process, or one of its children, has had."""
-    return resource.getrusage(who).ru_maxrss / 1024
 
 
 # ---- images ----
@@ -43,12 +39,12 @@ def images(folder, number):
                         str(folder / "out"), "--workers", "1"])
     seconds = time.perf_counter() - start
     # processor time of the worker is what more cores divide; the rest is starting and writing
-    worker = resource.getrusage(resource.RUSAGE_CHILDREN)
-    busy = worker.ru_utime + worker.ru_stime
+    times = os.times()
+    busy = times.children_user + times.children_system
     print(f"\n{number} images of {len(film) / 2**20:.2f} MB: {number / seconds:.1f} a second with "
           f"one worker, {number / busy:.1f} per second of its processor time")
-    print(f"most memory: main process {megabytes(resource.RUSAGE_SELF):.0f} MB, "
-          f"worker {megabytes(resource.RUSAGE_CHILDREN):.0f} MB")
+    print(f"most memory: main process {peak_memory() / 2**20:.0f} MB, "
+          f"worker {peak_memory(children=True) / 2**20:.0f} MB")
 
 
 def large_film():
@@ -76,10 +72,10 @@ def tables(folder, rows):
     chosen, _ = splits.assign(cfg, items, left_out)
     seconds = time.perf_counter() - start
     print(f"{rows:,} rows of metadata and split, {rows // 2:,} of labels: {seconds:.1f} s, "
-          f"{megabytes(resource.RUSAGE_SELF):.0f} MB; {len(chosen['und']):,} frontal images")
+          f"{peak_memory() / 2**20:.0f} MB; {len(chosen['und']):,} frontal images")
     reports = sources.Reports(cfg.reports)
     print(f"with the index of {len(reports.zip.namelist()):,} reports: "
-          f"{megabytes(resource.RUSAGE_SELF):.0f} MB")
+          f"{peak_memory() / 2**20:.0f} MB")
 
 
 def write_tables(folder, rows):

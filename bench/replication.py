@@ -18,6 +18,7 @@ from pathlib import Path
 from bench.table5 import ROWS
 from common.cli import InputError, cli, override
 from common.files import read_json, replacing
+from common.platforms import safe_name
 from training import curves
 from weights import checkpoint
 
@@ -46,7 +47,7 @@ def runs_of(cfg):
     for seed in range(cfg.seeds):
         same = ["--seed", seed, "--threads", cfg.threads, "--eval-every", 50]
         for row in ROWS:
-            run = out / f"table5-{row}" / str(seed)
+            run = out / safe_name(f"table5-{row}") / str(seed)
             runs[row, seed] = run, [
                 "-m", "bench.table5", "--preset", f"phantom-table5-{row}",
                 "--init", out / "gen64", "--out", run,

@@ -22,6 +22,7 @@ import train_gen
 import weights
 from common.cli import InputError, cli, override
 from common.packed import Packed
+from common.platforms import safe_name
 from common.processes import all_sum, print0
 from mimic.check import refuse_leak
 from train_gen import GenStep
@@ -70,10 +71,11 @@ ROWS = {
 PRESETS = {}
 for name, (train_u, und_share) in ROWS.items():
     row = dict(train_u=train_u, und_share=und_share, repa=0.0, vae="", warmup=0)
-    PRESETS[f"table5-{name}"] = dict(row, out=f"out/table5-{name}")
+    directory = safe_name(f"table5-{name}")
+    PRESETS[f"table5-{name}"] = dict(row, out=f"out/{directory}")
     PRESETS[f"phantom-table5-{name}"] = {
         **train_gen.PHANTOM, **row, "init": "out/phantom/gen64", "size": 64, "steps": 500,
-        "lr": 1e-3, "decay": "constant", "out": f"out/phantom/table5-{name}"}
+        "lr": 1e-3, "decay": "constant", "out": f"out/phantom/{directory}"}
 
 
 class JointStep(nn.Module):

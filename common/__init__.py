@@ -5,5 +5,6 @@
     files        one way to write a file whole or not at all, one way to read JSON lines
     tables       CSV files, gzipped or not, read row by row
     images       the one reader of image files; PNG with settings inside; captioned grids
+    platforms    what Linux, macOS and Windows do differently
     packed       the packed data set on disk, written and read
 """

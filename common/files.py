@@ -71,14 +71,6 @@ def cut_torn_line(path):
         os.truncate(path, whole)
 
 
-def flush(path):
-    """Wait until a file, or the names in a directory, are on the disk (fsync)."""
-    # a directory can be opened for reading only, and fsync is content with that
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
-
-
 # ---- reading ----
 
 def read_text(path):

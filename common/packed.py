@@ -14,7 +14,6 @@ data sets are the same are the settings and the inputs, never the code that wrot
 """
 import hashlib
 import io
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from common.cli import InputError
 from common.files import json_lines, read_json, read_jsonl, settings_hash, write_bytes, write_json
+from common.platforms import open_to_read, read_at
 
 SCHEMA = 1
 
@@ -186,8 +186,8 @@ class Packed:
         number, _, offset, length = self.places[i]
         if number not in self.files:
             path = self.shards[number].with_suffix(".bin")
-            self.files[number] = os.open(path, os.O_RDONLY)
-        return os.pread(self.files[number], length, offset)         # threads may read at once
+            self.files[number] = open_to_read(path)
+        return read_at(self.files[number], length, offset)
 
     def image(self, i):
         """Image i -> (size, size) uint8."""

@@ -2,9 +2,7 @@
 
 Nothing here knows the model. The same script runs on a CPU, on one GPU, or on many under torchrun.
 """
-import ctypes
 import os
-import platform
 from collections import deque
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from common.cli import InputError
+from common.platforms import keep_memory
 
 
 # ---- processes and devices ----
@@ -158,20 +157,6 @@ def ahead(pool, make, keys, depth):
 
 
 # ---- torch on a CPU ----
-
-def keep_memory():
-    """Have glibc keep the memory of freed tensors for the next ones.
-
-    By default it gives much of it back to the system and fetches it again page by page, which takes
-    a sixth of the time of a velocity (docs/results.md). Other C libraries are left alone.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3         # from malloc.h
-    libc.mallopt(M_MMAP_THRESHOLD, 2**25)               # its maximum
-    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)           # never
-
 
 @contextmanager
 def decoding(rows, device):

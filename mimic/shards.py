@@ -16,8 +16,6 @@ import hashlib
 import json
 import logging
 import os
-import threading
-import time
 import warnings
 import zlib
 from collections import Counter
@@ -34,6 +32,7 @@ from common.cli import InputError, differences
 from common.files import read_json, write_json
 from common.images import Unusable
 from common.packed import Shard, describe
+from common.platforms import end_with_parent, usable_cores
 from common.processes import ahead
 from mimic import pixels
 from mimic.cleaning import llm
@@ -258,8 +257,8 @@ def pack_all(cfg, root, sets, jobs, reports, answers):
     a language model made of the text}.
     """
     # processes, because the cleaning rules are plain Python: threads would take turns
-    workers = cfg.workers if cfg.workers else len(os.sched_getaffinity(0))
-    pool = ProcessPoolExecutor(workers, initializer=start_worker, initargs=(os.getpid(),))
+    workers = cfg.workers if cfg.workers else usable_cores()
+    pool = ProcessPoolExecutor(workers, initializer=start_worker)
     try:
         with tqdm(total=len(jobs), unit="images", smoothing=0.05) as bar:
             for number, shard_jobs in enumerate(shards_of(jobs, cfg.shard)):
@@ -325,13 +324,9 @@ def with_texts(jobs, tasks, reports, answers):
 
 # ---- in the worker processes ----
 
-def start_worker(parent):
-    """A killed parent would leave its workers waiting for ever, so they watch it."""
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-    threading.Thread(target=watch, daemon=True).start()
+def start_worker():
+    """What a worker does before its first image."""
+    end_with_parent()
 
     # decoders warn about single files and quote them; the verdict on each is in skipped.csv
     warnings.simplefilter("ignore")

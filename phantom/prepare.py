@@ -21,6 +21,7 @@ from common.cli import InputError, cli, differences, override
 from common.files import read_json, replacing, settings_hash, write_json
 from common.images import captioned, save_png
 from common.packed import Writer
+from common.platforms import usable_cores
 from phantom.draw import draw
 from phantom.facts import PROMPTS, TABLE, facts_to_report, sample_facts
 
@@ -128,7 +129,7 @@ def write_data_set(cfg):
     und, gen_small, gen = writers
     reports = []
     jobs = [(cfg, split, i) for split in SPLITS for i in range(vars(cfg)[split])]
-    workers = None if cfg.workers == 0 else cfg.workers
+    workers = cfg.workers if cfg.workers else usable_cores()
     with multiprocessing.Pool(workers) as pool:
         packed = pool.imap(pack, jobs, chunksize=16)
         for row, picture, half in tqdm(packed, total=len(jobs), unit="images"):

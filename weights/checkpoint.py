@@ -23,7 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from common.cli import InputError
-from common.files import digest, flush, read_json, write_json, write_text
+from common.files import digest, read_json, write_json, write_text
+from common.platforms import flush
 
 
 # ---- writing ----

@@ -1,6 +1,4 @@
 """common/processes.py: devices, random numbers by key, read-ahead, torch on a CPU."""
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +7,6 @@ import torch
 
 from common.cli import InputError
 from common.processes import ahead, autocast, decoding, generator, setup
-from helpers import ROOT
 
 
 def test_a_process_without_torchrun(monkeypatch):
@@ -77,37 +74,6 @@ def test_ahead_raises_where_the_result_is_asked_for():
 
 
 # ---- torch on a CPU ----
-
-FAULTS = """
-import resource, torch
-from common.processes import keep_memory
-keep_memory()
-up, down = torch.nn.Linear(512, 1408), torch.nn.Linear(1408, 512)
-
-def faults(rounds):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(rounds):
-        y = torch.ones(2, 256, 512)
-        for _ in range(4):
-            y = y + down(up(y).relu())
-            (y @ y.mT).softmax(-1)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-faults(30)
-print(faults(60))"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
-def test_memory_of_freed_tensors_is_kept():
-    """Page faults of 60 rounds of a small network, after 30, in a process of its own.
-
-    At most a thousand; without keep_memory it was 6,000 to 140,000, as glibc happens to decide.
-    """
-    line = [sys.executable, "-c", FAULTS]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 3_000
-
 
 @pytest.mark.parametrize("rows, without_onednn", [(1, True), (2, False)])
 def test_decoding_turns_onednn_off_for_a_single_sequence(rows, without_onednn):

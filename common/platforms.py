@@ -1,0 +1,117 @@
+"""What Linux, macOS and Windows do differently, asked for here and nowhere else.
+
+A function that one of them lacks is looked for when it is called, so that every file can be
+imported everywhere.
+"""
+import ctypes
+import math
+import multiprocessing
+import os
+import platform
+import re
+import sys
+import threading
+
+# macOS and Linux; Windows has neither how much memory a process has had, nor limits
+try:
+    import resource
+except ImportError:
+    resource = None
+
+
+# ---- processors and memory ----
+
+def usable_cores():
+    """How many cores this process may use: a scheduler or a container may allow fewer than there
+    are.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    # macOS has no such mask; Windows cannot wait for more than 61 worker processes
+    cores = os.cpu_count()
+    if cores is None:
+        return 1
+    return min(cores, 61) if sys.platform == "win32" else cores
+
+
+def peak_memory(children=False):
+    """The most bytes that this process, or the largest of its children that have ended, has had.
+
+    NaN on Windows, which has no such call.
+    """
+    if resource is None:
+        return math.nan
+    who = resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF
+    # macOS counts bytes, all others kilobytes (getrusage(2) of both)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(who).ru_maxrss * unit
+
+
+def keep_memory():
+    """Have glibc keep the memory of freed tensors for the next ones.
+
+    By default it gives much of it back to the system and fetches it again page by page, which takes
+    a sixth of the time of a velocity (docs/results.md). Other C libraries are left alone.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3         # from malloc.h
+    libc.mallopt(M_MMAP_THRESHOLD, 2**25)               # its maximum
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)           # never
+
+
+# ---- processes ----
+
+def end_with_parent():
+    """End this worker process when the one that started it is killed; else it would wait for ever.
+
+    The parent is asked for by way of multiprocessing: os.getppid names a server where workers are
+    forked from one, and on Windows a process that may be gone.
+    """
+    parent = multiprocessing.parent_process()
+
+    def watch():
+        parent.join()
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+# ---- files ----
+
+def safe_name(name):
+    """A name that a file or folder can have on Windows too: "table5-1:2" -> "table5-1-2"."""
+    return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "-", name)
+
+
+def flush(path):
+    """Wait until a file, or the names in a directory, are on the disk (fsync)."""
+    # Windows opens no directory this way, and flushes a file only if it is open for writing
+    if sys.platform == "win32":
+        if os.path.isdir(path):
+            return
+        access = os.O_RDWR
+    else:
+        access = os.O_RDONLY            # a directory can be opened for nothing else
+    descriptor = os.open(path, access)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def open_to_read(path):
+    """A descriptor for `read_at`."""
+    # without this flag Windows would turn \r\n into \n
+    return os.open(path, os.O_RDONLY | (os.O_BINARY if hasattr(os, "O_BINARY") else 0))
+
+
+def read_at(descriptor, length, offset):
+    """`length` bytes from `offset` on. Threads may read at once."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, length, offset)
+    # Windows: moving to the place and reading are two calls, so one thread at a time
+    with ONE_AT_A_TIME:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, length)
+
+
+ONE_AT_A_TIME = threading.Lock()
