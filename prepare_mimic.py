@@ -36,7 +36,7 @@ class Settings:
     dataset: Literal[*sources.SOURCES] = "mimic"    # openi needs no credentials; table: your own
     images: str = ""                # root of MIMIC-CXR-JPG or the tree above; folder of images
     reports: str = ""               # mimic-cxr-reports.zip or unpacked; Open-I's folder; your table
-    tables: str = ""                # folder of metadata and split tables, if not that of the images
+    tables: str = ""                # metadata and split tables' folder; Open-I: its table of views
     out: str = ""                   # und-<size>, gen-<size> go here; default: datasets/<dataset>
 
     # which images, for what

@@ -36,7 +36,7 @@ PUBLISHED = {
 
 # how reasons begin that are the protocol's, and no fault of the data
 LEFT_OUT = ("not frontal", "no findings", "another image", "not in --test-ids", "patient of",
-            "understanding test", "beyond --limit")
+            "understanding test", "beyond --limit", "report without image", "study without")
 # how reasons begin that another download may mend
 DOWNLOAD = ("image: it is truncated", "image: it is empty", "image: unfinished", "image: missing")
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from mimic import sections
 from mimic.cleaning import rules
+from mimic.cleaning.blanks import marked_blanks
 from mimic.cleaning.sentences import has_words
 from mimic.items import fraction
 
@@ -106,6 +107,9 @@ def raw_text(cfg, item, content):
         if cfg.fallback_paragraph and not findings:
             findings = text.other
 
+    # blanks have one spelling from here on, for the rules, the language model and --clean none
+    findings = marked_blanks(findings) if findings else findings
+    impression = marked_blanks(impression) if impression else impression
     if findings and has_words(findings):
         return Raw(findings, impression, source, oddity)
     if source.startswith("fixed"):

@@ -1,13 +1,32 @@
 """Cleaning rules about dates, clock times, and the blanks that de-identification has left.
 
-In MIMIC-CXR dates, names and places have been replaced by "___". Each rule takes one clause and
-returns what is left of it, or "". All examples are invented.
+In MIMIC-CXR dates, names and places have been replaced by "___", in Open-I by "XXXX". Each rule
+takes one clause and returns what is left of it, or "". All examples are invented.
 """
+import re
 
 from mimic.cleaning.sentences import ended
 from mimic.cleaning.words import (
     BLANK, CLAUSE_END, DATE, DOUBT, EARLIER, FINDING, NEGATION_WORD, SEVERITY, SIZE, TIME, either,
     facts, pattern)
+
+# ---- one spelling of blanks ----
+
+# capitals also within a word ("XXXX-A-XXXX", "4XXXX"), small letters as a word of their own
+OPEN_I_BLANK = re.compile(r"X{4,}|\bx{4,}\b")
+
+
+def marked_blanks(text):
+    """Open-I's XXXX, where a word was taken out, as MIMIC's ___.
+
+    Its "x-XXXX" is always an x-ray: "Ray" had been taken for a name.
+
+    >>> marked_blanks("Chest x-XXXX of XXXX. XXXX-XXXX catheter.")
+    'Chest x-ray of ___. ___-___ catheter.'
+    """
+    text = re.sub(r"\b([Xx])-X{4,}", r"\1-ray", text)
+    return OPEN_I_BLANK.sub(BLANK, text)
+
 
 # ---- dates and earlier measures ----
 

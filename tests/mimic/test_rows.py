@@ -59,6 +59,19 @@ def test_what_a_language_model_made_of_it_or_the_rules_where_it_was_refused():
     assert row["flags"][0] == "llm refused: length"
 
 
+@pytest.mark.parametrize("clean, findings", [
+    ("none", "The ___ lobe is clear. ___'s effusion, 4___. ___-a-___. Chest x-ray. Edema, ___."),
+    ("rules", "Edema."),
+])
+def test_blanks_of_open_i_are_blanks_wherever_a_text_comes_from(clean, findings):
+    """Capitals or not, with punctuation or within a word; the language model sees ___ too."""
+    raw = "The XXXX lobe is clear. XXXX's effusion, 4XXXX. XXXX-a-XXXX. Chest x-XXXX. Edema, xxxx."
+    one = item(text=(raw, "In XXXX.", "table:sections"))
+    assert row_of(Settings(clean=clean), "gen", one, None, None)["report"] == findings
+    (_, text, impression), = texts_to_clean(Settings(), [Job("1.png", [("gen", one)])], None)
+    assert "XXXX" not in text.upper() and impression == "In ___."
+
+
 @pytest.mark.parametrize("text, content, reason", [
     (None, None, "report missing"), (None, b" ___\n ______\n", "report empty"),
     (None, b"x\n INDICATION: Cough.\n \n Clear.\n", "no findings"),
