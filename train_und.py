@@ -178,7 +178,7 @@ def main(argv):
                 run.log_validation(val_loss=validate(run, module, val))
         if run.sampling:
             with run.average(), run.autocast():
-                path = Path(cfg.out) / "samples" / f"{run.step:08d}.txt"
+                path = Path(cfg.out) / "samples" / f"{run.step:08d}.png"
                 show_written(model, tokenizer, val.data, path)
         if run.saving:
             tensors = {"model": weights.model_tensors(model)}

@@ -12,13 +12,11 @@ import sample
 import weights
 from common.cli import InputError
 from common.images import NOTICE
-from common.packed import Packed
 from common.processes import generator
 from helpers import randomise, tiny_config, tiny_vae
 from model import UniX
 from sample import Sampling
 from tokenizer import Tokenizer
-from training.show import show_drawn, show_written
 from vision import normalize
 from weights import checkpoint
 
@@ -178,17 +176,6 @@ def test_choose():
     for temperature in (0.05, 1.0):
         share = (draws(400, temperature, 1.0)[1] == 0).float().mean()
         assert abs(share - (logits[1] / temperature).softmax(-1)[0]) < 0.08
-
-
-def test_something_to_look_at_while_training(loaded, phantom, tmp_path):
-    data = Packed(phantom, "gen", 32, "val")
-    show_drawn(*loaded, data, tmp_path / "samples" / "1.png", n=2)
-    assert Image.open(tmp_path / "samples" / "1.png").text["notice"] == NOTICE
-    model, _, tokenizer = loaded
-    show_written(model, tokenizer, data, tmp_path / "samples" / "1.txt", n=2)
-    text = (tmp_path / "samples" / "1.txt").read_text()
-    assert text.count("given ") == text.count("written ") == 2
-    assert data.rows[1]["report"] in text and text.endswith(NOTICE + "\n")
 
 
 # ---- the command line ----

@@ -6,8 +6,14 @@ from common.images import NOTICE, captioned, save_png
 from sample import Sampling, generate_images, generate_reports
 
 
+def sheet(pictures, captions):
+    """A captioned grid of four columns, in which small pictures are enlarged -> PIL image."""
+    size = pictures[0].shape[-1]
+    return captioned(pictures, captions, columns=4, scale=max(1, 256 // size))
+
+
 def show_drawn(model, vae, tokenizer, data, path, n=8):
-    """A grid: the first n images of a data set, each beside one drawn from its report."""
+    """A sheet: the first n images of a data set, each beside one drawn from its report."""
     reports = [row["report"] for row in data.rows[:n]]
     drawn = generate_images(model, vae, tokenizer, reports, Sampling(size=data.size),
                             numbers=range(len(reports)), progress=False)
@@ -16,15 +22,21 @@ def show_drawn(model, vae, tokenizer, data, path, n=8):
         pictures += [data.image(i).numpy(), drawn[i, 0]]
         captions += ["given: " + report, "drawn from the report"]
     path.parent.mkdir(exist_ok=True)
-    save_png(captioned(pictures, captions, columns=4), path)
+    save_png(sheet(pictures, captions), path)
 
 
 def show_written(model, tokenizer, data, path, n=8):
-    """A text: the first n reports of a data set, and what the model writes about their images."""
+    """A sheet: the first n images of a data set, each over its report and what the model writes.
+
+    The same as text, for a terminal, goes beside it: `path` with the ending .txt.
+    """
     n = min(n, len(data))
     images = torch.stack([data.image(i) for i in range(n)])
     written = generate_reports(model, tokenizer, images, progress=False)
-    lines = [f"{row['id']}\n  given    {row['report']}\n  written  {text}\n"
-             for row, text in zip(data.rows, written)]
+    captions, lines = [], []
+    for row, text in zip(data.rows, written):
+        captions.append(f"given: {row['report']}\nwritten: {text}")
+        lines.append(f"{row['id']}\n  given    {row['report']}\n  written  {text}\n")
     path.parent.mkdir(exist_ok=True)
-    write_text(path, "\n".join(lines) + NOTICE + "\n")
+    save_png(sheet(images.numpy(), captions), path)
+    write_text(path.with_suffix(".txt"), "\n".join(lines) + NOTICE + "\n")
