@@ -194,11 +194,11 @@ def check_report(name, report, model, tokenizer):
 
 @torch.inference_mode()
 def generate_reports(model, tokenizer, images, prompt=PROMPT, temperature=0.0, top_p=1.0,
-                     max_tokens=0, seed=0, batch=16, progress=True):
+                     max_tokens=0, seed=0, batch=16, progress=True, title="reading"):
     """Report on images (N, S, S) uint8, `vision.preprocess`ed to the tower's size -> N strings.
 
     temperature 0 is greedy; otherwise the draws for image i depend on (seed, i) alone.
-    max_tokens 0: the longest text that the model reads.
+    max_tokens 0: the longest text that the model reads. title: what the progress bar says.
     """
     device, dtype = model.embed.weight.device, model.embed.weight.dtype
     room = model.cfg.max_text - 1                       # BOS takes one
@@ -208,7 +208,7 @@ def generate_reports(model, tokenizer, images, prompt=PROMPT, temperature=0.0, t
 
     reports = []
     starts = range(0, len(images), batch)
-    for start in tqdm(starts, desc="reading", unit="batch", disable=not progress, leave=False):
+    for start in tqdm(starts, desc=title, unit="batch", disable=not progress, leave=False):
         # the image block, and the prompt on top of it
         grey = torch.as_tensor(images[start:start + batch]).to(device)                # (B, S, S)
         B = len(grey)

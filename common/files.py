@@ -7,6 +7,7 @@ either.
 import hashlib
 import json
 import os
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +33,23 @@ def replacing(path):
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)       # it is still there only if something failed
+
+
+def refuse_unwritable(*paths):
+    """InputError unless these files can be written, their folders being made if they are not there.
+
+    A command asks before its work, not after hours of it.
+    """
+    for path in map(Path, paths):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
+                writable = not path.is_dir()
+        except OSError:
+            writable = False
+        if not writable:
+            raise InputError(f"{path} cannot be written; choose an --out in a folder that is "
+                             "yours.")
 
 
 def write_bytes(path, content):

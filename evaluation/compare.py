@@ -14,7 +14,7 @@ from pathlib import Path
 import weights
 from common import processes
 from common.cli import InputError, override
-from common.files import read_jsonl
+from common.files import read_jsonl, refuse_unwritable
 from evaluation import features, scoring, tables
 from evaluation.settings import FeatureNetwork, ReportNetworks
 from evaluation.text_metrics import same_items
@@ -42,6 +42,7 @@ def extract_features(argv):
     if not cfg.images:
         raise InputError("say which images: `python evaluate.py features --images DIR --out "
                          "a.safetensors`.")
+    refuse_unwritable(cfg.out)
     process = processes.setup(cfg.device)
     # the images first: a wrong folder should stop us before a network is loaded
     images = features.open_images(cfg.images, cfg.split)
@@ -99,6 +100,7 @@ def main(argv):
     if process.world > 1:
         raise InputError("compare runs in one process; extract features under torchrun with "
                          "`evaluate.py features`.")
+    refuse_unwritable(f"{cfg.out}.json", f"{cfg.out}.md")
     if cfg.real.endswith(".jsonl") or cfg.generated.endswith(".jsonl"):
         return compare_reports(cfg, process)
     return compare_images(cfg, process)

@@ -276,14 +276,20 @@ def half_samples(metric, real, fake, paired, replicates=100, seed=0):
 def bootstrap(statistic, n, replicates=1000, seed=0):
     """Intervals {name: [low, high]} of statistic(row numbers) -> {name: value}, for n items.
 
-    Each replicate draws n of the items with replacement.
+    Each replicate draws n of the items with replacement. A value may be None in a draw that does
+    not have it: the interval is that of the other draws, or None if there are none.
     """
     # all draws from one stream: the seed fixes the interval
     rng = np.random.default_rng(seed)
     replicas = []
     for _ in tqdm(range(replicates), desc="bootstrap", unit="draw", leave=False):
         replicas.append(statistic(rng.integers(0, n, n)))
-    return {name: percentiles([replica[name] for replica in replicas]) for name in replicas[0]}
+
+    intervals = {}
+    for name in replicas[0]:
+        values = [replica[name] for replica in replicas if replica[name] is not None]
+        intervals[name] = percentiles(values) if values else None
+    return intervals
 
 
 # ---- privacy ----

@@ -10,13 +10,13 @@ known, and `phantom.facts.report_to_facts` reads a report back into facts, exact
     all normal   the score of a report without findings
 
 F1 is over (finding, side or zone, degree) triples, exact match, "normal" statements not counted:
-micro over all triples, macro as the mean over findings. FD to coverage are those of
+micro over all triples, macro as the mean over the findings that occur. FD to coverage are those of
 evaluation/image_metrics.py over features of the checkpoint's own vision tower: of generated
 phantoms, of real ones that went through the VAE, and of as many other real ones, which no model
 can beat.
 
-Writes <out>.json and <out>.png, drawn beside generated over the reports; with --sweep it writes
-<out>.json and the curves, <out>-sweep.png.
+Writes <out>.json and <out>.png, drawn beside generated over the reports, with what the generated
+image misses; with --sweep it writes <out>.json and the curves, <out>-sweep.png.
 """
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,11 +29,12 @@ import sample
 import weights
 from common import processes
 from common.cli import override
-from common.files import write_json
+from common.files import refuse_unwritable, write_json
 from common.images import NOTICE, captioned, save_png
 from evaluation import features, image_metrics, scoring, tables
 from evaluation.settings import Sweep
 from evaluation.worklist import chunks
+from phantom.facts import FINDINGS, report_to_facts
 from phantom.prepare import Settings, held_out
 
 
@@ -60,7 +61,7 @@ class PhantomConfig(Sweep):
 
 def main(argv):
     cfg = override(PhantomConfig(), argv, __doc__)
-    Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
+    refuse_unwritable(*(f"{cfg.out}{ending}" for ending in (".json", ".png", "-sweep.png")))
     examinee = load(cfg)
     if cfg.sweep:
         return sweep(cfg, examinee)
@@ -100,10 +101,11 @@ class Examinee:
     size: int                       # pixels a side of what it reads
     batch: int                      # images at once
 
-    def read(self, pictures):
-        """Pictures of any size -> what the model reports on each."""
+    def read(self, pictures, which):
+        """Pictures of any size -> what the model reports on each. The bar says `which` they are."""
         pictures = np.stack(resized(pictures, self.size))
-        return sample.generate_reports(self.model, self.tokenizer, pictures, batch=self.batch)
+        return sample.generate_reports(self.model, self.tokenizer, pictures, batch=self.batch,
+                                       title=f"reading {which} phantoms")
 
     def draw(self, reports, cfg):
         """One picture of each report, picture number i of report i: noise differs by phantom."""
@@ -160,7 +162,7 @@ def score(cfg, examinee):
     phantoms = held_out_phantoms(cfg, examinee.size, range(cfg.num))
 
     # image -> report
-    written = examinee.read(phantoms.pictures)
+    written = examinee.read(phantoms.pictures, "real")
     scores = {
         "report": f1(cfg, phantoms, written),
         "all_normal": f1(cfg, phantoms, [""] * cfg.num),
@@ -172,9 +174,9 @@ def score(cfg, examinee):
         drawn = examinee.draw(phantoms.reports, cfg)
         size = cfg.size if cfg.size else examinee.size
         decoded = examinee.through_vae(resized(phantoms.pictures, size))
-        read_again = examinee.read(drawn)
+        read_again = examinee.read(drawn, "generated")
         cycle = f1(cfg, phantoms, read_again)
-        ceiling = f1(cfg, phantoms, examinee.read(decoded))
+        ceiling = f1(cfg, phantoms, examinee.read(decoded, "decoded"))
         # 1 would mean that drawing loses no more than the autoencoder alone does
         scores |= {"cycle": cycle, "vae_ceiling": ceiling,
                    "cycle_of_ceiling": cycle["micro"] / max(1e-9, ceiling["micro"])}
@@ -186,7 +188,7 @@ def score(cfg, examinee):
     write_json(f"{cfg.out}.json", {
         "scores": scores, "images": by_features,
         "settings": tables.public_settings(cfg), "notice": NOTICE})
-    print_scores(cfg, scores, by_features)
+    print_scores(cfg, phantoms, scores, by_features)
 
 
 def f1(cfg, phantoms, texts):
@@ -228,17 +230,34 @@ def contact_sheet(cfg, phantoms, drawn, read_again):
     for i in order[:cfg.show]:
         pictures += [phantoms.pictures[i], drawn[i]]
         captions += [f"drawn by formula: {phantoms.reports[i]}",
-                     f"generated from it, then read: {read_again[i]}"]
+                     f"generated from it, then read: {read_again[i]}"
+                     + mistakes(phantoms.facts[i], report_to_facts(read_again[i]))]
     return captioned(pictures, captions, columns=4)
 
 
-def print_scores(cfg, scores, by_features):
+def mistakes(wanted, given):
+    """What sets of facts do not agree on, in lines of a caption; "" if they are the same."""
+    lines = ""
+    for word, facts in (("MISSED", wanted - given), ("ADDED", given - wanted)):
+        if facts:
+            names = sorted(" ".join(f"{degree} {place} {finding}".split())
+                           for finding, place, degree in facts)
+            lines += f"\n{word}: {', '.join(names)}"
+    return lines
+
+
+def print_scores(cfg, phantoms, scores, by_features):
     """The scores on standard output, for people."""
     print(f"{'':14} {'micro-F1':>9} {'macro-F1':>9} {'exact':>7}   ({cfg.num} held-out phantoms)")
     for name in ("report", "cycle", "vae_ceiling", "all_normal"):
         if name in scores:
             row = scores[name]
             print(f"{name:14} {row['micro']:9.3f} {row['macro']:9.3f} {row['exact']:7.3f}")
+    there = {finding for facts in phantoms.facts for finding, _, _ in facts}
+    missing = [finding for finding in FINDINGS if finding not in there]
+    if missing:
+        print(f"macro-F1 is over the findings that occur; these phantoms show no "
+              f"{', no '.join(missing)}")
     if "cycle_of_ceiling" in scores:
         print(f"cycle / ceiling {scores['cycle_of_ceiling']:.3f}; pictures in {cfg.out}.png")
     if by_features:
@@ -262,7 +281,7 @@ def sweep(cfg, examinee):
     for point in cfg.points():
         drawn = examinee.draw(phantoms.reports, point)
         # the noise depends on the phantom alone, so points differ by their settings only
-        cycle, _ = scoring.label_f1(scoring.PhantomLabels(), examinee.read(drawn),
+        cycle, _ = scoring.label_f1(scoring.PhantomLabels(), examinee.read(drawn, "generated"),
                                     phantoms.reports, 10 * cfg.bootstrap)
         fd = scoring.images(real, examinee.look(drawn), replicates=cfg.bootstrap)["1"]["fd"]
         rows.append({"steps": point.steps, "cfg": point.cfg, "cycle_F1": cycle["micro"], "fd": fd})

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from common.cli import InputError, override
+from common.files import refuse_unwritable
 from common.images import captioned, save_png
 from evaluation import features, image_metrics, scoring, tables
 
@@ -36,6 +37,7 @@ class PrivacyConfig:
 
 def main(argv):
     cfg = override(PrivacyConfig(), argv, __doc__)
+    refuse_unwritable(*(f"{cfg.out}{ending}" for ending in (".json", ".md", ".png")))
     generated, train, held_out = load_sets(cfg)
     # looked for now: the closest pairs are shown at the end
     pictures = features.open_images(generated.source), features.open_images(train.source)

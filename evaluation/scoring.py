@@ -33,8 +33,9 @@ class PhantomLabels:
     def scores(self, references, predictions):
         """Sets of triples -> a function from row numbers to the scores of these rows.
 
-        micro: F1 over all triples. macro: mean over the findings' F1. exact: share of reports whose
-        triples are all right. Beside these, the F1 of each finding.
+        micro: F1 over all triples. macro: mean over the F1 of the findings that occur, in a
+        reference or a prediction. exact: share of reports whose triples are all right. Beside these
+        the F1 of each finding, None for one that does not occur.
         """
         # count once: a draw of the bootstrap then only adds up rows of a table
         outcomes = []                               # of each report: hits, extras, misses
@@ -49,12 +50,15 @@ class PhantomLabels:
             # micro adds up all findings first, macro takes the mean of their F1
             counts = outcomes[rows].sum(0)          # (3, findings)
             by_finding = text_metrics.f1(*counts)
-            return {
+            occurs = counts.any(0)
+            scores = {
                 "micro": float(text_metrics.f1(*counts.sum(1))),
-                "macro": float(by_finding.mean()),
+                "macro": float(by_finding[occurs].mean()) if occurs.any() else 0.0,
                 "exact": float(exact[rows].mean()),
-                **{name: float(score) for name, score in zip(FINDINGS, by_finding)},
             }
+            for name, score, there in zip(FINDINGS, by_finding, occurs):
+                scores[name] = float(score) if there else None
+            return scores
         return scores_at
 
     def details(self, references, predictions):

@@ -61,7 +61,7 @@ def numbers(values, intervals, n):
 
 def shown(number, digits=3, scale=1):
     """A number as text, 0.512 [0.498, 0.525], or a dash if there is none."""
-    if number is None:
+    if number is None or number["value"] is None:
         return "–"
 
     def rounded(value):

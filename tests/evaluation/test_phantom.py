@@ -7,7 +7,7 @@ from PIL import Image
 
 import sample
 from common.cli import InputError
-from evaluation import phantom
+from evaluation import compare, phantom, privacy
 
 
 def scored(tmp_path, options):
@@ -22,7 +22,13 @@ def test_the_model_of_the_demo_reads_and_draws_phantoms(tmp_path, capsys):
     assert scores["report"]["micro"] > 0.9 and scores["all_normal"]["micro"] == 0
     assert scores["cycle"]["micro"] > 0.7 and scores["report"]["intervals"]["micro"][1] > 0.9
     assert page["images"] == {}, "four images are too few for FD to coverage"
-    assert "cycle / ceiling" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "cycle / ceiling" in printed.out
+    assert ("macro-F1 is over the findings that occur; these phantoms show no cardiomegaly, "
+            "no nodule, no catheter\n") in printed.out
+    assert scores["report"]["catheter"] is None and scores["report"]["macro"] == 1
+    for which in ("real", "generated", "decoded"):
+        assert f"reading {which} phantoms" in printed.err, "three bars, each says of what it is"
     assert page["settings"]["checkpoint"] == "demo", "not where it lies"
     assert "not for clinical use" in Image.open(tmp_path / "score.png").text["notice"]
 
@@ -35,6 +41,26 @@ def test_the_noise_differs_by_phantom_and_the_settings_are_those_of_the_command(
     examinee = phantom.Examinee(None, None, None, None, size=64, batch=2)
     drawn = examinee.draw(["Clear.", "Edema."], phantom.PhantomConfig(steps=3))
     assert drawn.shape == (2, 64, 64)
+
+
+def test_the_picture_says_what_a_generated_phantom_misses():
+    wanted = {("nodule", "left mid", ""), ("effusion", "left", "large"), ("edema", "", "")}
+    given = {("nodule", "left upper", ""), ("edema", "", "")}
+    assert phantom.mistakes(wanted, given) == (
+        "\nMISSED: large left effusion, left mid nodule\nADDED: left upper nodule")
+    assert phantom.mistakes(wanted, wanted) == ""
+
+
+@pytest.mark.parametrize("main, line", [
+    (phantom.main, "--checkpoint nowhere"),
+    (compare.extract_features, "--images nowhere"),
+    (compare.main, "nowhere.jsonl nowhere.jsonl"),
+    (privacy.main, "--generated nowhere --train nowhere --held-out nowhere"),
+])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path, main, line):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written; choose an --out"):
+        main([*line.split(), "--out", str(tmp_path / "file" / "score")])
 
 
 @pytest.mark.slow

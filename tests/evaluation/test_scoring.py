@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from evaluation import image_metrics, radgraph_biovil, scoring
+from evaluation import image_metrics, radgraph_biovil, scoring, tables
 
 RNG = np.random.default_rng(0)
 
@@ -17,9 +17,26 @@ def test_phantom_scores_by_hand():
     scores_at = labels.scores(references, predictions)
     scores = scores_at()
     assert scores["micro"] == pytest.approx(2 / (2 + 2 + 1))
-    assert scores["macro"] == pytest.approx(1 / 7), "nodule alone, over all seven findings"
-    assert scores["nodule"] == 1 and scores["effusion"] == scores["exact"] == 0
+    assert scores["macro"] == pytest.approx(1 / 3), "of nodule, effusion, edema, which occur"
+    assert scores["nodule"] == 1 and scores["effusion"] == scores["edema"] == scores["exact"] == 0
+    assert scores["catheter"] is None, "right by nobody, wrong by nobody"
     assert scores_at([0])["micro"] == pytest.approx(0.5)
+
+
+def test_nothing_at_all_has_no_macro_f1_to_speak_of():
+    labels = scoring.PhantomLabels()
+    scores = labels.scores(labels(["No effusion."]), labels(["No edema."]))()
+    assert scores["macro"] == 0 and scores["exact"] == 1
+
+
+def test_a_finding_that_is_rare_or_absent_has_the_interval_of_the_draws_that_show_it():
+    labels = scoring.PhantomLabels()
+    texts = [*["Small left effusion."] * 5, "Pulmonary edema."]
+    scores, _ = scoring.label_f1(labels, texts, texts, 50)
+    assert scores["macro"] == {"value": 1.0, "interval": [1.0, 1.0], "n": 6}
+    assert scores["edema"]["interval"] == [1.0, 1.0], "in a third of the draws it is not there"
+    assert scores["nodule"] == {"value": None, "interval": None, "n": 6}
+    assert tables.understanding({"nodule": scores["nodule"]})[-1].endswith("| nodule | – | 6 |")
 
 
 def test_f1_has_the_interval_of_the_bootstrap():
