@@ -5,7 +5,7 @@
     items        what all of them give: one item an image
     annotations  what others wrote down about the images: labels, texts, a split, lists of ids
     splits       who trains, who validates and who tests
-    sections     a report -> its sections, by the official rules
+    sections     a report -> its sections, by the official rules; headings: those of other texts
     cleaning/    what an image cannot show (dates, comparisons) leaves the text
     rows         the row of an image: question, report, labels
     pixels       an image file -> the square that the network sees

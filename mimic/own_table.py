@@ -3,12 +3,12 @@
     image root, items = table(cfg, left_out)        # prepare_mimic.py --dataset table
 """
 import os
-import re
 from pathlib import Path
 
 from common.cli import InputError
 from common.files import read_jsonl
 from common.tables import read_header, read_table, whole_characters
+from mimic.headings import divided
 from mimic.items import Item, hashed_split
 
 
@@ -66,22 +66,3 @@ def own_rows(path):
             raise InputError(f"{path}, entry {number}: wanted one JSON object a line with image "
                              "and report.")
         yield row
-
-
-def divided(report):
-    """A report of any origin -> (findings, impression, source); without headings all is findings.
-
-    >>> divided("FINDINGS: Clear lungs.\\nIMPRESSION: Normal.")
-    ('Clear lungs.', 'Normal.', 'table:sections')
-    >>> divided("Clear lungs.")
-    ('Clear lungs.', None, 'table:whole report')
-    """
-    before, *pieces = re.split(r"(?im)^[ \t]*(findings|impression)[ \t]*:", report)
-    if not pieces:
-        text = before.strip()
-        return (text if text else None), None, "table:whole report"
-    # split by a pattern with a group: text before, then heading, text, heading, text
-    sections = {}
-    for heading, text in zip(pieces[::2], pieces[1::2]):
-        sections[heading.lower()] = text.strip() if text.strip() else None
-    return sections.get("findings"), sections.get("impression"), "table:sections"

@@ -13,6 +13,7 @@ from mimic import sections
 from mimic.cleaning import rules
 from mimic.cleaning.blanks import marked_blanks
 from mimic.cleaning.sentences import has_words
+from mimic.headings import apart
 from mimic.items import fraction
 
 # Our wording of the question; {parts} is what the report has. An image always gets the same one.
@@ -107,9 +108,12 @@ def raw_text(cfg, item, content):
         if cfg.fallback_paragraph and not findings:
             findings = text.other
 
-    # blanks have one spelling from here on, for the rules, the language model and --clean none
-    findings = marked_blanks(findings) if findings else findings
-    impression = marked_blanks(impression) if impression else impression
+    # from here on, for the rules, the language model and --clean none: no impression within the
+    # findings, and one spelling of blanks
+    if findings:
+        findings, impression = apart(marked_blanks(findings), impression)
+    if impression:
+        impression = marked_blanks(impression)
     if findings and has_words(findings):
         return Raw(findings, impression, source, oddity)
     if source.startswith("fixed"):

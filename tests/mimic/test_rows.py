@@ -72,6 +72,17 @@ def test_blanks_of_open_i_are_blanks_wherever_a_text_comes_from(clean, findings)
     assert "XXXX" not in text.upper() and impression == "In ___."
 
 
+@pytest.mark.parametrize("text, content", [
+    (("Small effusion. IMPRESSION: Edema.", None, "table:sections"), None),
+    (None, b"x\n FINDINGS: Small effusion. IMPRESSION: Edema.\n"),
+])
+def test_an_impression_in_the_line_of_the_findings_never_comes_into_a_drawing_prompt(text, content):
+    row = row_of(Settings(), "gen", item(text=text), content, None)
+    assert row["report"] == "Small effusion."
+    row = row_of(Settings(), "und", item(text=text), content, None)
+    assert row["report"] == "FINDINGS: Small effusion.\nIMPRESSION: Edema."
+
+
 @pytest.mark.parametrize("text, content, reason", [
     (None, None, "report missing"), (None, b" ___\n ______\n", "report empty"),
     (None, b"x\n INDICATION: Cough.\n \n Clear.\n", "no findings"),

@@ -47,10 +47,27 @@ def test_what_a_header_is(text, is_header):
 @pytest.mark.parametrize("header, name", [
     ("IMPRESSON", "impression"), ("CHEST, TWO VIEWS", "findings"),              # in the table
     ("PRELIMINARY IMPRESSION", "impression"), ("PAST HISTORY", "history"),      # a word inside
-    ("RIBS, LEFT", "findings"), ("SOMETHING", "something"),                     # a view, or not
+    ("RIBS, LEFT", "findings"), ("LATERAL AND AP", "findings"),                 # a view
+    ("SOMETHING", "something"), ("AP", "ap"), ("ABDOMEN", "abdomen"),           # none of them
+    ("PFI", "history"), ("RECOMMENDATION(S)", "recommendations"), ("WETREAD", "wet read"),
+    ("FINDINGS/ IMPRESSION", "impression"), ("FINDINGS  AND IMPRESSION", "impression"),
+    ("NDICATION", "indication"), ("CONCUSION", "impression"),                   # put right
 ])
 def test_names_of_headers(header, name):
     assert sections.canonical(header) == name
+
+
+@pytest.mark.parametrize("spelling", (
+    "MPRESSION IMPRESSOIN IMPRSSION IMPERSSION IMORESSION IMPRESION IMPRESSON IMPRESSION IMPESSION "
+    "CONCLUSION COINCLUSION").split())
+def test_every_misspelling_of_impression_in_the_official_table(spelling):
+    assert study_text(f"x\n {spelling}: Fine.\n").impression == "Fine."
+
+
+@pytest.mark.parametrize("spelling", "FINDING FINDINS FINDINDGS FINDGINGS FINDNGS FINDNINGS "
+                                     "FINIDNGS".split())
+def test_every_misspelling_of_findings_in_the_official_table(spelling):
+    assert study_text(f"x\n {spelling}: Clear.\n").findings == "Clear."
 
 
 @pytest.mark.parametrize("text, expected", [
@@ -91,10 +108,16 @@ def test_bytes_of_every_origin(raw, text, oddity):
 
 @pytest.mark.parametrize("text, below", [
     (" ADDENDUM  See below.\n FINDINGS: Wrong.\n ____________\n FINDINGS: Right.\n",
-     " FINDINGS: Right.\n"),
+     "\n FINDINGS: Right.\n"),
     ("A\n _____\n B", "A\n _____\n B"),                        # without the word it is but a line
     (" ADDENDUM\n ______\n ___\n", " ADDENDUM\n ______\n ___\n"),           # nothing below
     ("x\n FINDINGS: Clear, see addendum below.\n _____\n ADDENDUM: Line placed.\n",) * 2,
 ])
 def test_an_addendum_above_a_line_of_underscores_is_dropped(text, below):
     assert sections.drop_addendum(text) == below
+
+
+@pytest.mark.parametrize("between", ["", " \n", "                 FINAL REPORT\n"])
+def test_findings_right_under_the_line_of_an_addendum(between):
+    text = f" ADDENDUM  Line placed.\n ______________\n{between} FINDINGS: Clear.\n"
+    assert study_text(text).findings == "Clear."
