@@ -216,7 +216,8 @@ def differences(theirs, ours, free=()):
 
 # ---- the end of a script ----
 
-# what is given back when a script ends, well or badly: common/locks.py puts its locks here
+# what is given back or brought to an end when a script ends, well or badly: locks, a checkpoint
+# that is being written
 until_the_end = contextlib.ExitStack()
 
 

@@ -52,8 +52,9 @@ def column(run, name):
 
 
 def tensors(run, part="model"):
-    """{name: tensor} of a file of the newest checkpoint."""
-    return load_file(checkpoint.newest(run) / f"{part}.safetensors")
+    """{name: tensor} of a part of the newest checkpoint, or of a checkpoint, frozen or not."""
+    files = sorted(checkpoint.newest(run).glob(f"{part}*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def state(run):

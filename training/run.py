@@ -35,7 +35,7 @@ from training import cost, optim
 from training.batches import Samples, loader, refuse_uneven
 from training.log import Log, Meter, open_boards
 from training.resume import checkpoint_to_resume, optimizer_state, restore, tidy
-from weights import checkpoint
+from training.saving import Saver
 
 
 @dataclass
@@ -211,6 +211,9 @@ class Run:
             self.step, skips = restore(self.resume, self.optimizers, self.ema)
         self.skipped = Skipped(cfg.max_skipped, skips)
 
+        # checkpoints are written beside training, which goes on meanwhile
+        self.saver = Saver(cfg.out, cfg.keep, before=self.resume)
+
         # `module` is what the loop calls: compiled if asked, in DDP if there are others
         if cfg.compile:
             module.compile()
@@ -286,6 +289,7 @@ class Run:
         else:
             optim.step_all(self.optimizers, self.lr)
             self.ema.update()
+        self.saver.check()
         # a signal reaches the processes at different moments; here they agree on the step
         self.bar.update()
         self.stopping = self.stop.agree(self.device)
@@ -338,8 +342,8 @@ class Run:
             yield
 
     def save(self, config, tensors, tokenizer=None):
-        """Write a checkpoint, to which the first process adds what resuming needs. All processes
-        call it.
+        """Have a checkpoint written, to which the first process adds what resuming needs. All
+        processes call it, and go on when what they train is copied.
 
         config: what the tensors are (weights.describe). tensors: {"model": {name: tensor}, ...}.
         tokenizer: the text of tokenizer.json.
@@ -349,13 +353,15 @@ class Run:
             # all processes take part in gathering, the first one writes
             state = optimizer_state(self.optimizers, self.ema, self.skipped.in_a_row)
             if self.master:
-                checkpoint.save(
-                    cfg.out, self.step, cfg.keep,
+                trained = [p for p in self.trained.parameters() if p.requires_grad]
+                self.saver.save(
+                    self.step, changing=[*trained, *self.ema.shadow.values()],
                     config={**config, "stage": self.stage, "settings": asdict(cfg)},
                     tensors={**tensors, "ema": self.ema.shadow}, tokenizer=tokenizer, state=state)
 
     def close(self):
-        """The end: signals mean again what they meant before."""
+        """The end: the last checkpoint is whole, signals mean again what they meant before."""
+        self.saver.wait()
         self.bar.close()
         self.stop.release()
         print0(f"stage {self.stage} is in {self.cfg.out}: {self.step} of {self.cfg.steps} steps")

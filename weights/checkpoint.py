@@ -3,7 +3,12 @@
 A run's directory holds `log.jsonl` and one directory a checkpoint, named by its step:
 
     out/und/00003840/   config.json  tokenizer.json  state.pt
-                        model.safetensors  ema.safetensors  vae.safetensors
+                        model.safetensors  model-frozen.safetensors
+                        ema.safetensors  vae.safetensors
+
+Weights that a run never trains lie in files of their own (`model-frozen`, the VAE of stages 2 and
+3). They are written once; later checkpoints of the run hold the same file under a second name (a
+hard link), so each directory is complete by itself, whichever others are deleted.
 
 A checkpoint is written under a temporary name beside its final one, flushed, then renamed, so that
 a kill at any moment leaves the old or the new one whole. `config.json` lists the sizes and hashes
@@ -13,13 +18,14 @@ in which a byte has changed.
 The directories of others (a released UniX, Janus-Pro) have a config.json without such a list; they
 are read by the same functions and not checked.
 """
+import os
 import shutil
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from common.cli import InputError
@@ -68,18 +74,24 @@ def replacing_directory(path):
                          "whole. Free some space and start the same command.") from error
 
 
-def write(directory, *, config, tensors, tokenizer=None, state=None):
+def write(directory, *, config, tensors, tokenizer=None, state=None, frozen=(), before=None):
     """Write one checkpoint directory, whole or not at all, in place of what is there.
 
     config: plain JSON (network, VAE, settings, stage).
     tensors: {"model": {name: tensor}, "ema": ..., "vae": ...}, a file each.
     tokenizer: JSON text. state: what the optimizer needs to go on.
+    frozen: which of the tables are the same as in `before`, an earlier checkpoint of the run.
     """
     with replacing_directory(directory) as temporary:
+        linked = {}                     # hashes of the files that need not be written again
         for name, table in tensors.items():
-            # safetensors refuses a tensor that is a transposed view of another
-            table = {key: tensor.detach().contiguous() for key, tensor in table.items()}
-            save_file(table, temporary / f"{name}.safetensors")
+            path = temporary / f"{name}.safetensors"
+            if name in frozen and before is not None:
+                linked |= link(Path(before), path, table)
+            if path.name not in linked:
+                # safetensors refuses a tensor that is a transposed view of another
+                table = {key: tensor.detach().contiguous() for key, tensor in table.items()}
+                save_file(table, path)
         if tokenizer is not None:
             write_text(temporary / "tokenizer.json", tokenizer)
         if state is not None:
@@ -88,8 +100,27 @@ def write(directory, *, config, tensors, tokenizer=None, state=None):
         # config.json comes last, since it lists the other files
         paths = sorted(temporary.iterdir())
         sizes = {path.name: path.stat().st_size for path in paths}
-        hashes = {path.name: digest(path) for path in paths}
+        hashes = {path.name: digest(path) for path in paths if path.name not in linked} | linked
         write_json(temporary / "config.json", {**config, "files": sizes, "sha256": hashes})
+
+
+def link(before, path, table):
+    """Give the file of an earlier checkpoint, which holds the same table, a second name at `path`.
+
+    -> {file name: its hash}, or {} where there is no such file or the file system has no hard
+    links: then it must be written.
+    """
+    old = before / path.name
+    if not old.exists() or not (before / "config.json").exists():
+        return {}
+    with safe_open(old, "pt") as file:
+        if set(file.keys()) != set(table):
+            return {}
+    try:
+        os.link(old, path)
+    except OSError:
+        return {}
+    return {path.name: read_config(before)["sha256"][path.name]}
 
 
 def save(run, step, keep=2, *, config, **parts):

@@ -247,6 +247,10 @@ def load_ours(directory, config, ema, dtype):
     # the average holds only the weights that were trained; the others are as they were
     path = directory / "model.safetensors"
     saved = read_tensors(path)
+    # what a run never trains lies in a file of its own: see `checkpoint`
+    frozen = directory / "model-frozen.safetensors"
+    if frozen.exists():
+        saved.update(read_tensors(frozen))
     averaged = directory / "ema.safetensors"
     if ema and averaged.exists():
         saved.update(read_tensors(averaged))

@@ -25,7 +25,7 @@ def test_the_model_of_the_demo_reads_and_draws_phantoms(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "cycle / ceiling" in printed.out
     assert ("macro-F1 is over the findings that occur; these phantoms show no cardiomegaly, "
-            "no nodule, no catheter") in printed.out
+            "no nodule, no catheter\n") in printed.out
     assert scores["report"]["catheter"] is None and scores["report"]["macro"] == 1
     for which in ("real", "generated", "decoded"):
         assert f"reading {which} phantoms" in printed.err, "three bars, each says of what it is"

@@ -24,7 +24,7 @@ def test_a_report_is_what_sample_writes_for_this_image_and_question(
 
     scores = result(und_run)["scores"]["understanding"]
     assert {"micro", "macro", "exact", *FINDINGS} <= scores.keys()
-    for number in (scores["micro"], scores["macro"], scores["exact"]):
+    for number in scores.values():
         low, high = number["interval"]
         assert low <= number["value"] <= high and number["n"] == 12
     text = (und_run / "result.md").read_text()
