@@ -34,10 +34,10 @@ def main(argv):
         return 0
     command, *settings = argv
     if command not in COMMANDS:
-        # cutoff 0: however wrong the word is, one name is the nearest
-        nearest = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0)
+        nearest = difflib.get_close_matches(command, COMMANDS, n=1)
         raise InputError(f"there is no table '{command}'; say what to evaluate, one of "
-                         f"{', '.join(COMMANDS)}. The nearest is {nearest[0]}.")
+                         f"{', '.join(COMMANDS)}." + "".join(f" The nearest is {name}."
+                                                             for name in nearest))
     return COMMANDS[command](settings)
 
 

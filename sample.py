@@ -27,7 +27,7 @@ from tqdm import tqdm
 import flow
 import weights
 from attention import DecodeCache
-from common.cli import InputError, cli, override
+from common.cli import InputError, Text, cli, override
 from common.files import text_lines
 from common.images import NOTICE, captioned, checked, image_files, read_image, save_png
 from common.processes import decoding, generator, setup, torch_dtype
@@ -63,10 +63,10 @@ class Sampling:
 
 @dataclass
 class SampleConfig(Sampling):
-    report: list[str] = field(default_factory=list)     # report to draw, or several
+    report: list[Text] = field(default_factory=list)    # report to draw, or several
     reports: str = ""           # text file of reports to draw, one a line (blank lines are ignored)
     image: list[str] = field(default_factory=list)      # image files or folders to report on
-    prompt: str = PROMPT        # what is asked about an image
+    prompt: Text = PROMPT        # what is asked about an image
     checkpoint: str = str(Path(__file__).parent / "demo")       # checkpoint directory or run
     preset: str = ""            # "release": the sampling settings of the released UniX
     out: str = "sample.png"     # picture to write; several become sample-000.png and so on

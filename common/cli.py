@@ -20,10 +20,11 @@ if sys.version_info < (3, 11):          # before anything that older versions ca
     sys.exit(f"error: open UniX needs Python 3.11 or newer, this is {sys.version.split()[0]}; "
              "make the virtual environment with a newer one.")
 
+import collections
 import contextlib
 import dataclasses
-import difflib
 import inspect
+import io
 import json
 import math
 import os
@@ -33,9 +34,16 @@ import typing
 
 import torch.distributed as dist
 
+from common.platforms import NO_READER
+from common.spellings import FLAGS, VALUES, about_unknown, others, translated
+
 
 class InputError(Exception):
     """Bad input. The message is one sentence for the user: what was wrong and what to do."""
+
+
+# the type of a setting that is read by people or a model; other strings are names and paths
+Text = typing.NewType("Text", str)
 
 
 def option(key):
@@ -47,7 +55,7 @@ def option(key):
 
 def override(cfg, argv, doc="", presets=None):
     """Settings from the command line: `--key value`, `--key=value`, `--flag`, `--no-flag`; `-` and
-    `_` are alike.
+    `_` are alike, and the names of other software are understood (common/spellings.py).
 
     cfg: a dataclass instance that holds the defaults.
     presets: {name: {field: value}}, chosen with `--preset name`.
@@ -58,7 +66,7 @@ def override(cfg, argv, doc="", presets=None):
     presets = {} if presets is None else presets
     types = typing.get_type_hints(type(cfg))
     if "--help" in argv or "-h" in argv:
-        print(help_text(cfg, doc, presets))
+        print(help_text(cfg, doc, presets), flush=True)
         sys.exit(0)
     given = parse(argv, types, with_preset=bool(presets))
 
@@ -79,7 +87,7 @@ def override(cfg, argv, doc="", presets=None):
 def parse(argv, types, with_preset=False):
     """Words of the command line -> {field: value}. types: {field: its type}."""
     given = {}
-    words = list(argv)
+    words = translated(argv, types)
     while words:
         # --key, --key=value, --no-key
         word = words.pop(0)
@@ -92,13 +100,13 @@ def parse(argv, types, with_preset=False):
         if negated:
             key = key[3:]
         if key not in types and not (key == "preset" and with_preset):
-            # cutoff 0: there is always a nearest one to offer
-            nearest = difflib.get_close_matches(key, types, n=1, cutoff=0)
-            raise InputError(f"unknown option {option(key)}; the nearest is {option(nearest[0])}.")
+            raise InputError(f"unknown option {option(key)}; {about_unknown(key, types)}.")
         kind = types.get(key, str)
 
-        # flags take no value
+        # flags take no value, though True and False may follow
         if kind is bool:
+            if not equals and words and words[0].lower() in ("true", "false"):
+                value = words.pop(0)
             if equals and value.lower() not in ("true", "false"):
                 name = option(key)
                 raise InputError(f"{name} is a flag: write {name} or {option('no_' + key)}, "
@@ -124,8 +132,10 @@ def parse(argv, types, with_preset=False):
 def convert(key, value, kind):
     """A word of the command line as the field's type.
 
-    int, float, str, Literal[...] of words, list[...] or tuple[...] of these.
+    int, float, str, Text, Literal[...] of words, list[...] or tuple[...] of these.
     """
+    if isinstance(value, str):
+        value = VALUES.get(key, {}).get(value.lower(), value)
     if typing.get_origin(kind) is list:
         inner, = typing.get_args(kind)
         return [convert(key, word, inner) for word in value]
@@ -140,7 +150,11 @@ def convert(key, value, kind):
         if value not in typing.get_args(kind):
             raise InputError(f"{option(key)} {value} is none of {choices(kind)}.")
         return value
-    # int, float and str convert by being called; nan and inf are floats that no setting wants
+    if kind is Text:
+        return whole_text(key, value)
+    if kind is str:
+        return at_home(key, value)
+    # int and float convert by being called; nan and inf are floats that no setting wants
     try:
         number = kind(value)
         if kind is float and not math.isfinite(number):
@@ -148,6 +162,31 @@ def convert(key, value, kind):
     except ValueError:
         raise InputError(f"{option(key)} wants {kind.__name__}, got '{value}'.") from None
     return number
+
+
+def whole_text(key, value):
+    """A word of the command line that people read, not a path: it must be UTF-8."""
+    # Python keeps other bytes as half characters, which no tokenizer knows
+    half = re.search("[\ud800-\udfff]", value)
+    if half:
+        byte = ord(half[0]) - 0xdc00
+        raise InputError(f"{option(key)} holds the byte 0x{byte:02x}, which is no UTF-8; type it "
+                         "anew.")
+    return value
+
+
+def at_home(key, value):
+    """A word that begins like a path in somebody's home, with the home's own path instead of ~.
+
+    A shell leaves the ~ of --out=~/run as it is.
+    """
+    if not re.match(r"~[\w.-]*([/\\]|$)", value):
+        return value
+    path = os.path.expanduser(value)
+    if path == value:
+        raise InputError(f"{option(key)} {value}: there is no home directory that ~ could stand "
+                         "for here; write the whole path.")
+    return path
 
 
 def choices(kind):
@@ -160,13 +199,18 @@ def choices(kind):
 
 
 def help_text(cfg, doc, presets):
-    """The docstring, then every field: the comment that stands behind it in the source, its choices
-    and its default.
+    """The docstring, then a line for every field: the comment that stands behind it in the source,
+    its choices, its default, and what others call it.
     """
     # comments are no part of a class at run time, so they are read from its source
     classes = [c for c in type(cfg).__mro__ if dataclasses.is_dataclass(c)]
     source = "".join(inspect.getsource(c) for c in classes)
     types = typing.get_type_hints(type(cfg))
+    also = collections.defaultdict(list)
+    for name, setting in others(types).items():
+        also[setting].append(option(name))
+    for name, (setting, _) in FLAGS.items():
+        also[setting].append(option(name))
     inherited = {field.name for c in classes[1:] for field in dataclasses.fields(c)}
 
     # the script's own fields first, then those that it shares with others
@@ -180,6 +224,8 @@ def help_text(cfg, doc, presets):
         default = default_text(getattr(cfg, field.name), field.name)
         if default:
             text += f" [{default}]"
+        if field.name in also:
+            text += f" (also {', '.join(also[field.name])})"
         lines.append(f"  {option(field.name):<20} {text}")
     # presets at the end, each as the fields that it changes
     for name, values in presets.items():
@@ -241,27 +287,59 @@ def speaks_for_all():
 def cli(main):
     """Run a script's main(argv) and end the process.
 
-    Bad input, a full disk or a missing permission is one sentence and exit code 2.
+    Bad input, a full disk or a missing permission is one sentence and exit code 2. Output that
+    nobody reads any more (`| head`) ends the script in silence.
     """
+    print_anything()
     try:
         with until_the_end:
             code = main(sys.argv[1:])
+        sys.stdout.flush()              # now, while a reader who has gone is listened for
     except InputError as error:
         if speaks_for_all():
             print(f"error: {error}", file=sys.stderr)
         leave_at_once(2)
     except OSError as error:
-        # not every OSError knows its file: a full disk, for one
-        name = error.filename if error.filename else "a file"
-        reason = error.strerror if error.strerror else error
-        print(f"error: {name} could not be read or written: {reason}.", file=sys.stderr)
-        leave_at_once(2)
+        gone = error.errno in NO_READER and not error.filename
+        if not gone:
+            # not every OSError knows its file: a full disk, for one
+            name = error.filename if error.filename else "a file"
+            reason = error.strerror if error.strerror else error
+            print(f"error: {name} could not be read or written: {reason}.", file=sys.stderr)
+        abandon_output()
+        leave_at_once(141 if gone else 2)       # 128 + SIGPIPE, as shells say of other programs
     except KeyboardInterrupt:
         leave_at_once(130)              # what a shell expects: 128 + SIGINT
     # all went well on this rank, and on the others too, or they would have ended it
     if dist.is_initialized():
         dist.destroy_process_group()
     sys.exit(code)
+
+
+def print_anything():
+    """Let every character be printed, whatever the encoding of the terminal or file.
+
+    What it lacks, as an é in ASCII, is written as \\xe9, and a byte of a file name that is no UTF-8
+    as \\udcff. Python would stop instead, and the results that come after would be lost. The
+    encoding stays what it was: whoever chose Latin-1 reads Latin-1. JSON is printed in ASCII.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def abandon_output():
+    """Forget what cannot be written to standard output or error: the reader has gone, the disk is
+    full.
+
+    Python would try again at its end, and complain
+    (docs.python.org/3/library/signal.html#note-on-sigpipe).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def leave_at_once(code):

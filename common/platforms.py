@@ -4,6 +4,7 @@ A function that one of them lacks is looked for when it is called, so that every
 imported everywhere.
 """
 import ctypes
+import errno
 import math
 import multiprocessing
 import os
@@ -115,3 +116,6 @@ def read_at(descriptor, length, offset):
 
 
 ONE_AT_A_TIME = threading.Lock()
+
+# numbers of the error that writing into a pipe without a reader gives; Windows has one of its own
+NO_READER = {errno.EPIPE} | ({errno.EINVAL} if sys.platform == "win32" else set())

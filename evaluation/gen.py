@@ -16,7 +16,7 @@ from PIL import Image
 import sample
 import weights
 from common import processes
-from common.cli import InputError, override
+from common.cli import InputError, Text, override
 from common.images import captioned, save_png
 from evaluation import features, radgraph_biovil, scoring, tables
 from evaluation.drawing import Experiment, draw, prompts_of

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import weights
 from common import processes
-from common.cli import override
+from common.cli import Text, override
 from common.files import settings_hash
 from evaluation import features, scoring, tables, worklist
 from evaluation.reading import write_reports

@@ -1,4 +1,8 @@
 """common/cli.py: settings from the command line, one sentence for bad input, exit codes."""
+import os
+import shlex
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,6 +14,7 @@ import sample
 import train_gen
 import train_und
 from common.cli import InputError, cli, differences, help_text, override
+from helpers import ROOT
 from phantom import prepare, train_vae
 
 
@@ -131,6 +136,78 @@ def test_differences_of_two_runs():
     assert differences(theirs, ours, free=("steps",)) == {"gone": (1, None), "new": (None, 2)}
 
 
+# ---- home, letters, pipes ----
+
+def test_a_home_is_found_or_missed_in_a_sentence(monkeypatch):
+    """A shell leaves --out=~/run as it is. A text is no path."""
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert parse("--out=~/run").out == "/home/ann/run"
+    assert parse("--out run~/x").out == "run~/x"
+    with pytest.raises(InputError, match="--out ~nobody-here/run: there is no home directory"):
+        parse("--out ~nobody-here/run")
+    assert override(sample.SampleConfig(), ["--report", "~/ 3"]).report == ["~/ 3"]
+
+
+@pytest.mark.parametrize("name", ["--report", "--prompt"])
+def test_a_text_that_is_no_utf8_is_a_sentence(name):
+    with pytest.raises(InputError, match=f"{name} holds the byte 0xff, which is no UTF-8"):
+        override(sample.SampleConfig(), [name, os.fsdecode(b"small \xff effusion")])
+    assert override(sample.SampleConfig(), [name, "é…"])
+    assert override(sample.SampleConfig(), ["--image", os.fsdecode(b"\xff.png")])
+
+
+PRINTS = """
+import os, sys
+from common.cli import InputError, cli
+
+def main(argv):
+    print(argv[0], "é…", os.fsdecode(b"film-\\xff.png"))
+    for word in argv[1:]:
+        print(word * 100_000)
+    print("the end")
+    raise InputError("no \\u2026 way")
+
+cli(main)"""
+
+
+def printed(*words, redirect="", **environ):
+    """What a script in a process of its own prints -> stdout, stderr, exit code. In a shell."""
+    line = f'{shlex.quote(sys.executable)} -c "$PROGRAM" {shlex.join(words)} {redirect}'
+    done = subprocess.run(["bash", "-c", line + "; exit ${PIPESTATUS[0]}"], cwd=ROOT,
+                          capture_output=True, env={**os.environ, "PROGRAM": PRINTS, **environ})
+    return done.stdout, done.stderr, done.returncode
+
+
+@pytest.mark.parametrize("encoding, line", [
+    ("ascii", rb"x \xe9\u2026 film-\udcff.png"),
+    ("latin-1", b"x \xe9\\u2026 film-\\udcff.png"),
+    ("cp1252", b"x \xe9\x85 film-\\udcff.png"), ("utf-8", "x é… film-\\udcff.png".encode())])
+def test_anything_can_be_printed_in_any_encoding(encoding, line):
+    """A character that is not there is written by its number, and what follows is not lost."""
+    out, err, code = printed("x", PYTHONIOENCODING=encoding)
+    assert out.splitlines() == [line, b"the end"]
+    assert err.startswith(b"error: no ") and err.count(b"\n") == 1 and code == 2
+
+
+@pytest.mark.parametrize("redirect, code, out, err", [
+    ("| head -1", 141, b"x ", b""),
+    ("2>&1 | true", 141, b"", b""),
+    ("> /dev/full", 2, b"", b"error: a file could not be read or written: No space left"),
+])
+def test_output_that_nobody_takes(redirect, code, out, err):
+    """`| head` ends a script as it ends other programs: at once, without a word."""
+    printed_out, printed_err, exit_code = printed("x", "long", redirect=redirect)
+    assert printed_out.startswith(out) and printed_out.count(b"\n") <= 1
+    assert printed_err.startswith(err) and printed_err.count(b"\n") == bool(err)
+    assert exit_code == code
+
+
+def test_help_that_nobody_reads_to_its_end():
+    line = f"{shlex.quote(sys.executable)} sample.py --help | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True)
+    assert done.stderr == b"" and done.returncode in (0, 141)
+
+
 # ---- the end of a script ----
 
 def bad_input(argv):
@@ -145,6 +222,10 @@ def interrupted(argv):
     raise KeyboardInterrupt
 
 
+def reader_has_gone(argv):
+    raise BrokenPipeError(32, "Broken pipe")
+
+
 def one_of_two_failed(argv):
     return 1
 
@@ -154,6 +235,7 @@ def one_of_two_failed(argv):
     (missing_folder, 2, "error: nowhere/x could not be read or written: No such file or "
                         "directory.\n"),
     (interrupted, 130, ""),
+    (reader_has_gone, 141, ""),
     (one_of_two_failed, 1, ""),
     (lambda argv: None, None, "")])
 def test_exit_codes(capsys, main, code, words):
