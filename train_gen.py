@@ -26,12 +26,12 @@ from common.packed import Packed
 from common.processes import all_sum, print0
 from training import cost
 from training.batches import Samples
-from training.run import Run, RunConfig
+from training.run import Run, UniXRunConfig
 from training.show import show_drawn
 
 
 @dataclass
-class TrainConfig(RunConfig):
+class TrainConfig(UniXRunConfig):
     # files
     preset: str = "paper"               # a name from the list of presets
     stage: int = 2                      # 2: half size with REPA; 3: full size without

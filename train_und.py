@@ -23,19 +23,19 @@ from common.processes import all_sum, print0
 from model import UniX, UniXConfig
 from training import cost
 from training.batches import Samples
-from training.run import Run, RunConfig
+from training.run import Run, UniXRunConfig
 from training.show import show_written
 from vision import ViTConfig, normalize
 
 
 @dataclass
-class TrainConfig(RunConfig):
+class TrainConfig(UniXRunConfig):
     # files
     preset: str = ""                    # a name from the list of presets
     data: str = "datasets/mimic"        # root of the packed data sets; reads <data>/und-<size>
     init: str = "pretrained/Janus-Pro-1B"   # weights to start from; "" starts from nothing
     out: str = "out/und"                # the run's directory; resumes when it holds a checkpoint
-    eval_every: int = 250               # steps between validation losses
+    eval_every: int = 250               # steps between validation losses; 0: none
     # model, when it starts from nothing
     n_layer: int = 24                   # decoder layers
     n_head: int = 16                    # attention heads

@@ -33,7 +33,6 @@ from vae import VAE, VAEConfig
 
 @dataclass
 class TrainConfig(RunConfig):
-    """Of RunConfig, eval_every, sample_every, workers and recompute have no use here."""
     # files
     preset: str = "phantom"             # a row of PRESETS below
     data: str = "datasets/phantom"      # root of the packed data sets; reads <data>/gen-<size>

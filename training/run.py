@@ -43,8 +43,6 @@ class RunConfig:
     """Settings that every training has; the scripts add their own (--help lists those first)."""
     overwrite: bool = False             # start anew although the run's directory holds checkpoints
     save_every: int = 500               # steps between checkpoints
-    eval_every: int = 500               # steps between validation losses
-    sample_every: int = 1000            # steps between samples in <out>/samples; 0: none
     log_every: int = 10                 # steps between lines of log.jsonl
     boards: str = ""                    # also log to tensorboard, wandb, or both (a,b)
     keep: int = 2                       # newest checkpoints to keep
@@ -58,19 +56,18 @@ class RunConfig:
     device: str = "auto"                # auto, cpu, cuda
     dtype: str = "bfloat16"             # float32 or bfloat16, of products; parameters stay float32
     threads: int = 0                    # CPU threads; 0 leaves it to torch
-    workers: int = -1                   # threads that read ahead; -1: four with a GPU, else none
     shard: bool = False                 # spread the optimizer's state over the ranks (ZeRO 1)
-    recompute: bool = False             # compute layers again going backward: less memory
     compile: bool = False               # torch.compile the step: slow to start, then faster
     deterministic: bool = False         # the same bits in every run, on CUDA too; slower
 
     def __post_init__(self):
-        at_least_one = ("batch_size", "micro_batch", "steps", "save_every", "eval_every",
-                        "log_every", "keep", "max_skipped")
-        at_least_zero = ("sample_every", "warmup", "lr", "weight_decay", "ema", "threads")
+        at_least_one = ("batch_size", "micro_batch", "steps", "save_every", "log_every",
+                        "keep", "max_skipped")
+        at_least_zero = ("eval_every", "sample_every", "warmup", "lr", "weight_decay", "ema",
+                         "threads")
         for names, least in ((at_least_one, 1), (at_least_zero, 0)):
             for name in names:
-                if name not in vars(self):      # the autoencoder's training has no micro-batches
+                if name not in vars(self):      # the autoencoder's training has not all of them
                     continue
                 value = vars(self)[name]
                 assert value >= least, f"{option(name)} {value} must be {least} or more."
@@ -78,6 +75,15 @@ class RunConfig:
         assert self.clip > 0, (
             f"--clip {self.clip} would leave no gradient; a large number, as 1e9, clips nothing.")
         torch_dtype(self.dtype)
+
+
+@dataclass
+class UniXRunConfig(RunConfig):
+    """Settings that every training of a UniX has; that of an autoencoder has no use for them."""
+    eval_every: int = 500               # steps between validation losses; 0: none
+    sample_every: int = 1000            # steps between samples in <out>/samples; 0: none
+    workers: int = -1                   # threads that read ahead; -1: four with a GPU, else none
+    recompute: bool = False             # compute layers again going backward: less memory
 
 
 # settings that may differ from machine to machine within one run
@@ -297,7 +303,12 @@ class Run:
     # ---- between steps ----
 
     def every(self, steps):
-        """Whether something that is done every so many steps is due. The last step counts too."""
+        """Whether something that is done every so many steps is due; 0 is never.
+
+        The last step counts too.
+        """
+        if steps == 0:
+            return False
         return self.step % steps == 0 or self.step == self.cfg.steps
 
     @property

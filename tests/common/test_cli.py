@@ -123,6 +123,13 @@ def test_every_setting_of_every_script_has_a_comment(config):
             assert comment.split("[")[0].strip(), f"{name} has no comment"
 
 
+def test_help_of_the_autoencoder_has_no_option_that_does_nothing_there():
+    options = help_text(train_vae.TrainConfig(), "", {})
+    for name in ("eval-every", "sample-every", "workers", "recompute"):
+        assert f"--{name} " not in options
+        assert f"--{name} " in help_text(train_gen.TrainConfig(), "", {})
+
+
 def test_help_lists_every_solver_of_flow():
     help_lines = help_text(sample.SampleConfig(), "", {}).splitlines()
     solver, = [line for line in help_lines if line.startswith("  --solver ")]

@@ -13,9 +13,9 @@ from weights import checkpoint
 
 
 @pytest.mark.parametrize("name, value", [
-    ("log_every", 0), ("keep", 0), ("steps", 0), ("sample_every", -1), ("lr", -1), ("ema", 2),
-    ("ema", -0.1), ("clip", 0), ("threads", -1), ("optimizer", "adam"), ("decay", "linear"),
-    ("dtype", "float16")])
+    ("log_every", 0), ("keep", 0), ("steps", 0), ("sample_every", -1), ("eval_every", -1),
+    ("lr", -1), ("ema", 2), ("ema", -0.1), ("clip", 0), ("threads", -1), ("optimizer", "adam"),
+    ("decay", "linear"), ("dtype", "float16")])
 @pytest.mark.parametrize("script", [train_und, train_gen])
 def test_absurd_settings_are_refused_by_name(script, name, value, tmp_path):
     """Before anything is loaded."""
@@ -26,15 +26,18 @@ def test_absurd_settings_are_refused_by_name(script, name, value, tmp_path):
 def test_validation_and_samples_change_nothing_of_the_run(phantom, stage2, tmp_path):
     """The average is live meanwhile; afterwards the run goes on with its own weights."""
     plain, shown = tmp_path / "plain", tmp_path / "shown"
-    for out, more in ((plain, []), (shown, ["--sample-every", 2, "--eval-every", 1])):
+    watched = ["--sample-every", 2, "--eval-every", 1]
+    for out, more in ((plain, ["--sample-every", 0, "--eval-every", 0]), (shown, watched)):
         more = ("--steps", 3, *more)
         train_gen.main(gen(phantom, out / "gen", stage2, *more))
         train_und.main(und(phantom, out / "und", *more))
-    for kind, ending in (("gen", "png"), ("und", "txt")):
+    for kind, endings in (("gen", ["png"]), ("und", ["png", "txt"])):
         assert identical(tensors(plain / kind), tensors(shown / kind))
         assert not (plain / kind / "samples").exists()
-        names = [path.name for path in (shown / kind / "samples").iterdir()]
-        assert names == [f"00000002.{ending}"]
+        names = sorted(path.name for path in (shown / kind / "samples").iterdir())
+        assert names == [f"00000002.{ending}" for ending in endings]
+        assert not any(line.keys() & {"val_loss", "val_mse"} for line in log(plain / kind))
+        assert any(line.keys() & {"val_loss", "val_mse"} for line in log(shown / kind))
 
     picture = Image.open(shown / "gen" / "samples" / "00000002.png")
     assert picture.text["notice"] == NOTICE and picture.width > 4 * 32
