@@ -36,6 +36,8 @@ class Settings:
     dataset: Literal[*sources.SOURCES] = "mimic"    # openi needs no credentials; table: your own
     images: str = ""                # root of MIMIC-CXR-JPG or the tree above; folder of images
     reports: str = ""               # mimic-cxr-reports.zip or unpacked; Open-I's folder; your table
+    columns: list[str] = field(default_factory=list)    # of your table: subject=case_no image=film
+    split_by: Literal["patient", "study", "image"] = "patient"  # your table, if it has no patients
     tables: str = ""                # metadata and split tables' folder; Open-I: its table of views
     out: str = ""                   # und-<size>, gen-<size> go here; default: datasets/<dataset>
 
@@ -131,8 +133,8 @@ def prepare(cfg, out):
     jobs = splits.limited(splits.by_image(chosen, left_out), cfg.limit, left_out)
     asked = [item for job in jobs for task, item in job.items if task in cfg.task]
     if not asked:
-        tasks = " and ".join(cfg.task)
-        raise InputError(f"no image is left for {tasks}; {len(left_out)} were left out.")
+        raise InputError(f"no image is left for {' and '.join(cfg.task)}: "
+                         f"{check.in_short(left_out)}.")
 
     # where the reports are, unless the source brought their text along
     reports = None

@@ -4,7 +4,8 @@
     spellings    options by the names that other software has for them
     processes    ranks, device, random numbers by key, autocast
     files        one way to write a file whole or not at all, one way to read JSON lines
-    tables       CSV files, gzipped or not, read row by row
+    tables       CSV files, gzipped or not; published ones row by row, anybody's own as a whole
+    columns      which column of somebody's table is the image, the report, the patient
     images       the one reader of image files; PNG with settings inside; captioned grids
     platforms    what Linux, macOS and Windows do differently
     packed       the packed data set on disk, written and read

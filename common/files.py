@@ -124,9 +124,14 @@ def read_json(path):
 
 def read_jsonl(path):
     """The values of a file of JSON lines. InputError names the line that is damaged."""
+    return json_values(read_text(path), path)
+
+
+def json_values(text, path):
+    """The values of JSON lines. path: of the file that errors name."""
     # numbers count blank lines too, as an editor does
     rows = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

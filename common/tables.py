@@ -1,10 +1,11 @@
-"""Tables as they lie on disk: CSV files, gzipped or not, read row by row.
+"""Tables as they lie on disk: CSV files, gzipped or not.
 
-    for dicom, split in read_table(path, ("dicom_id", "split")):
+    for dicom, split in read_table(path, ("dicom_id", "split")):    # published ones, row by row
         ...
+    columns, rows = own_table(path)         # anybody's own, CSV or JSON lines, as a whole
 
 Every value stays the text that the file holds: a reader that turns ids into numbers loses zeros.
-Nothing is loaded as a whole, because the tables of MIMIC-CXR have 377,110 rows. A table that is
+Published tables are not loaded as a whole: those of MIMIC-CXR have 377,110 rows. A table that is
 damaged or in another encoding ends in an InputError that names the file and quotes nothing of it.
 """
 import csv
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.cli import InputError
+from common.files import json_values
 
 csv.field_size_limit(2**31 - 1)         # the default of 131,072 characters can be too few
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
@@ -82,6 +84,77 @@ def read_table(path, columns):
                 raise InputError(f"{path}, line {rows.line_num}: {len(row)} values in "
                                  f"{len(header)} columns; is it damaged?")
             yield tuple(row[position] for position in positions)
+
+
+# ---- a table of anybody's own ----
+
+def own_table(path):
+    """A CSV or JSON lines file -> (names of its columns, its rows as dictionaries).
+
+    CSV may be cut by commas, semicolons, tabs or bars. A .json file may also be one list of
+    objects. Both may be gzipped. Blank rows are skipped. InputError if there is no row.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(f"there is no table at {path}.")
+    kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    with named_damage(path), open_text(path) as file:
+        text = file.read()
+    if "\0" in text:
+        raise InputError(f"{path} has bytes of zero, so it is no text; save it as CSV UTF-8.")
+    if kind.lower() in (".jsonl", ".json", ".ndjson"):
+        rows = json_rows(path, text)
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+    else:
+        columns, rows = csv_rows(path, text)
+    if not rows:
+        raise InputError(f"{path} has no rows" + (" below its header." if columns else "."))
+    return columns, rows
+
+
+def csv_rows(path, text):
+    """The columns and rows of a CSV text, whichever of four characters cuts it."""
+    # the header tells: a report may have any separator in it, the name of a column has none
+    def header(separator):
+        start = io.StringIO(text[:100_000], newline="")
+        return next(csv.reader(start, delimiter=separator), [])
+    separator = max(",;\t|", key=lambda separator: len(header(separator)))
+    columns = [name.strip() for name in header(separator)]
+
+    # strict: a quote that is never closed would swallow all rows behind it
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows = []
+    try:
+        for values in reader:
+            if not any(value.strip() for value in values):
+                continue
+            if len(values) != len(columns):
+                raise InputError(f"{path}, line {reader.line_num}: {len(values)} values in "
+                                 f"{len(columns)} columns; is a quote missing?")
+            rows.append(dict(zip(columns, values)))
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: no CSV ({error}); is a quote missing, "
+                         "or one too many?") from None
+    return columns, rows[1:]            # the first is the header itself
+
+
+def json_rows(path, text):
+    """The objects of JSON lines, or of one JSON list in a .json file."""
+    try:
+        if ".json" in path.suffixes and text.lstrip().startswith("["):
+            rows = json.loads(text)
+        else:
+            rows = json_values(text, path)
+        rows = [whole_characters(row) for row in rows]
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply to be JSON lines.") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}).") from None
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, entry {number}: wanted one JSON object a line, as "
+                             '{"image": "a.png", "report": "Clear lungs."}.')
+    return rows
 
 
 def whole_characters(value):

@@ -70,6 +70,13 @@ def first_look(cfg, root, jobs, reports):
                          f"{reports.path}, as {missing[0]}.txt.")
 
 
+def in_short(left_out):
+    """What most rows were left out for, as a part of a sentence."""
+    reasons = Counter(reason for _, _, reason in left_out).most_common(3)
+    most = ", ".join(f"{number} as '{reason}'" for reason, number in reasons)
+    return f"{len(left_out)} were left out, {most}" if reasons else "there was none"
+
+
 # ---- after: what became of everything ----
 
 def report(cfg, out, sets, skipped, asked):

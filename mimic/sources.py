@@ -32,8 +32,10 @@ def refuse_unnamed(cfg):
         raise InputError("--images names the folder of the images; --help and docs/data.md say "
                          "what belongs there.")
     if not cfg.reports and cfg.dataset == "table":
-        raise InputError("--dataset table wants --reports FILE.csv or .jsonl with columns image, "
-                         "report; none was given.")
+        raise InputError("--dataset table wants --reports FILE.csv or .jsonl, with columns of "
+                         "images and reports; none was given.")
+    if cfg.dataset != "table" and (cfg.columns or cfg.split_by != "patient"):
+        raise InputError("--columns and --split-by are for a table of your own: --dataset table.")
 
 
 def read_source(cfg, left_out):

@@ -150,6 +150,7 @@ def test_help_names_every_setting_in_a_line(capsys):
     ("", "--images"), ("--images /nowhere", "no mimic-cxr-2.0.0-metadata.csv"),
     ("--task foo", "--task foo is none of und, gen"), ("--fit squash", "none of pad"),
     ("--gen-split chexgenbench", "needs --chexgenbench"), ("--dataset table", "FILE.csv"),
+    ("--images x --split-by image", "--dataset table"),
     ("--quality 0", "--quality wants 1 to 100"), ("--gen-sizes 32 32", "each once"),
     ("--und-sizes 0", "sizes want"),
 ])
@@ -162,14 +163,14 @@ def test_bad_settings_are_one_sentence(tmp_path, monkeypatch, line, message):
 def test_a_table_of_ones_own_needs_no_account(tmp_path):
     for n in range(2):
         Image.fromarray(mimic_tree.film(n)).save(tmp_path / f"{n}.png")
-    mimic_tree.write_table(tmp_path / "mine.csv", ("image", "report", "grade"), [
-        ("0.png", "FINDINGS: Effusion.\nIMPRESSION: Fine.", "2"), ("1.png", " ", ""),
-        ("./0.png", "Edema.", ""), ("x" * 300, "Edema.", "")])
+    mimic_tree.write_table(tmp_path / "mine.csv", ("filename", "report", "patient", "Edema"), [
+        ("0.png", "FINDINGS: Effusion.\nIMPRESSION: Fine.", "p", "1.0"), ("1.png", " ", "q", ""),
+        ("./0.png", "Edema.", "p", ""), ("x" * 300, "Edema.", "q", "")])
     line = ["--dataset", "table", "--reports", tmp_path / "mine.csv", "--out", tmp_path / "out"]
     assert prepare_mimic.main([str(word) for word in (*line, *mimic_tree.SIZES)]) == 0
     row, = Packed(tmp_path / "out", "und", 48).rows
     assert row["report"] == "FINDINGS: Effusion.\nIMPRESSION: Fine."
-    assert row["labels"] == {"grade": "2"}
+    assert row["labels"] == {"Edema": 1.0} and row["subject"] == "p"
     assert mimic_tree.skipped(tmp_path / "out") == {
         "./0.png": "another row has this image", "x" * 300: "image: missing",
         "1.png": "no findings"}
