@@ -24,7 +24,7 @@ from common.cli import InputError, cli, override
 from common.packed import Packed
 from common.platforms import safe_name
 from common.processes import all_sum, print0
-from mimic.check import refuse_leak
+from mimic.leaks import refuse_leak
 from train_gen import GenStep
 from train_und import UndStep
 from training import cost

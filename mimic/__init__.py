@@ -10,5 +10,6 @@
     rows         the row of an image: question, report, labels
     pixels       an image file -> the square that the network sees
     shards       the images of several data sets, by many processes, resumable
-    check        looks before and after, and guards against patients who train and test
+    check        looks before and after
+    leaks        guards against patients who train and test
 """

@@ -4,7 +4,6 @@
     report          what became of everything: counts, reasons, the exit code
     check           --check: hashes, pictures, splits of a finished data set
     show            --show: a contact sheet
-    refuse_leak     the guard against patients who train one task and test the other
 
 Prints ids and numbers, never a word of a report.
 """
@@ -19,7 +18,7 @@ from common.cli import InputError
 from common.files import digest, read_json, replacing, settings_hash, write_bytes
 from common.images import Unusable, captioned
 from common.packed import Packed, read_shard
-from mimic import pixels
+from mimic import leaks, pixels
 
 SPLITS = ("train", "val", "test")
 
@@ -171,15 +170,20 @@ KEYS = {"schema": int, "task": str, "size": int, "counts": dict, "settings": dic
 
 def check(directory):
     """Verify one packed data set, or all in a folder -> 0; InputError says what is wrong first."""
+    sets = {}
     for folder in data_sets_in(directory):
         info, packed = open_set(folder)
         check_files(folder, info)
         check_rows(folder, info, packed)
+        sets[folder] = info, leaks.refuse_shared_patients(folder, info, packed.rows)
+        leaks.refuse_shared_pictures(folder, info, packed)
         # a hash vouches for bytes alone; only decoding tells that they are a picture
         for i in tqdm(range(len(packed)), desc=f"decoding {folder.name}", unit="images"):
             packed.image(i)
         summary(folder, {})
         print("  all hashes, offsets, pictures and splits are right")
+    # each may be right by itself, and a patient train in one and test in another
+    leaks.refuse_other_splits(sets)
     return 0
 
 
@@ -229,8 +233,8 @@ def check_files(directory, info):
 
 
 def check_rows(directory, info, packed):
-    """Ids occur once, reports are not empty, no patient is in two splits, and no image of the
-    understanding test is among those to train drawing on."""
+    """Ids occur once, reports are not empty, and no image of the understanding test is among those
+    to train drawing on."""
     # each image once, with a text
     ids = Counter(row["id"] for row in packed.rows)
     most_common, number = ids.most_common(1)[0]
@@ -239,26 +243,16 @@ def check_rows(directory, info, packed):
     if any(not row["report"].strip() for row in packed.rows):
         raise InputError(f"{directory}: an image has an empty report.")
 
-    # a patient's images resemble each other: who trains must not test
-    splits = {}
-    for row in packed.rows:
-        splits.setdefault(row["subject"], set()).add(row["split"])
-    shared = [subject for subject, names in splits.items() if len(names) > 1]
-    pooled = info["task"] == "gen" and info["settings"].get("gen_split") == "chexgenbench"
-    if shared and not pooled:
-        raise InputError(f"{directory}: {len(shared)} patients are in more than one split, the "
-                         f"first is {shared[0]}.")
-    if shared:
-        print(f"{directory}: {len(shared)} patients are in more than one split, as CheXGenBench "
-              "has it")
-
     # drawing an image in training shows the network the report that the test asks for
     if info["task"] == "gen":
         test = understanding_test(directory.parent)
         leaked = [row["id"] for row in packed.rows if row["split"] != "test" and row["id"] in test]
         if leaked:
+            others = [folder for folder in directory.parent.glob("und-*")
+                      if (folder / "dataset.json").exists()]
             raise InputError(f"{directory}: {len(leaked)} images of the understanding test are "
-                             f"among those to train on, the first is {leaked[0]}.")
+                             f"among those to train on, the first is {leaked[0]}: "
+                             f"{leaks.prepared_apart(directory, *others)}")
 
 
 def understanding_test(root):
@@ -270,28 +264,6 @@ def understanding_test(root):
     if listed.exists():
         ids.update(listed.read_text().split("\n"))
     return ids
-
-
-def refuse_leak(root, und_size, gen_size):
-    """No patient whom one task trains on may be held out by the other.
-
-    Training both tasks together would else see, in one, who tests the other. CheXGenBench's split
-    has such patients: it pools MIMIC-CXR and deals it anew.
-    """
-    und = Packed(root, "und", und_size)
-    gen = Packed(root, "gen", gen_size)
-    leaked = patients(und, training=True) & patients(gen, training=False)
-    leaked |= patients(gen, training=True) & patients(und, training=False)
-    if leaked:
-        raise InputError(
-            f"{len(leaked)} patients whom one task trains on are held out by the other in {root}; "
-            "joint training needs one split for both: python prepare_mimic.py --gen-split "
-            "official.")
-
-
-def patients(packed, training):
-    """Those who are in the training split, or those who are in another."""
-    return {row["subject"] for row in packed.rows if (row["split"] == "train") == training}
 
 
 # ---- --show ----

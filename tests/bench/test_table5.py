@@ -10,7 +10,7 @@ from bench import table5
 from common.cli import InputError, override
 from common.packed import Packed
 from helpers import close
-from mimic.check import refuse_leak
+from mimic.leaks import refuse_leak
 from model import is_generation
 from tiny_runs import COMMON, column, optimizer, tensors
 from train_gen import GenStep

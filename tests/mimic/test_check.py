@@ -1,4 +1,4 @@
-"""A look before hours of work, --check and --show afterwards, and the guard of joint training."""
+"""A look before hours of work, --check and --show afterwards."""
 import json
 import os
 import shutil
@@ -108,42 +108,3 @@ def test_check_says_what_is_wrong(copy, damage):
     do(copy)
     with pytest.raises(InputError, match=message):
         prepare_mimic.main(["--check", str(copy)])
-
-
-# ---- joint training, and CheXGenBench's split ----
-
-def pack(root, task, subjects, **settings):
-    """A data set with one image a patient; subjects: {patient: split}."""
-    with Writer(root / f"{task}-48", task, 48, settings) as writer:
-        for subject, split in subjects.items():
-            name, _, number = subject.partition(".")
-            writer.add(png(Image.fromarray(film(1, 48, 48))), {
-                "id": subject, "subject": name, "split": split, "report": f"Edema {number}."})
-    info = json.loads((root / f"{task}-48" / "dataset.json").read_text())
-    files = (root / f"{task}-48").glob("0*")
-    write_json(root / f"{task}-48" / "dataset.json",
-               {**info, "sha256": {path.name: digest(path) for path in files}})
-
-
-@pytest.mark.parametrize("und, gen, leaks", [
-    ({"a": "train", "b": "test"}, {"a": "train", "b": "train"}, True),
-    ({"a": "train", "b": "train"}, {"a": "train", "b": "val"}, True),
-    ({"a": "train", "b": "test", "c": "val"}, {"a": "train", "b": "val", "d": "train"}, False),
-])
-def test_a_patient_whom_one_task_holds_out_may_not_train_the_other(tmp_path, und, gen, leaks):
-    pack(tmp_path, "und", und)
-    pack(tmp_path, "gen", gen)
-    if leaks:
-        with pytest.raises(InputError, match="1 patients whom one task trains on"):
-            check.refuse_leak(tmp_path, 48, 48)
-    else:
-        check.refuse_leak(tmp_path, 48, 48)
-
-
-def test_chexgenbench_may_have_patients_in_two_splits_to_draw_but_not_to_read(tmp_path, capsys):
-    pack(tmp_path, "gen", {"a.1": "train", "a.2": "test"}, gen_split="chexgenbench")
-    assert check.check(tmp_path) == 0
-    assert "1 patients are in more than one split, as" in capsys.readouterr().out
-    pack(tmp_path, "und", {"a.1": "train", "a.2": "test"}, gen_split="chexgenbench")
-    with pytest.raises(InputError, match="1 patients are in more than one split"):
-        check.check(tmp_path / "und-48")
