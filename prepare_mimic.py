@@ -42,7 +42,7 @@ class Settings:
     out: str = ""                   # und-<size>, gen-<size> go here; default: datasets/<dataset>
 
     # which images, for what
-    task: list[Literal["und", "gen"]] = field(default_factory=lambda: ["und", "gen"])   # read, draw
+    task: list[Literal["und", "gen"]] = field(default_factory=lambda: ["und", "gen"])   # what for
     und_sizes: list[int] = field(default_factory=lambda: [384])         # pixels a side
     gen_sizes: list[int] = field(default_factory=lambda: [256, 512])    # pixels a side
     gen_split: Literal["official", "chexgenbench"] = "official"  # chexgenbench mixes official ones
@@ -56,7 +56,7 @@ class Settings:
     labels: bool = True             # put the CheXpert labels of the study in the rows
     clean: Literal["rules", "llm", "none"] = "rules"    # llm: a server of OpenAI's protocol
     drop_lateral: bool = False      # rules: also drop sentences about the unseen lateral view
-    llm_url: str = "http://127.0.0.1:8000/v1"   # your own server; MIMIC goes nowhere else, unless
+    llm_url: str = "http://127.0.0.1:8000/v1"   # its server; MIMIC stays on this machine, unless
     i_verified_zero_retention: bool = False     # I checked: it keeps, trains and shows nothing
     llm_model: str = "deepseek-ai/DeepSeek-V3"  # the name that the server knows
     llm_key_env: str = "OPENAI_API_KEY"         # environment variable that holds the key
@@ -66,17 +66,17 @@ class Settings:
 
     # the pictures
     fit: Literal["pad", "stretch", "crop"] = "pad"      # how an image becomes square
-    und_pad: int = 141              # grey of the bars: what the released encoder saw
-    gen_pad: int = 0                # outside of the body is black
+    und_pad: int = 141              # grey (0 to 255) of the bars, to read: what the release saw
+    gen_pad: int = 0                # the same to draw: black, as outside of the body
     equalize: bool = False          # equalise the histogram of DICOM and PNG, as MIMIC's JPGs are
     format: Literal["jpg", "png"] = "jpg"           # png: exact, 1.6 times the space
-    quality: int = 95               # of the JPEG
-    min_side: int = 64              # smaller images are skipped
-    max_aspect: float = 3.0         # so are longer ones
+    quality: int = 95               # of the JPEG, 1 to 100
+    min_side: int = 64              # images with fewer pixels on a side are skipped
+    max_aspect: float = 3.0         # so are those longer than so many times their width
 
     # the run
-    max_bad: float = 0.01           # more unusable images or reports than this share: exit code 1
-    strict: bool = False            # exit code 1 for a single one
+    max_bad: float = 0.01           # a larger share of unusable images or reports: exit code 1
+    strict: bool = False            # exit code 1 for a single unusable one
     limit: int = 0                  # only the first images, to try things out; 0: all
     shard: int = 10_000             # images a shard, the unit of restarting
     workers: int = 0                # processes; 0: one a core

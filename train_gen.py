@@ -33,26 +33,26 @@ from training.show import show_drawn
 @dataclass
 class TrainConfig(UniXRunConfig):
     # files
-    preset: str = "paper"               # a name from the list of presets
+    preset: str = "paper"               # "paper", or "phantom" for a laptop; see the end of --help
     stage: int = 2                      # 2: half size with REPA; 3: full size without
     data: str = "datasets/mimic"        # root of the packed data sets; reads <data>/gen-<size>
     init: str = "out/und"               # weights to start from: stage 1's, in stage 3 stage 2's
-    vae: str = "pretrained/vae"         # directory of a VAE run or of kl-f16; "": --init's
+    vae: str = "pretrained/vae"         # a run of phantom.train_vae, or kl-f16; "": that of --init
     out: str = "out/gen256"             # the run's directory; resumes when it holds a checkpoint
     # model
-    size: int = 256                     # pixels a side
+    size: int = 256                     # pixels a side of what is drawn
     max_latent_size: int = 32           # rows of the position table of a new generation set
     # loss
     repa: float = 0.5                   # weight of the alignment loss; 0 turns it off
-    repa_inner: int = 2048              # width of its projector
-    repa_encoder: str = "pretrained/rad-dino"   # whom to align with; "": the vision tower
-    repa_size: int = 0                  # pixels the encoder gets; 0: as trained; 224 is cheap
-    text_dropout: float = 0.1           # share of samples without text
+    repa_inner: int = 2048              # width of the projector of the alignment loss
+    repa_encoder: str = "pretrained/rad-dino"   # image encoder to align with; "": the vision tower
+    repa_size: int = 0                  # pixels that encoder gets; 0: as trained; 224 is cheap
+    text_dropout: float = 0.1           # share of samples without text, which guidance needs
     shift: float = 1.0                  # shift of the training times towards noise; 1: none
     # optimizer (Table 1, stage 2)
     steps: int = 75000                  # optimizer steps in all
     batch_size: int = 256               # samples a step: a multiple of ranks x --micro-batch
-    micro_batch: int = 8                # samples of a forward pass; with --shard it fits 8 x 48 GB
+    micro_batch: int = 8                # samples of a forward pass; 8 fit 8 GPUs of 48 GB
     shard: bool = True                  # spread AdamW's state over the processes (ZeRO 1)
     lr: float = 2e-4                    # learning rate after warm-up
     warmup: int = 2000                  # steps of linear warm-up

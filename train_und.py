@@ -31,7 +31,7 @@ from vision import ViTConfig, normalize
 @dataclass
 class TrainConfig(UniXRunConfig):
     # files
-    preset: str = ""                    # a name from the list of presets
+    preset: str = ""                    # "phantom" for a laptop; see the end of --help
     data: str = "datasets/mimic"        # root of the packed data sets; reads <data>/und-<size>
     init: str = "pretrained/Janus-Pro-1B"   # weights to start from; "" starts from nothing
     out: str = "out/und"                # the run's directory; resumes when it holds a checkpoint
@@ -42,15 +42,15 @@ class TrainConfig(UniXRunConfig):
     n_embd: int = 2048                  # width
     n_inner: int = 5632                 # width inside the MLP
     vit_layer: int = 24                 # layers of the vision tower
-    vit_head: int = 16                  # its heads
-    vit_embd: int = 1024                # its width
-    image_size: int = 384               # pixels of its input
-    repa_layer: int = 8                 # layer that stage 2 will align
+    vit_head: int = 16                  # attention heads of the vision tower
+    vit_embd: int = 1024                # width of the vision tower
+    image_size: int = 384               # pixels a side of the images that it reads
+    repa_layer: int = 8                 # layer that stage 2 aligns with an image encoder (REPA)
     max_text: int = 512                 # tokens of one text block
     # optimizer (Table 1, stage 1)
     steps: int = 3840                   # optimizer steps in all
     batch_size: int = 256               # samples a step: a multiple of ranks x --micro-batch
-    micro_batch: int = 8                # samples of a forward pass; --shard --recompute: 8 x 48 GB
+    micro_batch: int = 8                # samples of a forward pass; 8 fit 8 GPUs of 48 GB
     shard: bool = True                  # spread AdamW's state over the processes (ZeRO 1)
     recompute: bool = True              # compute layers again going backward: less memory
     lr: float = 1e-4                    # learning rate after warm-up

@@ -198,6 +198,14 @@ def choices(kind):
     return ", ".join(typing.get_args(kind))
 
 
+def helps(argv, doc):
+    """Print the docstring of a script without settings, if --help asks for it -> whether it did."""
+    asked = "--help" in argv or "-h" in argv
+    if asked:
+        print(doc.strip())
+    return asked
+
+
 def help_text(cfg, doc, presets):
     """The docstring, then a line for every field: the comment that stands behind it in the source,
     its choices, its default, and what others call it.
@@ -220,7 +228,7 @@ def help_text(cfg, doc, presets):
         comment = re.search(rf"^    {field.name}\s*:.*?\s#\s*(.*)$", source, re.MULTILINE)
         text = comment[1] if comment else ""
         if choices(types[field.name]):
-            text += f": {choices(types[field.name])}"
+            text += f" {{{choices(types[field.name])}}}"
         default = default_text(getattr(cfg, field.name), field.name)
         if default:
             text += f" [{default}]"

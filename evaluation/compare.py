@@ -73,10 +73,10 @@ class CompareConfig(FeatureNetwork, ReportNetworks):
     real: str = ""                  # real images: feature file or folder; or references, .jsonl
     generated: str = ""             # the generated ones, of the same kind
     out: str = "compare"            # writes <out>.json and <out>.md
-    shards: list[int] = field(default_factory=lambda: [1, 4])   # cut the lists into so many blocks
-    k: int = 5                      # which neighbour's distance is a sample's radius
+    shards: list[int] = field(default_factory=lambda: [1, 4])   # means over blocks; the paper: 4
+    k: int = 5                      # precision to coverage: the k-th neighbour is a sample's radius
     checkpoint: str = "out/gen512"  # whose tower, for --encoder vision
-    bootstrap: int = 100            # draws of the intervals, ten times as many of reports; 0: none
+    bootstrap: int = 100            # resamplings for the intervals, tenfold for reports; 0: none
     batch: int = 32                 # images at once
     device: str = "auto"            # auto, cpu, cuda
     dtype: str = "float32"          # or bfloat16

@@ -27,19 +27,19 @@ from mimic.annotations import FINDINGS
 
 @dataclass
 class GenConfig(Sweep, FeatureNetwork, ReportNetworks):
-    checkpoint: str = "out/gen512"  # what draws, and reads for the cycle score
+    checkpoint: str = "out/gen512"  # the model that draws, and reads for the cycle score
     preset: str = ""                # "release": the sampling settings of the released UniX
     data: str = "datasets/mimic"    # root of the packed data; gen-<size> is read
-    split: str = "test"             # whose reports are drawn
+    split: str = "test"             # whose reports are drawn: train, val or test
     real: str = ""                  # real images: folder or feature file; default: the data set's
     out: str = "out/score-gen"      # directory for images/, result.json, result.md, plots
     overwrite: bool = False         # begin anew although --out holds a run of other settings
     limit: int = 0                  # only the first so many reports; 0: all
-    shards: list[int] = field(default_factory=lambda: [1, 4])   # cut the lists into so many blocks
+    shards: list[int] = field(default_factory=lambda: [1, 4])   # means over blocks; the paper: 4
     sweep_num: int = 1000           # reports of the sweep
     prompt: str = sample.PROMPT     # what is asked about a drawn image (cycle score)
     max_tokens: int = 0             # longest report of the cycle; 0: the limit of the checkpoint
-    bootstrap: int = 100            # draws of the intervals, ten times as many of F1; 0: none
+    bootstrap: int = 100            # resamplings for the intervals, tenfold for F1; 0: none
     show: int = 8                   # pairs in the picture
     device: str = "auto"            # auto, cpu, cuda
     dtype: str = "float32"          # or bfloat16
@@ -61,7 +61,7 @@ def main(argv):
     cfg = sample.preset_for(model, cfg, argv, __doc__)
     out = Path(cfg.out)
 
-    # whose reports are drawn, and which networks judge the images
+    # whose reports are drawn: train, val or test, and which networks judge the images
     size = sample.latent_side(model, vae, cfg.size) * vae.factor
     model, vae = model.to(process.device), vae.to(process.device)
     images = features.PackedImages(Path(cfg.data) / f"gen-{size}", cfg.split)

@@ -40,13 +40,13 @@ from phantom.prepare import Settings, held_out
 
 @dataclass
 class PhantomConfig(Sweep):
-    checkpoint: str = str(Path(__file__).parents[1] / "demo")   # what to score
+    checkpoint: str = str(Path(__file__).parents[1] / "demo")   # model to score: checkpoint or run
     out: str = "phantom_score"      # writes <out>.json and <out>.png
     num: int = 500                  # held-out phantoms
-    data_seed: int = 0              # they come from the test split of this seed
+    data_seed: int = 0              # seed of these phantoms, as of phantom.prepare
     size: int = 0                   # pixels of generated images; 0: as many as the reader takes
     show: int = 8                   # pairs in the picture
-    bootstrap: int = 100            # draws of the intervals, ten times as many of F1; 0: none
+    bootstrap: int = 100            # resamplings for the intervals, tenfold for F1; 0: none
     batch: int = 32                 # images at once
     device: str = "auto"            # auto, cpu, cuda
     dtype: str = "bfloat16"         # or float32

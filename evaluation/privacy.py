@@ -28,7 +28,7 @@ class PrivacyConfig:
     held_out: str = ""              # feature file of real images that it was not trained on
     out: str = "privacy"            # writes <out>.json, <out>.md and <out>.png, the closest pairs
     show: int = 12                  # pairs in the picture
-    bootstrap: int = 1000           # draws of the intervals; 0: none
+    bootstrap: int = 1000           # resamplings for the intervals; 0: none
 
     def __post_init__(self):
         assert self.show > 0, "--show must be at least 1."

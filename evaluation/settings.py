@@ -17,7 +17,7 @@ class FeatureNetwork:
     """Whose features FD to coverage compare."""
     encoder: Literal["rad-dino", "vision"] = "rad-dino"     # vision: the checkpoint's own tower
     rad_dino: str = "pretrained/rad-dino"       # folder of RAD-DINO
-    route: Literal[*features.ROUTES] = "benchmark"      # to RAD-DINO: squashed to 299 px, or not
+    route: Literal[*features.ROUTES] = "benchmark"      # to RAD-DINO; benchmark: via 299 px
 
 
 @dataclass
@@ -36,7 +36,7 @@ SWEPT = re.compile(r"steps=[1-9]\d*(,[1-9]\d*)*|cfg=\d+(\.\d+)?(,\d+(\.\d+)?)*")
 class Sweep(Sampling):
     """Sampling settings, and a grid over two of them: number of steps and guidance scale."""
     seed: int = 0                   # report number i is drawn from the noise (seed, i)
-    sweep: list[str] = field(default_factory=list)      # steps=4,8 cfg=1,2: score each combination
+    sweep: list[str] = field(default_factory=list)      # score a grid, as steps=4,8 cfg=1,2
 
     def __post_init__(self):
         super().__post_init__()

@@ -20,15 +20,15 @@ from weights.checkpoint import newest
 
 @dataclass
 class UndConfig(ReportNetworks):
-    checkpoint: str = "out/und"     # what reads
+    checkpoint: str = "out/und"     # the model that reads: a checkpoint directory or run
     data: str = "datasets/mimic"    # root of the packed data; und-<size of the tower> is read
-    split: str = "test"             # whose images and reports
+    split: str = "test"             # whose images and reports: train, val or test
     out: str = "out/score-und"      # directory for reports.jsonl, result.json, result.md
     overwrite: bool = False         # begin anew although --out holds a run of other settings
     limit: int = 0                  # only the first so many images; 0: all
     prompt: str = ""                # ask this about every image; default: each row's own question
     max_tokens: int = 0             # longest report; 0: the limit of the checkpoint
-    bootstrap: int = 1000           # draws of the intervals; 0: none
+    bootstrap: int = 1000           # resamplings for the intervals; 0: none
     batch: int = 16                 # images at once
     device: str = "auto"            # auto, cpu, cuda
     dtype: str = "float32"          # or bfloat16

@@ -35,7 +35,7 @@ NOTICE = "Drawn by formula: a toy, not a radiograph; not for clinical use."
 class Settings:
     out: str = "datasets/phantom"   # where the data sets und-<size>, gen-<size/2>, gen-<size> go
     train: int = 9000               # pictures to train on
-    val: int = 500                  # pictures to watch the training with
+    val: int = 500                  # pictures of validation losses and samples
     test: int = 1000                # pictures to report numbers on
     size: int = 128                 # pixels a side, for stage 3; stage 2 draws at half of it
     seed: int = 0                   # picture i of a split depends on (seed, split, i) alone

@@ -34,7 +34,7 @@ from vae import VAE, VAEConfig
 @dataclass
 class TrainConfig(RunConfig):
     # files
-    preset: str = "phantom"             # a row of PRESETS below
+    preset: str = "phantom"             # its settings stand at the end of --help
     data: str = "datasets/phantom"      # root of the packed data sets; reads <data>/gen-<size>
     out: str = "out/phantom/vae"        # the run's directory; resumes when it holds a checkpoint
     sizes: list[int] = field(default_factory=list)      # image sizes that take turns
@@ -47,8 +47,8 @@ class TrainConfig(RunConfig):
     norm_groups: int = 8                # groups of every GroupNorm
     # loss
     l1: float = 0.5                     # weight of the absolute error
-    l2: float = 2.0                     # of the squared error, which finds what is small and bright
-    scales: int = 2                     # differences are compared at full size, half size, ...
+    l2: float = 2.0                     # weight of the squared error: small, bright things
+    scales: int = 2                     # sizes at which differences count: full, half, ...
     kl: float = 1e-4                    # weight of the KL divergence, a mean over latents
     # optimizer
     steps: int = 2800                   # optimizer steps in all

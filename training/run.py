@@ -50,9 +50,9 @@ class RunConfig:
     optimizer: Literal[*optim.OPTIMIZERS] = "adamw"     # muon: for matrices, faster from nothing
     decay: Literal[*optim.DECAYS] = "constant"          # learning rate after warm-up
     weight_decay: float = 0.0           # weight decay of AdamW
-    clip: float = 1.0                   # largest norm of the gradient
+    clip: float = 1.0                   # largest norm of the gradient; longer ones are shortened
     ema: float = 0.9999                 # decay of the averaged weights
-    seed: int = 0                       # seed of everything random
+    seed: int = 0                       # seed of everything random: weights, order, noise
     device: str = "auto"                # auto, cpu, cuda
     dtype: str = "bfloat16"             # float32 or bfloat16, of products; parameters stay float32
     threads: int = 0                    # CPU threads; 0 leaves it to torch

@@ -13,9 +13,12 @@ import prepare_mimic
 import sample
 import train_gen
 import train_und
+from bench import mimic
 from common.cli import InputError, cli, differences, help_text, override
 from helpers import ROOT
+from evaluation import chexbert
 from phantom import prepare, train_vae
+from weights import export
 
 
 @dataclass
@@ -108,7 +111,7 @@ def test_help_lists_every_field_with_comment_and_default(capsys):
     for expected in ("--learning-rate how fast [0.001]",
                      "--shuffle mix the samples [on; --no-shuffle turns it off]",
                      "--sizes numbers", "--interval from and to [0.4 1.0]",
-                     "--solver who integrates: euler, heun [heun]", "--tasks what: read, draw"):
+                     "--solver who integrates {euler, heun} [heun]", "--tasks what {read, draw}"):
         assert expected in words
     assert words[-2] == "preset small: steps=3, out=small, learning_rate=0.5"
 
@@ -123,6 +126,12 @@ def test_every_setting_of_every_script_has_a_comment(config):
             assert comment.split("[")[0].strip(), f"{name} has no comment"
 
 
+@pytest.mark.parametrize("script", [chexbert, export, mimic])
+def test_help_of_scripts_without_settings(script, capsys):
+    script.main(["--help"])
+    assert f"python -m {script.__name__}" in capsys.readouterr().out
+
+
 def test_help_of_the_autoencoder_has_no_option_that_does_nothing_there():
     options = help_text(train_vae.TrainConfig(), "", {})
     for name in ("eval-every", "sample-every", "workers", "recompute"):
@@ -133,7 +142,7 @@ def test_help_of_the_autoencoder_has_no_option_that_does_nothing_there():
 def test_help_lists_every_solver_of_flow():
     help_lines = help_text(sample.SampleConfig(), "", {}).splitlines()
     solver, = [line for line in help_lines if line.startswith("  --solver ")]
-    assert f": {', '.join(flow.SOLVERS)} [ab2]" in solver
+    assert f" {{{', '.join(flow.SOLVERS)}}} [ab2]" in solver
 
 
 def test_differences_of_two_runs():
