@@ -283,6 +283,11 @@ def draw(cfg, model, vae, tokenizer, reports, failures):
             save_png(Image.fromarray(picture), path, reports=report, image=k, **about)
         result = {"file": str(path), "report": report, "image": k}
         print(json.dumps(result) if cfg.json else f"{path}: {report}")
+
+    side = pictures.shape[-1]
+    if side < 256 and not cfg.grid:
+        print(f"{side} x {side} pixels a picture; with --grid a sheet of them, enlarged, over the "
+              "reports.", file=sys.stderr)
     return len(flat)
 
 

@@ -208,6 +208,7 @@ def test_a_picture_carries_its_settings(main, tmp_path, capsys):
     printed = capsys.readouterr()
     assert printed.out == f"x.png: {REPORTS[0]}\n"
     assert NOTICE in printed.err
+    assert "32 x 32 pixels a picture; with --grid a sheet" in printed.err, "it is small"
 
 
 def test_several_pictures_are_numbered_or_share_a_grid(main, tmp_path, capsys):
@@ -220,7 +221,7 @@ def test_several_pictures_are_numbered_or_share_a_grid(main, tmp_path, capsys):
 
     (tmp_path / "reports.txt").write_text(f"{REPORTS[0]}\n\n  \n{REPORTS[1]}\n")
     main("--reports", "reports.txt", "--num", 3, "--grid", "--out", "y.png", "--steps", 1)
-    assert pngs(tmp_path)[4:] == ["y.png"]
+    assert pngs(tmp_path)[4:] == ["y.png"] and "--grid" not in capsys.readouterr().err
     assert Image.open("y.png").width > 3 * 64
     assert json.loads(Image.open("y.png").text["reports"]) == REPORTS[:2]
 
