@@ -160,14 +160,21 @@ class Packed:
         if len(self.rows) != expected:
             raise InputError(f"{self.directory} lacks a shard; prepare it anew.")
         if not self.rows:
-            raise InputError(f"{self.directory} has no image in split '{split}'.")
+            there = ", ".join(f"{count} in {name}" for name, count in counts.items() if count)
+            raise InputError(f"{self.directory} has no image in split '{split}' ({there}): "
+                             f"{self.more_of(split)}")
+
+    def more_of(self, split):
+        """What to do about a split without an image."""
+        if "dataset" not in self.info["settings"]:
+            return f"`python -m phantom.prepare --{split} 100 --overwrite` draws some."
+        return (f"give the table more patients, or a column split that says {split} of some, and "
+                "run `python prepare_mimic.py … --overwrite` again.")
 
     def read_info(self, task):
         """dataset.json, if it is what the directory's name says."""
         if not (self.directory / "dataset.json").exists():
-            raise InputError(
-                f"there is no packed data set at {self.directory}; `python -m phantom.prepare` "
-                "makes the phantom's, `python prepare_mimic.py` that of MIMIC-CXR.")
+            raise InputError(self.how_to_make(task))
         info = read_json(self.directory / "dataset.json")
         if info["schema"] != SCHEMA:
             raise InputError(f"{self.directory} has schema {info['schema']}, this code reads "
@@ -176,6 +183,18 @@ class Packed:
             raise InputError(f"{self.directory} says it is {info['task']}-{info['size']}; "
                              "was it renamed?")
         return info
+
+    def how_to_make(self, task):
+        """A sentence for a data set that is not there, or not finished."""
+        root = self.directory.parent
+        if (self.directory / "settings.json").exists():
+            return (f"{self.directory} was begun and not finished; run its `python "
+                    "prepare_mimic.py …` again, it goes on where it was.")
+        others = sorted(path.parent.name for path in root.glob("*-*/dataset.json"))
+        there = f" ({', '.join(others)} {'is' if len(others) == 1 else 'are'} there)"
+        return (f"there is no packed data set at {self.directory}{there if others else ''}; "
+                f"`python prepare_mimic.py … --{task}-sizes {self.size} --out {root}` makes it of "
+                "radiographs (docs/data.md), `python -m phantom.prepare` makes phantoms.")
 
     def __len__(self):
         return len(self.rows)

@@ -91,6 +91,11 @@ def report(cfg, out, sets, skipped, asked):
     write_csv(out / "skipped.csv", [("id", "path", "reason"), *skipped])
     for data_set in sets:
         summary(data_set.directory, PUBLISHED[data_set.task] if cfg.dataset == "mimic" else {})
+        counts = read_json(data_set.directory / "dataset.json")["counts"]
+        for split in ("train", "val"):
+            if not counts.get(split):
+                print(f"  no image in {split}, without which there is no training: more patients, "
+                      "or a table with a column split, give some")
 
     reasons = Counter(reason for _, _, reason in skipped)
     if reasons:

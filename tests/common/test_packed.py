@@ -88,12 +88,21 @@ def test_damage_is_refused_with_a_sentence(tmp_path, name, harm, words):
         Packed(tmp_path, "und", NOISE_SIZE)
 
 
-def test_what_is_not_there_is_said(tmp_path):
+def test_what_is_not_there_is_said_with_the_command_that_makes_it(tmp_path):
     pack_noise(tmp_path)
-    with pytest.raises(InputError, match="no packed data set.*und-99.*prepare"):
+    with pytest.raises(InputError, match=r"no packed data set at .*und-99 \(und-16 is there\); "
+                                         "`python prepare_mimic.py … --und-sizes 99 --out"):
         Packed(tmp_path, "und", 99)
-    with pytest.raises(InputError, match="no image in split 'test'"):
+    with pytest.raises(InputError, match=r"no image in split 'test' \(13 in train, 3 in val\): "
+                                         "`python -m phantom.prepare --test 100 --overwrite`"):
         Packed(tmp_path, "und", NOISE_SIZE, "test")
+    edit(tmp_path / "und-16" / "dataset.json", settings={"dataset": "table"})
+    with pytest.raises(InputError, match="'test' .*a column split .*prepare_mimic.py … --overwr"):
+        Packed(tmp_path, "und", NOISE_SIZE, "test")
+    (tmp_path / "und-32").mkdir()
+    (tmp_path / "und-32" / "settings.json").write_text("{}")
+    with pytest.raises(InputError, match="und-32 was begun and not finished; run its"):
+        Packed(tmp_path, "und", 32)
 
 
 def test_an_image_that_does_not_fit_is_named(tmp_path):
