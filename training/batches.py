@@ -7,6 +7,7 @@ Everything random about a training sample comes from a generator seeded by (seed
 global batch), and from nothing else. So a resumed run equals an uninterrupted one, and one process,
 several or more accumulation see the same samples with the same noise.
 """
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 
@@ -53,6 +54,20 @@ class Batch:
         return self.map(torch.Tensor.pin_memory)
 
 
+def repetition(images, steps, batch_size):
+    """A sentence for a run that sees each image more often than makes sense, "" for others.
+
+    The paper's runs see one 6 times (stage 1) to 81 times (stage 2): their defaults are for 160,000
+    images and more.
+    """
+    times = steps * batch_size / images
+    if times <= 100:
+        return ""
+    smaller = min(batch_size, 16)
+    return (f"each of the {images} images will be seen {times:,.0f} times; 20 times would be "
+            f"--batch-size {smaller} --steps {math.ceil(20 * images / smaller)}")
+
+
 class Samples:
     """samples[step, index]: one sample of the batch of a step; a step below 0 is validation.
 
@@ -80,10 +95,14 @@ class Samples:
         One that is too long stops the run at once: texts are never cut.
         """
         blocks = self.tokenizer.answers([row[column] for row in self.data.rows])
-        for row, ids in zip(self.data.rows, blocks):
-            if len(ids) > self.max_text:
-                raise InputError(f"the {column} of image {row['id']} has {len(ids)} tokens, more "
-                                 f"than max_text {self.max_text}.")
+        long = [(len(ids), row["id"]) for row, ids in zip(self.data.rows, blocks)
+                if len(ids) > self.max_text]
+        if long:
+            tokens, name = max(long)
+            raise InputError(
+                f"the {column} of image {name} has {tokens} tokens, more than max_text "
+                f"{self.max_text}, and {len(long) - 1} others are too long: shorten them or leave "
+                f"them out; a network from nothing can have --max-text {tokens}.")
         return blocks
 
     def longest(self, *columns):

@@ -32,7 +32,7 @@ from common import processes
 from common.cli import InputError, differences, option
 from common.processes import all_sum, gather, print0, torch_dtype
 from training import cost, optim
-from training.batches import Samples, loader, refuse_uneven
+from training.batches import Samples, loader, refuse_uneven, repetition
 from training.log import Log, Meter, open_boards
 from training.resume import checkpoint_to_resume, optimizer_state, restore, tidy
 from training.saving import Saver
@@ -245,6 +245,9 @@ class Run:
 
     def steps(self, samples):
         """The micro-batches of every step, as lists, until cfg.steps or a signal."""
+        often = repetition(len(samples.data), self.cfg.steps, self.cfg.batch_size)
+        if often:
+            print0(often)
         steps = self.micro_batches(samples, self.cfg.micro_batch)
         while self.step < self.cfg.steps and not self.stopping:
             yield next(steps)

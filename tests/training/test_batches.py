@@ -9,7 +9,7 @@ from common.cli import InputError
 from common.packed import Packed
 from common.processes import Process
 from helpers import NOISE_SIZE, noise_picture, pack_noise
-from training.batches import Samples, loader
+from training.batches import Samples, loader, repetition
 
 N, BATCH, STEPS = 13, 4, 10     # images to train on, samples of a step, three epochs
 KEYS = [(step, i) for step in range(STEPS) for i in range(BATCH)]
@@ -167,7 +167,7 @@ def test_what_is_drawn_from_is_the_report_alone(root):
 
 def test_a_long_text_stops_the_run_and_is_named(root):
     for task in ("und", "gen"):
-        words = r"the report of image é-\d+ has \d+ tokens, more than max_text 6"
+        words = r"the report of image é-\d+ has \d+ tokens, more than max_text 6, and \d+ others"
         with pytest.raises(InputError, match=words):
             samples(root, task, max_text=6)
     data = Packed(root, "und", NOISE_SIZE)
@@ -180,3 +180,13 @@ def test_the_longest_text_is_known(root):
     """Of 13 reports the longest has 13 letters, every prompt 3; BOS and EOS come on top."""
     data = samples(root)
     assert (data.longest("report"), data.longest("prompt", "report")) == (15, 20)
+
+
+# ---- defaults that are meant for large data sets ----
+
+def test_a_run_that_sees_its_images_absurdly_often_says_so():
+    said = repetition(90, steps=3840, batch_size=256)
+    assert said == ("each of the 90 images will be seen 10,923 times; 20 times would be "
+                    "--batch-size 16 --steps 113")
+    assert not repetition(237_387, steps=75_000, batch_size=256)
+    assert not repetition(9000, steps=2600, batch_size=16)
