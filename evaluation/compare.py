@@ -73,7 +73,7 @@ class CompareConfig(FeatureNetwork, ReportNetworks):
     real: str = ""                  # real images: feature file or folder; or references, .jsonl
     generated: str = ""             # the generated ones, of the same kind
     out: str = "compare"            # writes <out>.json and <out>.md
-    shards: list[int] = field(default_factory=lambda: [1, 4])   # means over blocks; the paper: 4
+    shards: list[int] = field(default_factory=list)     # means over blocks; default: 1, and 4
     k: int = 5                      # precision to coverage: the k-th neighbour is a sample's radius
     checkpoint: str = "out/gen512"  # whose tower, for --encoder vision
     bootstrap: int = 100            # resamplings for the intervals, tenfold for reports; 0: none
@@ -119,15 +119,16 @@ def compare_images(cfg, process):
     if paired:
         generated_ids = ids
     warnings = tables.other_features(real.encoder)
-    shared = set(ids) & set(generated_ids)
-    # some names in common is hardly what was meant: say what the number then is
-    if shared and not paired:
+    if not paired:
+        shared = set(ids) & set(generated_ids)
         warnings.append(
             f"{len(shared)} of {len(ids)} and {len(generated_ids)} names are in both sets: they "
             "are compared as two sets, not image by image, and blocks hold different prompts.")
+    shards, few = scoring.blocks(cfg.shards, min(len(ids), len(generated_ids)), cfg.k)
+    warnings += few
 
     scores = scoring.images(
-        real.pick(ids), generated.pick(generated_ids), cfg.shards, cfg.k, cfg.bootstrap, paired)
+        real.pick(ids), generated.pick(generated_ids), shards, cfg.k, cfg.bootstrap, paired)
     print(tables.write(
         Path(cfg.out), f"{cfg.real} and {cfg.generated}", {"generation": scores}, vars(cfg),
         failures=failures, encoder=real.encoder, paired=paired, warnings=warnings))

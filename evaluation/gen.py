@@ -35,7 +35,7 @@ class GenConfig(Sweep, FeatureNetwork, ReportNetworks):
     out: str = "out/score-gen"      # directory for images/, result.json, result.md, plots
     overwrite: bool = False         # begin anew although --out holds a run of other settings
     limit: int = 0                  # only the first so many reports; 0: all
-    shards: list[int] = field(default_factory=lambda: [1, 4])   # means over blocks; the paper: 4
+    shards: list[int] = field(default_factory=list)     # means over blocks; default: 1, and 4
     sweep_num: int = 1000           # reports of the sweep
     prompt: str = sample.PROMPT     # what is asked about a drawn image (cycle score)
     max_tokens: int = 0             # longest report of the cycle; 0: the limit of the checkpoint
@@ -128,10 +128,11 @@ def load_encoder(cfg, model, device):
 def refuse_what_cannot_end(cfg, reports, encoder, labeller):
     """InputError before hours of drawing, if the scores could not be computed after them."""
     # the smallest block must still hold a sample and its five nearest neighbours
-    least = scoring.LEAST * max(cfg.shards)
+    shards = max(cfg.shards, default=1)
+    least = scoring.LEAST * shards
     if encoder and reports < least:
-        raise InputError(f"--shards {max(cfg.shards)} needs {least} reports or more, there are "
-                         f"{reports}; --shards 1 needs {scoring.LEAST}.")
+        raise InputError(f"--shards {shards} needs {least} reports or more, there are {reports}; "
+                         f"--shards 1 needs {scoring.LEAST}.")
     if cfg.sweep and not encoder and not labeller:
         raise InputError("--sweep has nothing to measure: RAD-DINO and CheXbert are not there; "
                          "--encoder vision needs neither.")
@@ -225,8 +226,9 @@ def image_scores(cfg, images, prompts, real, drawn):
         least = max(scoring.FEW, x_real.shape[1])
         warnings.append(f"FD of {', '.join(few)} is over fewer than {least} images each: mostly "
                         "the bias of a small sample.")
-    all_images = scoring.images(x_real, x_drawn, cfg.shards, replicates=cfg.bootstrap)
-    return {"generation": all_images, "findings": by_finding}, warnings
+    shards, left_out = scoring.blocks(cfg.shards, len(ids))
+    all_images = scoring.images(x_real, x_drawn, shards, replicates=cfg.bootstrap)
+    return {"generation": all_images, "findings": by_finding}, warnings + left_out
 
 
 def labels_by_name(labels):

@@ -204,6 +204,20 @@ def radgraph_f1(predictions, references, python):
 
 # ---- images ----
 
+def blocks(asked, images, k=5):
+    """Into how many blocks images are cut -> (numbers of blocks, [what was left out]).
+
+    Those that were asked for, else 1 and, where the images are enough for it, the 4 of the paper.
+    """
+    least = 4 * (k + 1)
+    if asked:
+        return asked, []
+    if images >= least:
+        return [1, 4], []
+    return [1], [f"Means over 4 blocks, as in the paper's table, are left out: they need {least} "
+                 f"images or more, there are {images}."]
+
+
 def images(real, generated, shards=(1,), k=5, replicates=100, paired=True):
     """Features (N, C), (M, C) -> {number of blocks: {name: number}}, FD to coverage.
 

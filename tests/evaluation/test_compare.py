@@ -69,6 +69,18 @@ def test_what_failed_on_one_side_is_left_out_on_both(feature_files, train, tmp_p
     assert "23 of 24 and 23 names are in both sets" in page["warnings"][1]
 
 
+def test_few_images_of_other_names(feature_files, train, tmp_path, compared):
+    """They are compared as two sets, and without the blocks that they are too few for."""
+    names = [f"theirs {name}" for name in train.ids[:20]]
+    features.save(tmp_path / "b.safetensors",
+                  features.Features(names, train.x[:20], train.encoder))
+    code, page = compared(feature_files / "train.safetensors", tmp_path / "b.safetensors")
+    assert code == 0 and list(page["scores"]["generation"]) == ["1"]
+    _, sets, blocks = page["warnings"]
+    assert sets.startswith("0 of 24 and 20 names are in both sets: they are compared as two sets")
+    assert "4 blocks" in blocks and "need 24 images or more, there are 20" in blocks
+
+
 # ---- reports ----
 
 def write(path, rows):
@@ -121,7 +133,7 @@ FILES = {                               # what stands in the files of reports be
     ("failed.jsonl short.jsonl", "there is no report to score"),
     ("a.jsonl a.jsonl --chexbert chexbert", "chexbert"),
     ("{made}.safetensors other.safetensors", "features of two encoders cannot be compared"),
-    ("{made}.safetensors {made}.safetensors", "--shards 4: 14 and 14 images are too few"),
+    ("{made}.safetensors {made}.safetensors --shards 4", "4: 14 and 14 images are too few"),
     ("{made}.safetensors {made}.safetensors --k 0", "--shards, --k and --batch must be at least 1"),
 ])
 def test_bad_input_is_one_sentence_and_nothing_is_written(
