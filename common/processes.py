@@ -97,10 +97,10 @@ def gather(value):
     return values
 
 
-def print0(*words):
-    """Print on the first process only."""
+def print0(*words, file=None):
+    """Print on the first process only; file: where to, if not standard output."""
     if int(os.environ.get("RANK", 0)) == 0:
-        print(*words, flush=True)
+        print(*words, file=file, flush=True)
 
 
 # ---- number formats ----

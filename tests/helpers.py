@@ -1,5 +1,7 @@
 """What tests share and is no fixture: reference data, tiny networks and files, closeness."""
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -109,16 +111,67 @@ def pack_noise(root, task="und", train=13, val=3):
     return root
 
 
-def dicom_file(values, photometric="MONOCHROME1"):
-    """The bytes of a DICOM file that holds whole numbers (H, W) with 12 bits each."""
+def png_chunk(name, content):
+    """One chunk of a PNG file."""
+    checksum = zlib.crc32(name + content).to_bytes(4, "big")
+    return len(content).to_bytes(4, "big") + name + content + checksum
+
+
+def png_of(channels, extra=b""):
+    """The bytes of a PNG of 16 bits a channel, (H, W, 2 to 4) unsigned, which Pillow cannot write.
+
+    extra: chunks to stand before the pixels.
+    """
+    height, width, count = channels.shape
+    colour = {2: 4, 3: 2, 4: 6}[count]              # grey and alpha, RGB, RGB and alpha
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([16, colour, 0, 0, 0])
+    # filter 1, "sub": what a pixel adds to the one before it, byte by byte
+    rows = channels.astype(">u2").reshape(height, -1).view(np.uint8)
+    filtered = rows.copy()
+    filtered[:, 2 * count:] -= rows[:, :-2 * count]
+    lines = np.pad(filtered, ((0, 0), (1, 0)), constant_values=1).tobytes()
+    return (b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + extra
+            + png_chunk(b"IDAT", zlib.compress(lines)) + png_chunk(b"IEND", b""))
+
+
+def tiff_of(values, photometric=1, order="<", deflate=False, **tags):
+    """The bytes of a TIFF of one strip that holds an array (H, W) or (H, W, channels) of any type.
+
+    order: "<" or ">", the order of the bytes. tags: more fields, as t338=2.
+    """
+    height, width, *channels = values.shape
+    count = channels[0] if channels else 1
+    form = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    pixels = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    if deflate:
+        pixels = zlib.compress(pixels)
+    fields = {256: width, 257: height, 258: 8 * values.itemsize, 259: 8 if deflate else 1,
+              262: photometric, 273: 0, 277: count, 278: height, 279: len(pixels), 339: form}
+    fields |= {int(tag[1:]): value for tag, value in tags.items()}
+    fields[273] = 8 + 2 + 12 * len(fields) + 4          # where the pixels begin
+    table = struct.pack(f"{order}H", len(fields))
+    for tag, value in sorted(fields.items()):
+        # bits and form stand once for all channels, which readers accept
+        table += struct.pack(f"{order}HHII", tag, 4, 1, value)
+    magic = b"II" if order == "<" else b"MM"
+    head = magic + struct.pack(f"{order}HI", 42, 8)
+    return head + table + bytes(4) + pixels
+
+
+def dicom_file(values, photometric="MONOCHROME1", padding=None, syntax="", **fields):
+    """The bytes of a DICOM file that holds whole numbers (H, W) with 12 bits each.
+
+    padding: PixelPaddingValue and, in a pair, PixelPaddingRangeLimit. syntax: the end of another
+    transfer syntax. fields: more of the header, by keyword; None takes one out.
+    """
     pydicom = pytest.importorskip("pydicom")
     meta = pydicom.dataset.FileMetaDataset()
-    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    meta.TransferSyntaxUID = pydicom.uid.UID(f"1.2.840.10008.1.2{syntax if syntax else '.1'}")
     meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
     meta.MediaStorageSOPInstanceUID = "1.2.3"
     dataset = pydicom.Dataset()
     dataset.file_meta = meta
-    dataset.Rows, dataset.Columns = values.shape
+    dataset.Rows, dataset.Columns = values.shape[:2]
     dataset.SamplesPerPixel = 1
     dataset.BitsAllocated = 16
     dataset.BitsStored = 12
@@ -126,6 +179,16 @@ def dicom_file(values, photometric="MONOCHROME1"):
     dataset.PixelRepresentation = 0
     dataset.PhotometricInterpretation = photometric
     dataset.PixelData = values.astype(np.uint16).tobytes()
+    for keyword, value in fields.items():
+        if value is None:
+            delattr(dataset, keyword)
+        else:
+            setattr(dataset, keyword, value)
+    if "PixelData" in dataset:
+        dataset["PixelData"].VR = "OB" if dataset.BitsAllocated == 8 else "OW"
+    # the type of these is a matter of taste, which is how wrong signs come about
+    for tag, value in zip((0x00280120, 0x00280121), padding if padding else ()):
+        dataset.add_new(tag, "SS" if value < 0 else "US", value)
     buffer = io.BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()

@@ -193,7 +193,7 @@ def test_imports_point_one_way(name):
 CORE = {"torch", "numpy", "safetensors", "tokenizers", "PIL", "tqdm"}
 # what one file needs beyond the core, asked for when it is used
 MORE = {
-    "common/images.py": {"pydicom"},
+    "common/dicom.py": {"pydicom"},
     "training/log.py": {"wandb"},
     "training/curves.py": {"matplotlib"},
     "evaluation/tables.py": {"matplotlib"},

@@ -1,6 +1,8 @@
 """common/images.py: every odd image file is read rightly or refused in one sentence."""
 import io
 import json
+import os
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -10,7 +12,7 @@ from PIL import Image
 from common.cli import InputError
 from common.images import (
     NOTICE, Unusable, captioned, checked, image_files, read_grey, read_image, save_png)
-from helpers import SHARED, dicom_file, needs_films
+from helpers import SHARED, dicom_file, needs_films, png_chunk
 
 RAMP = np.linspace(0, 1, 64)[None].repeat(48, 0)            # 48 rows, 64 columns, dark to bright
 
@@ -100,11 +102,10 @@ def test_turned_upright_by_its_exif(tmp_path):
 
 # ---- refused ----
 
-def bomb():
+def bomb(side=20_000):
     """A PNG of 64 x 64 whose header claims 400 million pixels."""
     whole = encoded((64, 64))
-    header = whole[12:16] + (20_000).to_bytes(4, "big") * 2 + whole[24:29]
-    return whole[:12] + header + zlib.crc32(header).to_bytes(4, "big") + whole[33:]
+    return whole[:8] + png_chunk(b"IHDR", side.to_bytes(4, "big") * 2 + whole[24:29]) + whole[33:]
 
 
 @pytest.mark.parametrize("content, words", [
@@ -130,24 +131,34 @@ def test_refused_in_a_sentence_with_the_name(tmp_path, content, words):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF"])
-def test_damage_anywhere_is_read_or_one_sentence(kind):
-    """Flip bytes and cut files at random: never another exception."""
-    rng = np.random.default_rng(0)
-    whole = encoded((48, 48), kind)
-    refused = 0
-    for n in range(40):
-        content = bytearray(whole)
-        for place in rng.integers(0, len(whole), 8):
-            content[place] = rng.integers(256)
-        if n % 2:
-            content = content[:rng.integers(1, len(whole))]
-        try:
-            read_image(io.BytesIO(bytes(content)), "film")
-        except InputError:
-            refused += 1
-    assert refused >= 5
+def test_what_is_no_readable_file_is_said_to_be_so(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    for name, words in (("pipe.png", "a pipe or a device"), ("folder.png", "a folder"),
+                        ("folder.png/x.png", "no such file"), ("x" * 300, "File name too long"),
+                        ("a\0b", "no such file"), ("x.png/y.png", "no such file")):
+        with pytest.raises(Unusable, match=words):
+            read_grey(tmp_path / name)
+
+
+def test_a_bomb_is_refused_before_memory_is_taken(monkeypatch):
+    """By its header; and a small one with a text that unfolds to a thousand times its size."""
+    with pytest.raises(Unusable, match="more than 200 million"):
+        read_grey(io.BytesIO(bomb(40_000)))
+    whole = encoded((64, 64))
+    text = png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1 << 25)))
+    tracemalloc.start()
+    with pytest.raises(Unusable):
+        read_grey(io.BytesIO(whole[:33] + text + whole[33:]))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 1 << 23
+
+
+def test_only_what_may_be_a_film_is_opened():
+    """Pillow would hand PostScript to a program."""
+    with pytest.raises(Unusable, match="no image that Pillow reads"):
+        read_grey(io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\nshowpage\n"))
 
 
 # ---- DICOM, JPEG and real films ----
@@ -192,6 +203,46 @@ def test_a_folder_is_its_images(tmp_path):
     assert failures == []
     assert image_files([tmp_path / "empty", b], failures) == [(str(b), b)]
     assert len(failures) == 1 and "empty holds no image" in failures[0]
+
+
+def test_what_a_folder_holds_besides_is_counted(tmp_path, capsys):
+    """Folders below are looked into; DICOM needs no ending."""
+    films = tmp_path / "films"
+    for folder in ("p2/s1", "p10", ".git", "p2/nothing"):
+        (films / folder).mkdir(parents=True)
+    (films / "again").symlink_to(films)                     # leads in a circle
+    wanted = ["p10/a.tif", "p2/IM0001", "p2/s1/1.2.840.3", "p2/s1/broken.avif", "z.jp2"]
+    for name in (*wanted, "a.csv", "p10/a.txt", "p2/b.TXT", "._z.jp2", ".git/x.png", "README",
+                 "DICOMDIR"):
+        is_dicom = name in ("p2/IM0001", "p2/s1/1.2.840.3", "DICOMDIR")
+        (films / name).write_bytes(bytes(128) + b"DICM" if is_dicom else b"")
+    failures = []
+    found = [path for _, path in image_files([films], failures)]
+    assert found == [films / name for name in wanted] and failures == []
+    assert capsys.readouterr().err == (
+        f"folder {films}: 5 images in 4 folders; passed over 6 other files (.txt 2, no ending 2, "
+        ".csv 1, hidden 1) and 2 folders (hidden 1, link 1).\n")
+
+    # one sentence too where nothing was found; none where all is as it seems
+    (films / "p2" / "nothing" / "x.txt").write_bytes(b"")
+    assert image_files([films / "p2" / "nothing"], failures) == []
+    assert "holds no image" in failures[0] and "passed over 1 other file (.txt 1)." in failures[0]
+    image_files([films / "p2" / "s1"], failures)
+    assert capsys.readouterr().err == ""
+
+
+def test_names_that_are_no_utf_8(tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/film\xff\xe9.png")
+    try:
+        Image.new("L", (40, 40), 9).save(name)
+    except OSError:
+        pytest.skip("this file system wants UTF-8")
+    (files,) = image_files([tmp_path], [])
+    assert files[0] == name and read_image(files[1]).getpixel((0, 0)) == 9
+    with open(name, "wb") as file:
+        file.write(b"damaged")
+    with pytest.raises(InputError, match="film.*cannot be read as an image"):
+        read_image(name)
 
 
 def test_checked_goes_on_without_what_is_bad():
