@@ -13,6 +13,7 @@ features of the same encoder can be compared.
 """
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,9 +29,9 @@ from tqdm import tqdm
 import weights
 from common.cli import InputError
 from common.files import replacing
-from common.images import IMAGES, read_image
+from common.images import IMAGES, look_into, read_image
 from common.packed import Packed
-from common.processes import gather
+from common.processes import gather, print0
 from evaluation.worklist import chunks, meet
 from vision import normalize, preprocess
 
@@ -45,23 +46,22 @@ def file_name(name):
 
 
 class Folder:
-    """All image files below a folder; an image's id is its file name without the ending."""
+    """All images below a folder; an image's id is its file name without the ending."""
 
     def __init__(self, folder):
         self.source = str(Path(folder).resolve())
         self.files = {}                         # id -> path
-        # sorted, because directories are listed in another order on another disk, and the order of
-        # ids decides which images share a block of `image_metrics.sharded`
-        for path in sorted(Path(folder).rglob("*")):
-            if path.suffix.lower() not in IMAGES or not path.is_file():
-                continue
-            if path.stem in self.files:
+        # in the order of `look_into`, which decides which images share a block of
+        # `image_metrics.sharded`
+        paths, self.story = look_into(folder)
+        for path in paths:
+            # a DICOM file may be called 1.2.840.113 and have no ending
+            name = path.stem if path.suffix.lower() in IMAGES else path.name
+            if name in self.files:
                 raise InputError(
-                    f"{folder} holds two images named {path.stem}; names are ids, give them "
+                    f"{folder} holds two images named {name}; names are ids, give them "
                     "different ones.")
-            self.files[path.stem] = path
-        if not self.files:
-            raise InputError(f"the folder {folder} holds no image ({', '.join(IMAGES)}).")
+            self.files[name] = path
         self.ids = list(self.files)
 
     def read(self, name):
@@ -108,7 +108,10 @@ def open_images(path, split=""):
         return PackedImages(path, split if split else named_split)
     if not Path(path).is_dir():
         raise InputError(f"there is no folder of images at {path}.")
-    return Folder(path)
+    folder = Folder(path)
+    if folder.story:
+        print0(f"{folder.story}.", file=sys.stderr)
+    return folder
 
 
 # ---- encoders: the networks of features ----

@@ -17,8 +17,8 @@ from PIL import Image, ImageOps
 from common import images
 from vision import preprocess
 
-# MIMIC-CXR as JPG, as DICOM, or as somebody's PNG; "" for a path that has its ending
-ENDINGS = ("", ".jpg", ".dcm", ".png")
+# MIMIC-CXR as JPG, as DICOM, or as somebody's PNG come first; "" for a path that has its ending
+ENDINGS = ("", ".jpg", ".dcm", ".png", *images.IMAGES)
 
 
 def locate(path):

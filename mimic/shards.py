@@ -14,9 +14,7 @@ with the same bytes as one that was not.
 import fcntl
 import hashlib
 import json
-import logging
 import os
-import warnings
 import zlib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -258,7 +256,7 @@ def pack_all(cfg, root, sets, jobs, reports, answers):
     """
     # processes, because the cleaning rules are plain Python: threads would take turns
     workers = cfg.workers if cfg.workers else usable_cores()
-    pool = ProcessPoolExecutor(workers, initializer=start_worker)
+    pool = ProcessPoolExecutor(workers, initializer=end_with_parent)
     try:
         with tqdm(total=len(jobs), unit="images", smoothing=0.05) as bar:
             for number, shard_jobs in enumerate(shards_of(jobs, cfg.shard)):
@@ -323,15 +321,6 @@ def with_texts(jobs, tasks, reports, answers):
 
 
 # ---- in the worker processes ----
-
-def start_worker():
-    """What a worker does before its first image."""
-    end_with_parent()
-
-    # decoders warn about single files and quote them; the verdict on each is in skipped.csv
-    warnings.simplefilter("ignore")
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-
 
 def pack_image(cfg, root, targets, job):
     """One image for all data sets -> ({task: row}, {task: reason}, [bytes or None of each target]).

@@ -1,6 +1,7 @@
 """sample.py on a tiny random checkpoint: by hand, in batches, and asked wrongly."""
 import copy
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import weights
 from common.cli import InputError
 from common.images import NOTICE
 from common.processes import generator
-from helpers import randomise, tiny_config, tiny_vae
+from helpers import dicom_file, randomise, tiny_config, tiny_vae
 from model import UniX
 from sample import Sampling
 from tokenizer import Tokenizer
@@ -233,6 +234,26 @@ def test_a_folder_is_read(main, capsys):
     assert all(row["notice"] == NOTICE for row in rows)
     main("--image", "inputs/films/film1.png", "--max-tokens", 6)
     assert capsys.readouterr().out.strip() == rows[1]["report"]
+
+
+def test_a_folder_of_dicom_and_others_is_read_without_what_is_damaged(
+        main, tmp_path, capsys, monkeypatch):
+    films = tmp_path / "mixed"
+    (films / "series").mkdir(parents=True)
+    Image.new("L", (40, 40), 90).save(films / "a.png")
+    (films / "series" / "IM00001").write_bytes(dicom_file(np.arange(1600).reshape(40, 40)))
+    (films / "series" / "b.dcm").write_bytes(dicom_file(np.arange(1600).reshape(40, 40))[:400])
+    (films / "notes.txt").write_bytes(b"")
+    assert main("--image", "mixed", "--max-tokens", 2) == 1
+    printed = capsys.readouterr()
+    assert [line.split(":")[0] for line in printed.out.splitlines()] == [
+        "mixed/a.png", "mixed/series/IM00001"]
+    assert printed.err.count("error: ") == 1 and "series/b.dcm cannot be read" in printed.err
+    assert "3 images in 2 folders; passed over 1 other file (.txt 1)." in printed.err
+
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    assert main("--image", "mixed/series/IM00001") == 2
+    assert "a DICOM file needs pydicom 3 (pip install pydicom)" in capsys.readouterr().err
 
 
 def test_what_is_bad_is_named_and_the_rest_is_done(main, tmp_path, capsys):

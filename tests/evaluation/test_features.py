@@ -14,7 +14,7 @@ import weights
 from common.cli import InputError
 from common.processes import Process
 from evaluation import features
-from helpers import scramble
+from helpers import dicom_file, scramble
 from vision import ViT, ViTConfig
 
 ONE = Process(0, 1, torch.device("cpu"))
@@ -100,7 +100,7 @@ def test_an_image_that_cannot_be_read_is_named(films, tmp_path):
     assert list(result.failures) == ["a"] and "a.png cannot be read" in result.failures["a"]
 
 
-def test_folders_and_packed_data_sets(films, tmp_path, phantom):
+def test_folders_and_packed_data_sets(films, tmp_path, phantom, capsys):
     """Ids are file names without endings, or those of the rows; an id stands once."""
     folder = features.open_images(films)
     assert folder.ids == ["film3", "film4", "film0", "film1", "film2"]
@@ -110,6 +110,14 @@ def test_folders_and_packed_data_sets(films, tmp_path, phantom):
     assert features.open_images(packed.source).ids == packed.ids, "path#split names the split too"
     with pytest.raises(InputError, match="no folder of images at"):
         features.open_images(tmp_path / "no")
+
+    # DICOM needs no ending; what else there is, is counted
+    for name in ("1.2.840.1", "1.2.840.2"):
+        (tmp_path / name).write_bytes(dicom_file(np.arange(1600).reshape(40, 40)))
+    (tmp_path / "x.csv").write_bytes(b"")
+    dicom = features.open_images(tmp_path)
+    assert dicom.ids == ["1.2.840.1", "1.2.840.2"] and dicom.read("1.2.840.2").size == (40, 40)
+    assert "2 images; passed over 1 other file (.csv 1)." in capsys.readouterr().err
 
     for ending in ("png", "bmp"):
         Image.new("L", (40, 40)).save(tmp_path / f"film0.{ending}")
