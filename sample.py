@@ -28,9 +28,9 @@ import flow
 import weights
 from attention import DecodeCache
 from common.cli import InputError, Text, cli, override
-from common.files import text_lines
 from common.images import NOTICE, captioned, checked, image_files, read_image, save_png
 from common.processes import decoding, generator, setup, torch_dtype
+from common.prompts import Prompt, picture_paths, read_prompts
 from tokenizer import pad
 from vision import normalize, preprocess
 
@@ -64,7 +64,7 @@ class Sampling:
 @dataclass
 class SampleConfig(Sampling):
     report: list[Text] = field(default_factory=list)    # report to draw, or several
-    reports: str = ""           # text file of reports to draw, one a line (blank lines are ignored)
+    reports: str = ""           # file of reports to draw: text, one a line; or CSV, JSON lines
     image: list[str] = field(default_factory=list)      # image files or folders to report on
     prompt: Text = PROMPT        # what is asked about an image
     checkpoint: str = str(Path(__file__).parent / "demo")       # checkpoint directory or run
@@ -251,44 +251,51 @@ def choose(logits, temperature, top_p, rngs):
 
 # ---- the command line ----
 
-def draw(cfg, model, vae, tokenizer, reports, failures):
+def draw(cfg, model, vae, tokenizer, prompts, failures):
     """--report: write the pictures and say where they are -> how many there are.
 
     What is wrong with a report becomes a sentence in `failures`, and the others are drawn.
     """
-    def fits(name, report):
-        check_report(name, report, model, tokenizer)
-        return report
+    def fits(name, prompt):
+        check_report(name, prompt.report, model, tokenizer)
+        return prompt
 
-    numbered = [(f"report {i}", report) for i, report in enumerate(reports, start=1)]
-    reports = [report for _, report in checked(numbered, fits, failures)]
-    if not reports:
-        return 0
-    pictures = generate_images(model, vae, tokenizer, reports, cfg, cfg.num)
+    numbered = [(f"report {prompt.id if prompt.id else i}", prompt)
+                for i, prompt in enumerate(prompts, start=1)]
+    prompts = [prompt for _, prompt in checked(numbered, fits, failures)]
+    paths = picture_paths(cfg.out, prompts, cfg.num)
+    rows = [(prompt, k) for prompt in prompts for k in range(cfg.num)]
+    drawn = []
+    for start in range(0, len(rows), cfg.batch):
+        batch = rows[start:start + cfg.batch]
+        pictures = generate_images(model, vae, tokenizer, [prompt.report for prompt, _ in batch],
+                                   cfg, numbers=[k for _, k in batch])[:, 0]
+        # every picture carries its settings, and is written before the next batch is drawn
+        about = {setting.name: getattr(cfg, setting.name) for setting in fields(Sampling)}
+        about |= {"checkpoint": Path(cfg.checkpoint).name, "dtype": cfg.dtype, "num": cfg.num,
+                  "size": pictures.shape[-1]}
+        drawn += list(pictures) if cfg.grid else []
+        for path, (prompt, k), picture in zip(paths[start:], batch, pictures):
+            if not cfg.grid:
+                save_png(Image.fromarray(picture), path, reports=prompt.report, image=k, **about)
+                tell(cfg, path, prompt, k)
 
-    # every picture carries its settings
-    about = {setting.name: getattr(cfg, setting.name) for setting in fields(Sampling)}
-    about |= {"checkpoint": Path(cfg.checkpoint).name, "dtype": cfg.dtype, "num": cfg.num,
-              "size": pictures.shape[-1]}
-    out = Path(cfg.out)
-    flat = [(report, k, pictures[i, k]) for i, report in enumerate(reports) for k in range(cfg.num)]
-    if cfg.grid:
-        sheet = captioned([picture for *_, picture in flat], [report for report, *_ in flat])
-        save_png(sheet, out, reports=reports, **about)
-    for n, (report, k, picture) in enumerate(flat):
-        path = out
-        if not cfg.grid:
-            if len(flat) > 1:
-                path = out.with_name(f"{out.stem}-{n:03d}.png")
-            save_png(Image.fromarray(picture), path, reports=report, image=k, **about)
-        result = {"file": str(path), "report": report, "image": k}
-        print(json.dumps(result) if cfg.json else f"{path}: {report}")
+    if cfg.grid and rows:
+        sheet = captioned(drawn, [prompt.report for prompt, _ in rows])
+        save_png(sheet, cfg.out, reports=[prompt.report for prompt in prompts], **about)
+        for prompt, k in rows:
+            tell(cfg, cfg.out, prompt, k)
+    elif rows and about["size"] < 256:
+        print(f"{about['size']} x {about['size']} pixels a picture; with --grid a sheet of them, "
+              "enlarged, over the reports.", file=sys.stderr)
+    return len(rows)
 
-    side = pictures.shape[-1]
-    if side < 256 and not cfg.grid:
-        print(f"{side} x {side} pixels a picture; with --grid a sheet of them, enlarged, over the "
-              "reports.", file=sys.stderr)
-    return len(flat)
+
+def tell(cfg, path, prompt, k):
+    """A line about a picture that is written."""
+    result = {"id": prompt.id} if prompt.id else {}
+    result |= {"file": str(path), "report": prompt.report, "image": k}
+    print(json.dumps(result) if cfg.json else f"{path}: {prompt.report}", flush=True)
 
 
 def read(cfg, model, tokenizer, files, failures):
@@ -318,22 +325,22 @@ def read(cfg, model, tokenizer, files, failures):
 def main(argv):
     cfg = override(SampleConfig(), argv, __doc__, PRESETS)
     failures = []                       # sentences about inputs that are left out
-    reports = list(cfg.report)
+    prompts = [Prompt("", report) for report in cfg.report]
     if cfg.reports:
-        reports += text_lines(cfg.reports)
+        prompts += read_prompts(cfg.reports, failures)
     files = image_files(cfg.image, failures)
 
     # what cannot end well is said before the weights are loaded
-    if not reports and not cfg.image:
+    if not prompts and not cfg.image and not failures:
         raise InputError('nothing to do: give --report "Large left pleural effusion." or '
                          "--image chest.png (--help lists all options).")
     out = Path(cfg.out)
     unfit = out.suffix.lower() != ".png" or out.is_dir() or not os.access(out.parent, os.W_OK)
     missing = [name for name, path in files if not path.exists()]
-    if not reports and len(missing) == len(files):
+    if not prompts and len(missing) == len(files):
         failures += [f"there is no image at {name}." for name in missing]
         return report_failures(failures, results=0)
-    if reports and unfit:
+    if prompts and unfit:
         raise InputError(f"--out {out} cannot be written; name a .png file in a folder that exists "
                          "and is yours.")
 
@@ -348,8 +355,8 @@ def main(argv):
     # draw and read, and say what was left out
     print(NOTICE, file=sys.stderr)
     results = 0
-    if reports:
-        results += draw(cfg, model, vae, tokenizer, reports, failures)
+    if prompts:
+        results += draw(cfg, model, vae, tokenizer, prompts, failures)
     if files:
         results += read(cfg, model, tokenizer, files, failures)
     return report_failures(failures, results)

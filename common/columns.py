@@ -47,7 +47,7 @@ def understand(path, columns, given=()):
     """Names of a table's columns -> {what it holds: its name} of those that are known.
 
     given: "what=name" words of --columns, which count before the usual names. InputError for a name
-    that is not there, and where two columns may hold the same.
+    that is not there, and where two columns may hold the same thing.
     """
     known = {}
     for word in given:
@@ -70,7 +70,8 @@ def understand(path, columns, given=()):
         found = ours if ours else found
         if len(found) > 1:
             raise InputError(f"{path} has {len(found)} columns that may be the {what}: "
-                             f"{', '.join(found)}; say which, as --columns {what}={found[0]}.")
+                             f"{', '.join(found)}; call the right one '{what}', or say which with "
+                             f"--columns {what}={found[0]} (prepare_mimic.py).")
         known[what] = found[0]
     return known
 
@@ -87,8 +88,8 @@ def refuse_missing(path, columns, known, *wanted):
         if any(what in known for what in choice):
             continue
         usual = " or ".join(f"the {what} ({', '.join(NAMES[what][:6])}, …)" for what in choice)
-        raise InputError(f"{there_are(path, columns)} None is known as {usual}: rename it, or name "
-                         f"it as --columns {choice[0]}=COLUMN.")
+        raise InputError(f"{there_are(path, columns)} None is known as {usual}: rename it, or say "
+                         f"which with --columns {choice[0]}=COLUMN (prepare_mimic.py).")
 
 
 def may_be_patients(name):

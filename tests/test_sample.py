@@ -227,6 +227,38 @@ def test_several_pictures_are_numbered_or_share_a_grid(main, tmp_path, capsys):
     assert json.loads(Image.open("y.png").text["reports"]) == REPORTS[:2]
 
 
+def test_reports_of_a_table_give_pictures_their_ids(main, tmp_path, capsys):
+    """No picture of the header; what is no text is counted, and the others are drawn."""
+    (tmp_path / "small.csv").write_text(
+        f"Image ID,findings,age\na/1,{REPORTS[0]},50\nb,nan,60\nc,3.5,70\n2,{REPORTS[1]},80\n")
+    line = ["--out", "x.png", "--steps", 1, "--json"]
+    assert main("--reports", "small.csv", *line) == 1
+    printed = capsys.readouterr()
+    rows = [json.loads(row) for row in printed.out.splitlines()]
+    assert [(row["id"], row["file"], row["report"]) for row in rows] == [
+        ("a/1", "x-a_1.png", REPORTS[0]), ("2", "x-2.png", REPORTS[1])]
+    assert pngs(tmp_path) == ["x-2.png", "x-a_1.png"]
+    assert "1 of 4 reports in small.csv are blank" in printed.err and "a number" in printed.err
+    main("--report", *REPORTS[:2], *line)
+    assert Image.open("x-001.png").tobytes() == Image.open("x-2.png").tobytes()
+
+
+def test_a_stop_loses_the_batch_in_flight_alone(main, tmp_path, monkeypatch, capsys):
+    draw, batches = sample.generate_images, []
+
+    def stopped(*args, **kwargs):
+        batches.append(1)
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return draw(*args, **kwargs)
+
+    monkeypatch.setattr(sample, "generate_images", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        main("--report", *REPORTS, "--num", 2, "--batch", 2, "--out", "x.png", "--steps", 1)
+    assert pngs(tmp_path) == [f"x-00{n}.png" for n in range(4)]
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
 def test_a_folder_is_read(main, capsys):
     assert main("--image", "inputs/films", "--max-tokens", 6, "--json") == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -1,0 +1,65 @@
+"""Reports to draw from text files and tables, and the names of the pictures."""
+import json
+
+import pytest
+
+from common.cli import InputError
+from common.prompts import Prompt, picture_paths, read_prompts
+
+
+def read(folder, name, content):
+    """-> (prompts of a file with this content, the sentences about what is left out)."""
+    (folder / name).write_text(content, encoding="utf-8")
+    failures = []
+    return read_prompts(folder / name, failures), failures
+
+
+def test_a_text_file_has_a_report_a_line(tmp_path):
+    content = "\ufeffid,report\n\n  \nNo effusion, no edema.\r\n"
+    prompts, failures = read(tmp_path, "a.txt", content)
+    assert prompts == [Prompt("", "id,report"), Prompt("", "No effusion, no edema.")]
+    assert not failures
+
+
+TABLES = {
+    "a.csv": "id,report\n1,Clear.\n2,Edema.\n",
+    "a.tsv": "report\tid\nClear.\t1.0\nEdema.\t2.0\n",
+    "b.csv": "filename;findings\r\n1.png;Clear.\r\n2.dcm;Edema.\r\n",
+    "a.jsonl": '{"id": 1, "report": "Clear."}\n{"id": 2, "text": "", "report": "Edema."}\n',
+    "a.json": json.dumps([{"id": "1", "caption": "Clear."}, {"id": 2.0, "caption": "Edema."}]),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_has_ids(tmp_path, name):
+    prompts, failures = read(tmp_path, name, TABLES[name])
+    assert prompts == [Prompt("1", "Clear."), Prompt("2", "Edema.")] and not failures
+
+
+def test_rows_that_cannot_be_drawn_are_counted(tmp_path):
+    rows = [{"id": "a", "report": "Clear."}, {"id": "b", "report": None},
+            {"id": "c", "report": float("nan")}, {"id": "d", "report": ["Clear."]},
+            {"id": "A", "report": "Edema."}, {"report": "Effusion."}]
+    prompts, failures = read(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))
+    assert prompts == [Prompt("a", "Clear."), Prompt("row-6", "Effusion.")]
+    assert [sentence.replace(str(tmp_path), "") for sentence in failures] == [
+        "2 of 6 reports in /a.jsonl are blank: left out.",
+        "1 of 6 reports in /a.jsonl are no text but a list: left out.",
+        "1 of 6 reports in /a.jsonl have the id of another one: left out."]
+
+
+def test_a_table_without_reports_lists_its_columns(tmp_path):
+    with pytest.raises(InputError, match=r"has the columns id, bericht\. None is known as the rep"):
+        read(tmp_path, "a.csv", "id,bericht\n1,Clear.\n")
+
+
+def test_pictures_are_called_by_their_ids_or_numbered():
+    lines, table = [Prompt("", "x")] * 2, [Prompt("p1/s 2", "x"), Prompt("b" * 300, "x")]
+    for prompts, num, names in (
+            (lines[:1], 1, ["o.png"]), (lines, 1, ["o-000.png", "o-001.png"]),
+            (lines[:1], 2, ["o-000.png", "o-001.png"]),
+            (table[:1], 1, ["o-p1_s_2.png"]), (table[:1], 2, ["o-p1_s_2-0.png", "o-p1_s_2-1.png"]),
+            (table, 1, ["o-p1_s_2.png", f"o-{'b' * 100}.png"])):
+        assert [path.name for path in picture_paths("folder/o.png", prompts, num)] == names
+    with pytest.raises(InputError, match="two pictures would be called o-001.png"):
+        picture_paths("o.png", [*lines, Prompt("001", "x")], 1)
