@@ -30,6 +30,7 @@ import math
 import os
 import re
 import time
+import traceback
 import typing
 
 import torch.distributed as dist
@@ -288,8 +289,43 @@ def speaks_for_all():
             return dist.distributed_c10d._get_default_store().add("errors", 1) == 1
         except dist.DistError:          # the process that keeps the store has spoken and ended
             return False
-    time.sleep(min(3 * int(os.environ.get("RANK", 0)), 10))
+    time.sleep(min(3 * rank_given(), 10))
     return True
+
+
+def rank_given():
+    """The number of this process that torchrun has set; 0 without torchrun."""
+    rank = os.environ.get("RANK", "0")
+    return int(rank) if rank.isdigit() else 0       # processes.setup refuses what is no number
+
+
+def say(sentence):
+    """Print an error, if this process speaks for all, and have torchrun repeat it below its own
+    eighty lines.
+    """
+    if not speaks_for_all():
+        return
+    print(f"error: {sentence}", file=sys.stderr)
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        # the form of torch.distributed.elastic.multiprocessing.errors
+        about = {"message": sentence, "extraInfo": {"timestamp": str(int(time.time()))}}
+        with open(os.environ["TORCHELASTIC_ERROR_FILE"], "w", encoding="utf-8") as file:
+            file.write(json.dumps({"message": about}))
+
+
+def sentence_of(error):
+    """What an OSError says, for people."""
+    # not every OSError knows its file: a full disk, for one
+    name = error.filename if error.filename else "a file"
+    reason = error.strerror if error.strerror else error
+    return f"{name} could not be read or written: {reason}."
+
+
+def lost_a_process(error):
+    """Whether a RuntimeError says that another process of the run is gone."""
+    # gloo raises nothing finer, nor does DDP in the backward pass
+    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)
 
 
 def cli(main):
@@ -299,28 +335,30 @@ def cli(main):
     nobody reads any more (`| head`) ends the script in silence.
     """
     print_anything()
+    code = 1                            # of a bug, whose traceback is shown
     try:
         with until_the_end:
             code = main(sys.argv[1:])
         sys.stdout.flush()              # now, while a reader who has gone is listened for
     except InputError as error:
-        if speaks_for_all():
-            print(f"error: {error}", file=sys.stderr)
-        leave_at_once(2)
+        code = 2
+        say(str(error))
     except OSError as error:
         gone = error.errno in NO_READER and not error.filename
+        code = 141 if gone else 2       # 128 + SIGPIPE, as shells say of other programs
         if not gone:
-            # not every OSError knows its file: a full disk, for one
-            name = error.filename if error.filename else "a file"
-            reason = error.strerror if error.strerror else error
-            print(f"error: {name} could not be read or written: {reason}.", file=sys.stderr)
+            say(sentence_of(error))
         abandon_output()
-        leave_at_once(141 if gone else 2)       # 128 + SIGPIPE, as shells say of other programs
+    except RuntimeError as error:
+        if not dist.is_initialized() or not lost_a_process(error):
+            raise
+        say("another process of this run has ended, and this one with it; if nothing above says "
+            "why, it was killed, most likely for want of memory.")
     except KeyboardInterrupt:
-        leave_at_once(130)              # what a shell expects: 128 + SIGINT
-    # all went well on this rank, and on the others too, or they would have ended it
-    if dist.is_initialized():
-        dist.destroy_process_group()
+        code = 130                      # what a shell expects: 128 + SIGINT
+    finally:
+        if dist.is_initialized():
+            leave_at_once(code)
     sys.exit(code)
 
 
@@ -351,13 +389,15 @@ def abandon_output():
 
 
 def leave_at_once(code):
-    """End this process without waiting for the others, of which some may wait for it.
+    """End this process without taking its group apart.
 
-    Leaving their group in good order is a conversation, and a rank that has given up may find
-    nobody to talk to: it would print its error and hang.
+    That could take for ever. The last reference to a gloo group may go with the frames of an
+    exception, or of `main`; its destructor then holds Python's lock and waits for gloo's thread,
+    which may want the lock to let go of the tensors of the last exchange. And leaving a group of
+    NCCL in good order is a conversation, for which a rank that gives up may find nobody.
     """
-    if dist.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    if isinstance(sys.exception(), Exception):
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if code is None else code)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from common.cli import InputError
+from common.cli import InputError, rank_given, sentence_of
 from common.platforms import keep_memory
 
 
@@ -54,13 +54,37 @@ def setup(device="auto", threads=0, deterministic=False):
         device = "cuda" if torch.cuda.is_available() else "cpu"
 
     # torchrun sets RANK for each process that it starts; every rank gets a GPU of its own
-    if "RANK" not in os.environ:
+    if not started_by_torchrun():
         return Process(0, 1, torch.device(device))
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     rank, world = join("nccl" if device.startswith("cuda") else "gloo")
     return Process(rank, world, torch.device(device))
+
+
+TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def started_by_torchrun():
+    """Whether the environment has what torchrun sets. InputError for a part of it."""
+    # MASTER_ADDR and MASTER_PORT alone are a habit of job scripts, and do no harm
+    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+        return False
+    missing = [name for name in TORCHRUN if not os.environ.get(name)]
+    if missing:
+        there = [name for name in TORCHRUN if name not in missing]
+        raise InputError(f"the environment has {', '.join(there)}, but not {', '.join(missing)}: "
+                         "start with torchrun, which sets them all, or unset them for a single "
+                         "process.")
+    for name in TORCHRUN:
+        if name != "MASTER_ADDR" and not os.environ[name].isdigit():
+            raise InputError(f"{name}={os.environ[name]} in the environment is no number; start "
+                             "with torchrun, which sets it.")
+    if int(os.environ["RANK"]) >= int(os.environ["WORLD_SIZE"]):
+        raise InputError(f"RANK={os.environ['RANK']} in the environment is not below WORLD_SIZE="
+                         f"{os.environ['WORLD_SIZE']}; start with torchrun, which sets both.")
+    return True
 
 
 def join(backend):
@@ -97,9 +121,28 @@ def gather(value):
     return values
 
 
+def on_first(process, work):
+    """What work() returns on the first process, for all of them.
+
+    If it ends with bad input, all processes do: the others would wait for the first in vain.
+    """
+    result, trouble = None, None
+    if process.master:
+        try:
+            result = work()
+        except InputError as error:
+            trouble = str(error)
+        except OSError as error:
+            trouble = sentence_of(error)
+    result, trouble = gather((result, trouble))[0]
+    if trouble is not None:
+        raise InputError(trouble)
+    return result
+
+
 def print0(*words, file=None):
     """Print on the first process only; file: where to, if not standard output."""
-    if int(os.environ.get("RANK", 0)) == 0:
+    if rank_given() == 0:
         print(*words, file=file, flush=True)
 
 

@@ -1,5 +1,6 @@
 """What tests share and is no fixture: reference data, tiny networks and files, closeness."""
 import io
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -80,6 +81,15 @@ def tiny_vae():
     return VAE(VAEConfig(
         ch=8, ch_mult=(1, 1, 1, 2), n_res=1, z_channels=4, embed_dim=4, norm_groups=4, scale=1.0,
         shift=0.0)).eval()
+
+
+def lock_of_another(directory, name=""):
+    """Leave the lock of a process on another machine, of which nothing can be known here."""
+    from common import locks
+    directory.mkdir(parents=True, exist_ok=True)
+    with locks.take(directory, name) as lock:
+        about = json.loads(lock.path.read_text())
+    (directory / lock.path.name).write_text(json.dumps({**about, "host": "elsewhere"}))
 
 
 # ---- a packed data set of noise, in shards of five images ----

@@ -5,13 +5,14 @@
 is a line of training in <out>/log.jsonl; a line of validation has "val_loss" or "val_mse" instead.
 `python -m training.curves RUN...` draws them.
 """
+import importlib.util
 import math
 import time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.cli import InputError
+from common.cli import InputError, until_the_end
 from common.files import cut_torn_line, json_lines, read_jsonl, write_jsonl
 
 # fields of a line that differ between two equal runs, because they speak of time
@@ -57,25 +58,32 @@ def finite(value):
 
 # ---- boards ----
 
-def open_boards(names, run, settings):
-    """The boards that --boards names, separated by commas -> functions write(step, numbers).
-
-    Raises InputError for a name that is none, and where a package is missing.
+def refuse_missing_boards(names):
+    """InputError if --boards, names separated by commas, has one that is none or lacks its package.
     """
-    names = [name for name in names.split(",") if name]
-    for name in names:
+    for name in named(names):
         if name not in BOARDS:
             raise InputError(f"--boards {name} is none of {', '.join(BOARDS)}.")
-    return [BOARDS[name](Path(run), settings) for name in names]
+        if importlib.util.find_spec(name) is None:      # packages are called like their boards
+            raise InputError(f"--boards {name} needs a package: pip install {name}.")
+
+
+def open_boards(names, run, settings):
+    """The boards that --boards names -> functions write(step, numbers). They are closed at the end
+    of the script.
+    """
+    return [BOARDS[name](Path(run), settings) for name in named(names)]
+
+
+def named(names):
+    return [name for name in names.split(",") if name]
 
 
 def tensorboard(run, settings):
     """Numbers for `tensorboard --logdir out`."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError("--boards tensorboard needs a package: pip install tensorboard.") from None
+    from torch.utils.tensorboard import SummaryWriter
     writer = SummaryWriter(run / "tensorboard")
+    until_the_end.callback(writer.close)
 
     def write(step, numbers):
         for name, value in numbers.items():
@@ -85,12 +93,13 @@ def tensorboard(run, settings):
 
 def wandb(run, settings):
     """Numbers for Weights & Biases, in the project "unix"."""
-    try:
-        import wandb
-    except ImportError:
-        raise InputError("--boards wandb needs a package: pip install wandb.") from None
+    import wandb
     run.mkdir(parents=True, exist_ok=True)
-    board = wandb.init(project="unix", name=run.name, dir=run, config=settings)
+    try:
+        board = wandb.init(project="unix", name=run.name, dir=run, config=settings)
+    except wandb.Error as error:                # nobody has logged in, say
+        raise InputError(f"--boards wandb: {error}") from None
+    until_the_end.callback(board.finish)
 
     def write(step, numbers):
         board.log(numbers, step=step)

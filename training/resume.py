@@ -5,7 +5,7 @@ A run whose directory holds a checkpoint of the same settings resumes, one of ot
 refused. The resumed run equals an uninterrupted one bit for bit, since the checkpoint holds the
 state of the optimizers and the average, and everything random depends on (seed, step, index) alone.
 """
-import shutil
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,6 +34,7 @@ def checkpoint_to_resume(cfg):
 
     A run made with other settings is refused, except for those in FREE, which change no result.
     """
+    refuse_foreign(cfg.out, cfg.overwrite)
     # thorough: every byte is hashed, since a run must not go on from one that has changed
     if cfg.overwrite or not checkpoint.checkpoints(cfg.out):
         return None
@@ -56,6 +57,40 @@ def checkpoint_to_resume(cfg):
     return directory
 
 
+def refuse_foreign(out, overwrite):
+    """InputError for a directory that holds what a run would delete and no run has written."""
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; name a directory.")
+    # eight digits are a date, too
+    for directory in checkpoint.checkpoints(out):
+        if not checkpoint.is_ours(directory):
+            raise InputError(f"{directory} is no checkpoint of ours, and a run would delete it as "
+                             "an old one: choose another --out.")
+    log = out / "log.jsonl"
+    if log.exists() and not is_log(log):
+        raise InputError(f"{log} is no log of ours, and a run would replace it: choose another "
+                         "--out.")
+    if overwrite and out.exists() and not log.exists() and not checkpoint.checkpoints(out):
+        others = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+        if others:
+            raise InputError(f"{out} holds no run that --overwrite could replace, but other files "
+                             f"({others[0]}); choose another --out.")
+
+
+def is_log(path):
+    """Whether the first line of a file is one that `Log` writes, or was torn by a kill."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        line = file.readline(100_000)
+    if not line.endswith("\n"):
+        return True
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(fields, dict) and "step" in fields
+
+
 def tidy(out, anew):
     """Make the run's directory ready, once all that may be refused has been checked.
 
@@ -64,12 +99,11 @@ def tidy(out, anew):
     # names that only a run gives: a user's own files stay
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    leftovers = list(out.glob(".tmp-*"))
+    checkpoint.remove_leftovers(out)
     if anew:
-        leftovers += checkpoint.checkpoints(out)
+        for directory in checkpoint.checkpoints(out):
+            checkpoint.remove(directory)
         (out / "log.jsonl").unlink(missing_ok=True)
-    for directory in leftovers:
-        shutil.rmtree(directory)
 
 
 # ---- the state of the optimizers and the average ----

@@ -20,6 +20,7 @@ import signal
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -28,14 +29,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from common import processes
-from common.cli import InputError, differences, option
-from common.processes import all_sum, gather, print0, torch_dtype
+from common import locks, processes
+from common.cli import InputError, differences, option, until_the_end
+from common.processes import all_sum, gather, on_first, print0, torch_dtype
 from training import cost, optim
 from training.batches import Samples, loader, refuse_uneven, repetition
-from training.log import Log, Meter, open_boards
+from training.log import Log, Meter, open_boards, refuse_missing_boards
 from training.resume import checkpoint_to_resume, optimizer_state, restore, tidy
 from training.saving import Saver
+from weights import checkpoint
 
 
 @dataclass
@@ -193,11 +195,14 @@ class Run:
         self.world = self.process.world
         self.device = self.process.device
         self.master = self.process.master       # this one writes files and shows progress
-        # one run, one command, and batches that can be shared out (phantom.train_vae cuts its own);
-        # then the checkpoint to go on from, or None
+        # one run, one command, and batches that can be shared out (phantom.train_vae cuts its own)
         check_ranks_agree(cfg)
         if "micro_batch" in vars(cfg):
             refuse_uneven(cfg.batch_size, self.process, cfg.micro_batch)
+        refuse_missing_boards(cfg.boards)
+        # no other process that writes there; then the checkpoint to go on from, or None
+        on_first(self.process, partial(locks.refuse_taken, cfg.out))
+        self.seen = checkpoint.checkpoints(cfg.out)
         self.resume = checkpoint_to_resume(cfg)
 
     def prepare(self, module, average_of, adamw_only=()):
@@ -217,9 +222,6 @@ class Run:
             self.step, skips = restore(self.resume, self.optimizers, self.ema)
         self.skipped = Skipped(cfg.max_skipped, skips)
 
-        # checkpoints are written beside training, which goes on meanwhile
-        self.saver = Saver(cfg.out, cfg.keep, before=self.resume)
-
         # `module` is what the loop calls: compiled if asked, in DDP if there are others
         if cfg.compile:
             module.compile()
@@ -229,10 +231,10 @@ class Run:
                 module, gradient_as_bucket_view=True, forward_sync_buffers=False)
 
         # from here on files are written: everything that may be refused has been checked
-        if self.master:
-            boards = open_boards(cfg.boards, cfg.out, asdict(cfg))
-            tidy(cfg.out, anew=self.resume is None)
-            self.lines = Log(Path(cfg.out) / "log.jsonl", self.step, boards)
+        on_first(self.process, self.begin_to_write)
+        # checkpoints are written beside training, which goes on meanwhile; at the end of the script
+        # it is waited for before others may write here, hence after the lock
+        self.saver = Saver(cfg.out, cfg.keep, before=self.resume)
         # what is shown and asked for while it runs
         self.meter = Meter(cost.peak_flops(self.device, cfg.dtype), self.world)
         self.bar = tqdm(total=cfg.steps, initial=self.step, desc=f"stage {self.stage}", unit="step",
@@ -240,6 +242,17 @@ class Run:
         self.stop = Stop()
         self.stopping = False           # whether a signal asked for the end
         self.culprits = []              # samples of a step that was skipped
+
+    def begin_to_write(self):
+        """Take the run's directory, on the first process; what is to go goes at the very last."""
+        cfg = self.cfg
+        locks.take(cfg.out)
+        if checkpoint.checkpoints(cfg.out) != self.seen:
+            raise InputError(f"another run wrote to {cfg.out} meanwhile; start the same command "
+                             "again.")
+        boards = open_boards(cfg.boards, cfg.out, asdict(cfg))
+        tidy(cfg.out, anew=self.resume is None)
+        self.lines = Log(Path(cfg.out) / "log.jsonl", self.step, boards)
 
     # ---- within a step ----
 
@@ -378,4 +391,5 @@ class Run:
         self.saver.wait()
         self.bar.close()
         self.stop.release()
+        until_the_end.close()           # others may write here; boards send what they hold
         print0(f"stage {self.stage} is in {self.cfg.out}: {self.step} of {self.cfg.steps} steps")

@@ -128,15 +128,43 @@ def save(run, step, keep=2, *, config, **parts):
     write(Path(run) / f"{step:08d}", config={**config, "step": step}, **parts)
     # only now, when the new checkpoint is whole, may an old one go
     for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+        remove(old)
+
+
+def remove(directory):
+    """Delete a checkpoint. A kill meanwhile leaves no half of it that looks like one."""
+    aside = directory.with_name(f".tmp-old-{directory.name}")
+    if aside.exists():
+        shutil.rmtree(aside)
+    directory.rename(aside)
+    shutil.rmtree(aside)
+
+
+def remove_leftovers(run):
+    """Delete what kills have left of checkpoints that were being written or deleted."""
+    for pattern in (".tmp-", ".tmp-old-"):
+        for leftover in Path(run).glob(pattern + EIGHT_DIGITS):
+            shutil.rmtree(leftover)
 
 
 # ---- finding and checking ----
 
+EIGHT_DIGITS = "[0-9]" * 8
+
+
 def checkpoints(run):
     """The checkpoint directories of a run, oldest first."""
     # with eight digits names sort as numbers do; half-written directories are called .tmp-...
-    return sorted(path for path in Path(run).glob("[0-9]" * 8) if path.is_dir())
+    return sorted(path for path in Path(run).glob(EIGHT_DIGITS) if path.is_dir())
+
+
+def is_ours(directory):
+    """Whether a directory holds nothing but what `write` writes, be it damaged."""
+    for path in directory.iterdir():
+        known = ("config.json", "tokenizer.json", "state.pt")
+        if path.name not in known and path.suffix != ".safetensors":
+            return False
+    return True
 
 
 def read_config(directory, thorough=False):

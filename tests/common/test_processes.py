@@ -11,8 +11,35 @@ from common.processes import ahead, autocast, decoding, generator, setup
 
 def test_a_process_without_torchrun(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
     process = setup("cpu")
     assert process.master and process.world == 1 and process.device.type == "cpu"
+
+
+WHOLE = dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="here", MASTER_PORT="29500")
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"MASTER_ADDR": None, "MASTER_PORT": None}, "has RANK, LOCAL_RANK, WORLD_SIZE, but not "
+                                                 "MASTER_ADDR, MASTER_PORT: start with torchrun"),
+    ({name: None for name in WHOLE if name != "WORLD_SIZE"}, "has WORLD_SIZE, but not RANK"),
+    ({"RANK": ""}, "but not RANK"), ({"RANK": "one"}, "RANK=one .* no number"),
+    ({"RANK": "2"}, "RANK=2 .* not below WORLD_SIZE=2")])
+def test_a_part_of_torchruns_variables_is_named(monkeypatch, changes, words):
+    for name, value in {**WHOLE, **changes}.items():
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=words):
+        setup("cpu")
+
+
+def test_a_job_script_may_name_a_meeting_point_for_others(monkeypatch):
+    for name in WHOLE:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MASTER_ADDR", "here")
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    assert setup("cpu").world == 1
 
 
 def test_what_is_no_device_or_number_format(monkeypatch):

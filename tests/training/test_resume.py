@@ -118,7 +118,7 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path):
 def test_looking_deletes_nothing_and_tidying_only_what_a_run_wrote(tmp_path):
     """What is refused between the two costs nobody a checkpoint."""
     write_checkpoint(TrainConfig(out=str(tmp_path)), 5)
-    (tmp_path / "log.jsonl").write_text("{}\n")
+    (tmp_path / "log.jsonl").write_text('{"step": 5}\n')
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / ".tmp-00000010").mkdir()
     assert checkpoint_to_resume(TrainConfig(out=str(tmp_path), lr=1, overwrite=True)) is None
@@ -128,6 +128,35 @@ def test_looking_deletes_nothing_and_tidying_only_what_a_run_wrote(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     tidy(tmp_path, anew=True)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("name, words", [
+    ("20240131/film.png", "20240131 is no checkpoint of ours"),
+    ("log.jsonl", "log.jsonl is no log of ours"),
+    ("thesis.tex", "no run that --overwrite could replace, but other files .thesis.tex.")])
+def test_what_no_run_has_written_is_never_deleted(tmp_path, name, words):
+    """Not even a folder whose name, a date, looks like that of a checkpoint."""
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('{"mine": 1}\n')
+    with pytest.raises(InputError, match=words):
+        checkpoint_to_resume(TrainConfig(out=str(tmp_path), overwrite=True))
+    assert path.read_text() == '{"mine": 1}\n'
+
+
+def test_a_checkpoint_is_deleted_whole_or_is_none(tmp_path, monkeypatch):
+    """What a kill in the middle of deleting leaves is no checkpoint, and goes the next time."""
+    write_checkpoint(TrainConfig(out=str(tmp_path)), 5)
+
+    def killed(path, **_):
+        (path / "config.json").unlink()
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint.shutil, "rmtree", killed)
+        checkpoint.remove(tmp_path / "00000005")
+    assert not checkpoint.checkpoints(tmp_path)
+    tidy(tmp_path, anew=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- a sharded optimizer ----

@@ -105,6 +105,41 @@ def test_too_many_in_a_row_end_all_ranks(line, fork, tmp_path):
     assert checkpoint.newest(tmp_path).name == "00000003"
 
 
+def test_runs_that_give_up_end_every_time(line, fork, tmp_path):
+    """Twelve in a row.
+
+    A rank hung in one of five: the destructor of gloo's group held Python's lock and waited for a
+    thread that wanted it.
+    """
+    for number in range(12):
+        words = line(1, tmp_path / str(number), "--max-skipped", 1, "--micro-batch", 4)
+        run = fork(SCRIPT[1], words, 2, SPOIL="loss:1:99")
+        run.finish(2, 60)
+
+
+def test_a_rank_that_is_killed_ends_the_other_with_a_sentence(line, fork, tmp_path):
+    words = line(1, tmp_path, "--micro-batch", 4)
+    run = fork(SCRIPT[1], words, 2, KILL="step::3", KILL_RANK=1)
+    _, err = run.finish(None, 60)
+    assert [process.exitcode for process in run.processes] == [1, -signal.SIGKILL]
+    one_sentence(err, "another process of this run has ended")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("runner", ["fork", "torchrun"])
+def test_a_bug_on_one_rank_shows_its_traceback_and_ends_the_other(
+        line, fork, torchrun, runner, tmp_path):
+    words = line(1, tmp_path, "--micro-batch", 4)
+    if runner == "fork":
+        _, err = fork(SCRIPT[1], words, 2, SPOIL="bug:3:3").finish(None, 60)
+        assert err.count("Traceback") == 1
+        one_sentence(err, "another process of this run has ended")
+    else:
+        status, _, err = torchrun(SCRIPT[1], words, SPOIL="bug:3:3").finish()
+        assert status != 0
+    assert err.count("ZeroDivisionError: a mistake of ours") == 1
+
+
 def test_a_full_disk_ends_all_ranks_and_with_room_the_run_goes_on(line, fork, tmp_path):
     run = tmp_path / "run"
     MAIN[1](line(1, run, "--steps", 2, "--save-every", 2))
@@ -122,6 +157,9 @@ def test_what_one_rank_alone_refuses_ends_torchrun(line, torchrun, tmp_path):
     words = line(1, tmp_path / "run", "--micro-batch", 4)
     status, _, err = torchrun(SCRIPT[1], words, SPOIL="error:3:3").finish()
     assert status != 0
+    # and once more below torchrun's own lines, where it is seen
+    last = "\n".join(err.splitlines()[-12:])
+    assert "a picture of rank 1 is damaged" in last
     one_sentence(err, "a picture of rank 1 is damaged")
 
 
