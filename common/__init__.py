@@ -1,6 +1,8 @@
 """What every room uses; knows no model.
 
     cli          a dataclass of settings becomes a command line; bad input becomes one sentence
+    ending       how the processes of one run end together, and at once
+    locks        one process at a time writes to a place
     spellings    options by the names that other software has for them
     processes    ranks, device, random numbers by key, autocast
     files        one way to write a file whole or not at all, one way to read JSON lines

@@ -29,12 +29,11 @@ import json
 import math
 import os
 import re
-import time
-import traceback
 import typing
 
 import torch.distributed as dist
 
+from common.ending import leave_at_once, lost_a_process, say, terminable
 from common.platforms import NO_READER
 from common.spellings import FLAGS, VALUES, about_unknown, others, translated
 
@@ -276,56 +275,12 @@ def differences(theirs, ours, free=()):
 until_the_end = contextlib.ExitStack()
 
 
-def speaks_for_all():
-    """Whether this process prints an error that all processes may hit: the first that gets here
-    does.
-
-    It is the first to reach the store that the processes share. Before they have met there is none:
-    then the others wait a little, and torchrun ends them when the first has failed.
-    """
-    if dist.is_initialized():
-        # `add` is atomic and gives the sum, so exactly one process gets 1
-        try:
-            return dist.distributed_c10d._get_default_store().add("errors", 1) == 1
-        except dist.DistError:          # the process that keeps the store has spoken and ended
-            return False
-    time.sleep(min(3 * rank_given(), 10))
-    return True
-
-
-def rank_given():
-    """The number of this process that torchrun has set; 0 without torchrun."""
-    rank = os.environ.get("RANK", "0")
-    return int(rank) if rank.isdigit() else 0       # processes.setup refuses what is no number
-
-
-def say(sentence):
-    """Print an error, if this process speaks for all, and have torchrun repeat it below its own
-    eighty lines.
-    """
-    if not speaks_for_all():
-        return
-    print(f"error: {sentence}", file=sys.stderr)
-    if "TORCHELASTIC_ERROR_FILE" in os.environ:
-        # the form of torch.distributed.elastic.multiprocessing.errors
-        about = {"message": sentence, "extraInfo": {"timestamp": str(int(time.time()))}}
-        with open(os.environ["TORCHELASTIC_ERROR_FILE"], "w", encoding="utf-8") as file:
-            file.write(json.dumps({"message": about}))
-
-
 def sentence_of(error):
     """What an OSError says, for people."""
     # not every OSError knows its file: a full disk, for one
     name = error.filename if error.filename else "a file"
     reason = error.strerror if error.strerror else error
     return f"{name} could not be read or written: {reason}."
-
-
-def lost_a_process(error):
-    """Whether a RuntimeError says that another process of the run is gone."""
-    # gloo raises nothing finer, nor does DDP in the backward pass
-    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)
 
 
 def cli(main):
@@ -337,7 +292,7 @@ def cli(main):
     print_anything()
     code = 1                            # of a bug, whose traceback is shown
     try:
-        with until_the_end:
+        with terminable(), until_the_end:
             code = main(sys.argv[1:])
         sys.stdout.flush()              # now, while a reader who has gone is listened for
     except InputError as error:
@@ -386,18 +341,3 @@ def abandon_output():
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def leave_at_once(code):
-    """End this process without taking its group apart.
-
-    That could take for ever. The last reference to a gloo group may go with the frames of an
-    exception, or of `main`; its destructor then holds Python's lock and waits for gloo's thread,
-    which may want the lock to let go of the tensors of the last exchange. And leaving a group of
-    NCCL in good order is a conversation, for which a rank that gives up may find nobody.
-    """
-    if isinstance(sys.exception(), Exception):
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0 if code is None else code)

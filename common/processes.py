@@ -12,7 +12,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from common.cli import InputError, rank_given, sentence_of
+from common.cli import InputError, sentence_of
+from common.ending import rank_given
 from common.platforms import keep_memory
 
 

@@ -95,6 +95,24 @@ def test_the_end_of_a_script_gives_it_back(tmp_path, capsys):
     assert files(tmp_path) == []
 
 
+def until_terminated(directory, taken):
+    def main(argv):
+        take(directory)
+        taken.set()
+        time.sleep(60)
+    cli(main)
+
+
+def test_a_script_that_a_cluster_ends_gives_it_back(tmp_path):
+    taken = forking.Event()
+    process = forking.Process(target=until_terminated, args=(tmp_path, taken), daemon=True)
+    process.start()
+    assert taken.wait(20) and len(files(tmp_path)) == 1
+    process.terminate()
+    process.join(20)
+    assert process.exitcode == 143 and files(tmp_path) == []
+
+
 # ---- locks that were left ----
 
 def left(directory, **changes):
