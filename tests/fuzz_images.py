@@ -213,7 +213,8 @@ def main(count, kinds):
             start = time.monotonic()
             signal.alarm(SECONDS)
             try:
-                read_grey(io.BytesIO(content))
+                # some decoders read files that have a name by themselves
+                read_grey(io.BytesIO(content) if number % 2 else last)
                 read += 1
             except Unusable as reason:
                 reasons[str(reason)] = reasons.get(str(reason), 0) + 1
