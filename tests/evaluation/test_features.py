@@ -2,6 +2,7 @@
 
 tests/weights/test_load.py holds RAD-DINO itself against transformers.
 """
+import os
 import shutil
 
 import numpy as np
@@ -123,6 +124,23 @@ def test_folders_and_packed_data_sets(films, tmp_path, phantom, capsys):
         Image.new("L", (40, 40)).save(tmp_path / f"film0.{ending}")
     with pytest.raises(InputError, match="two images named film0"):
         features.open_images(tmp_path)
+
+
+def test_a_folder_and_a_file_of_no_utf_8(tmp_path):
+    """Their names go into feature files and tables as text."""
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/films\xff")
+    try:
+        os.mkdir(folder)
+    except OSError:
+        pytest.skip("this file system wants UTF-8")
+    Image.new("L", (40, 40)).save(os.path.join(folder, os.fsdecode(b"a\xe9.png")))
+    with open(os.path.join(folder, os.fsdecode(b"b\xe9.png")), "wb") as file:
+        file.write(b"damaged")
+    result = features.extract(Size(), features.Folder(folder), ONE)
+    features.save(tmp_path / "a.safetensors", result)
+    loaded = features.load(tmp_path / "a.safetensors")
+    assert loaded.ids == ["a\\xe9"] and list(loaded.failures) == ["b\\xe9"]
+    str(loaded.failures).encode("utf-8")
 
 
 # ---- feature files ----
