@@ -5,7 +5,7 @@ takes one clause and returns what is left of it, or "". All examples are invente
 """
 import re
 
-from mimic.cleaning.sentences import ended
+from mimic.cleaning.sentences import ended, without_dangling
 from mimic.cleaning.words import (
     BLANK, CLAUSE_END, DATE, DOUBT, EARLIER, FINDING, NEGATION_WORD, SEVERITY, SIZE, TIME, either,
     facts, pattern)
@@ -15,16 +15,26 @@ from mimic.cleaning.words import (
 # capitals also within a word ("XXXX-A-XXXX", "4XXXX"), small letters as a word of their own
 OPEN_I_BLANK = re.compile(r"X{4,}|\bx{4,}\b")
 
+# Open-I took out common words with the names. Where only one word can stand, it is put back.
+RESTORED = (
+    (re.compile(r"\b([Xx])-X{4,}"), r"\1-ray"),                             # "Ray" is a name, too
+    (re.compile(r"\b([Ll]ymph) X{4,}"), r"\1 nodes"),
+    (re.compile(r"\b((?:[Ll]eft|[Rr]ight) (?:lateral |posterior )?costophrenic) X{4,}"),
+     r"\1 angle"),
+    (re.compile(r"\b([Cc]ostophrenic) X{4,}(?= blunting)"), r"\1 angle"),
+    (re.compile(r"\b([Cc]ostophrenic) X{4,}"), r"\1 angles"),
+    (re.compile(r"\b(sternotomy) X{4,}(?= (?:are|appear|remain|intact))"), r"\1 wires"),
+)
+
 
 def marked_blanks(text):
     """Open-I's XXXX, where a word was taken out, as MIMIC's ___.
 
-    Its "x-XXXX" is always an x-ray: "Ray" had been taken for a name.
-
     >>> marked_blanks("Chest x-XXXX of XXXX. XXXX-XXXX catheter.")
     'Chest x-ray of ___. ___-___ catheter.'
     """
-    text = re.sub(r"\b([Xx])-X{4,}", r"\1-ray", text)
+    for blank, whole in RESTORED:
+        text = blank.sub(whole, text)
     return OPEN_I_BLANK.sub(BLANK, text)
 
 
@@ -85,7 +95,32 @@ BLANK_BEFORE_NOUN = pattern(either(
     # "measuring approximately ___ cm", "a ___ cm nodule"
     rf"(?:,? measur(?:es|ing) )?(?:(?:approximately|about|up to) )?{BLANK} ?[cm]m\b ?",
     # "edema with ___ and effusion"
-    rf"(?<=\bwith ){BLANK} (?:and|or) (?=\w)"))
+    rf"(?<=\bwith ){BLANK} (?:and|or) (?=\w)",
+    # "___ sternotomy ___": the wires and what kind it was
+    rf"{BLANK} (?=sternotom)",
+    rf"(?<=\bsternotomy) {BLANK}(?!\w)",
+    # "is in ___ with its tip", "are in ___ and intact": in place
+    rf" (?:is|are) in {BLANK}(?= with\b)",
+    rf"(?:(?<=\bis)|(?<=\bare)) in {BLANK} and(?= \w)",
+    # "no ___ of a pleural effusion": evidence or signs
+    rf"(?<=\bno ){BLANK} of (?:an? )?(?=\w)"))
+
+# An adjective before a finding that one sees: "There are ___ opacities", "Mild ___ deformity".
+# Elsewhere a blank may hide a doubt ("opacity, ___ atelectasis"), and takes its statement along.
+DESCRIBED = either(
+    "opaci|densit|lucen|nodul|lesion|calcif|deformit|fracture|blunt|curvature|airspace",
+    "degenerat|markings|thicken|effusion|pneumothora|spondyl|scolio")
+DEDUCED = "(?:atelecta|scar|granuloma|infiltrat|edema|congesti|fibro|emphysem)"
+MORE_ADJECTIVES = "(?:" + either(
+    "left|right|upper|middle|lower|bilateral|bibasilar|basilar|basal|biapical|anterior|lobes?|lung",
+    "mild|minimal|small|increased|subtle|residual|patchy|streaky|focal|rounded?|nodular|linear",
+    "alveolar|interstitial|pulmonary|pleural|thoracic|multilevel|calcified|and") + " ){0,4}"
+AMOUNT = either(
+    r"there (?:is|are)(?: an?| some| also)*", SEVERITY, "an?|the|some|multiple|several|few",
+    "scattered|wedge|anterior|thoracic|bibasilar|basilar|basal|bilateral|biapical")
+ADJECTIVE_BEFORE_FINDING = pattern(either(
+    rf"(?:^|\b{AMOUNT} |\blobe ){BLANK} (?:{BLANK} )?(?={MORE_ADJECTIVES}{DESCRIBED})",
+    rf"\b{AMOUNT} {BLANK} (?:{BLANK} )?(?={MORE_ADJECTIVES}{DEDUCED})"))
 
 # A preposition and its blank: "placed{ at ___ on ___} is". It must be followed by what does not
 # belong to the blank, else the blank stands for an adjective: "in the ___ lobe".
@@ -104,7 +139,16 @@ PREPOSITION_AND_BLANK = pattern(
 # Where one statement ends and the next begins, and how one begins that hangs on no other.
 STATEMENT_BREAK = pattern(r",? (?:and|but) (?=(?:there|no)\b)|, (?:and |but )?")
 STANDS_ALONE = pattern(r"there (?:is|are)\b|no [^,;]*(?:effusion|pneumothora|edema)")
-NEGATION_OR_DOUBT = pattern(rf"{NEGATION_WORD}|\b{DOUBT}\b")
+NEGATION_OR_DOUBT = pattern(rf"{NEGATION_WORD}|\b{DOUBT}\b|\b(?:resol|remov|clearing|clearance)")
+
+# A statement that is whole where its blank begins: "Bibasilar opacities{ ___ atelectasis}"
+WHOLE = pattern(
+    r"\b(?:opacit(?:y|ies)|opacifications?|densit(?:y|ies)|nodules?|markings|deformit(?:y|ies)|",
+    r"calcifications?|granulomas?|effusions?|scarring|thickening|blunting|atelectasis|fractures?|",
+    r"consolidations?|edema|lucenc(?:y|ies)|changes|disease|cardiomegaly|lungs?|midlung|lobes?|",
+    r"zones?|bases?|ribs?|apex|apices|hemidiaphragm|aorta|spine|angles?|sulc(?:us|i))$")
+# What is remarked on it hangs on it: "A nodule{ which is ___ calcified}"
+REMARK = pattern(r"(?:^|,? )(?:(?:most|several|some) of )?which\b")
 
 
 def drop_blanks(clause):
@@ -120,6 +164,7 @@ def drop_blanks(clause):
     'Small left effusion, there is no pneumothorax.'
     """
     clause = BLANK_BEFORE_NOUN.sub("", clause)
+    clause = without_adjectives(clause)
 
     def comma_before_there(match):
         """", on ___ there is": without the comma two statements would run into one."""
@@ -133,6 +178,26 @@ def drop_blanks(clause):
     return drop_statements_with_blanks(clause_without)
 
 
+def without_adjectives(clause):
+    """A blank for an adjective goes alone, unless its finding is denied or doubted.
+
+    >>> without_adjectives("There are ___ left lower lobe opacities.")
+    'There are left lower lobe opacities.'
+    >>> without_adjectives("No large ___ effusion.")
+    'No large ___ effusion.'
+    """
+    def replacement(match):
+        if NEGATION_OR_DOUBT.search(clause[:match.start()]):
+            return match[0]
+        kept = match[0].partition(BLANK)[0]
+        if re.search(r"\ban? $", kept, re.IGNORECASE):
+            n = "n" if clause[match.end()].lower() in "aeio" else ""
+            kept = f"{kept.rstrip('n ')}{n} "
+        return kept
+
+    return ADJECTIVE_BEFORE_FINDING.sub(replacement, clause)
+
+
 def drop_statements_with_blanks(clause):
     """From the first blank to the next statement that stands alone, everything goes.
 
@@ -140,6 +205,8 @@ def drop_statements_with_blanks(clause):
     ''
     >>> drop_statements_with_blanks("Mild edema, ___ unchanged.")
     'Mild edema.'
+    >>> drop_statements_with_blanks("Bibasilar opacities ___ atelectasis.")
+    'Bibasilar opacities.'
     """
     statements = STATEMENT_BREAK.split(clause)
     with_blank = [number for number, statement in enumerate(statements) if BLANK in statement]
@@ -149,9 +216,19 @@ def drop_statements_with_blanks(clause):
     while end < len(statements) and not STANDS_ALONE.match(statements[end]):
         end += 1
 
-    # what goes may have denied what stands before: "Effusion, edema, or a ___ is not seen."
+    # the statement with the blank may have said something before it
     before = ", ".join(statements[:first])
     gone = " ".join(statements[first:end])
+    head = without_dangling(statements[first].partition(BLANK)[0].strip())
+    remark = REMARK.search(head)
+    if remark:
+        # a doubt in it is not about what it is a remark on: "opacity, which may be ___"
+        head = head[:remark.start()]
+        gone = pattern(DOUBT).sub("", gone)
+    if head and (remark or WHOLE.search(head)) and not NEGATION_OR_DOUBT.search(head):
+        before = f"{before}, {head}" if before else head
+
+    # what goes may have denied what stands before: "Effusion, edema, or a ___ is not seen."
     if not FINDING.search(before) or NEGATION_OR_DOUBT.search(gone):
         before = ""
     return ended(", ".join(text for text in [before, *statements[end:]] if text))

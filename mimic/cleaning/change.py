@@ -8,8 +8,9 @@ import re
 
 from mimic.cleaning.sentences import ended
 from mimic.cleaning.words import (
-    BLANK, CLAUSE_END, COMPARATIVE, COMPARED_TO, DEVICE, EARLIER, EARLIER_STUDY, FINDING,
-    HOW_MUCH, IN_COMPARISON, MERE_CHANGE, NEGATION, SAME, SEVERITY, VERB, either, facts, pattern)
+    BLANK, CLAUSE_END, CLAUSE_END_OR_COMMA, COMPARATIVE, COMPARED_TO, DEVICE, EARLIER,
+    EARLIER_STUDY, FINDING, HOW_MUCH, IN_COMPARISON, MERE_CHANGE, NEGATION, SAME, SEVERITY, VERB,
+    either, facts, pattern)
 
 
 def cut_unless_facts(phrase, clause, instead=""):
@@ -52,14 +53,20 @@ NO_CHANGE_IN = pattern(
 # In the middle: "The effusion {is unchanged, and }there is no edema." These are two statements;
 # "Heart size is stable and normal" is one, for now.py.
 UNCHANGED_AND = pattern(
-    f"(?: {VERB}|,) {SAME}{IN_COMPARISON},? and ",
+    f"(?: {VERB}|,|,? (?:but|yet)) {SAME}{IN_COMPARISON},? and ",
     r"(?=(?:there|the|an?|no|right|left|bilateral|it)\b)")
 
 # At the end of a statement: "which is unchanged", "and stable since the prior exam", ", similar"
+# A remark between two commas takes both along if the verb of the sentence follows.
 UNCHANGED = pattern(either(
     f",? (?:which )?{VERB} {SAME}{IN_COMPARISON}{CLAUSE_END}",
-    f",? and (?:{VERB} )?{SAME}{IN_COMPARISON}{CLAUSE_END}",
-    rf",? {SAME}{IN_COMPARISON}(?:,(?= (?:is|are|was|were|has|have)\b)|{CLAUSE_END})"))
+    f",? (?:and|but|yet|though|although) (?:{VERB} )?{SAME}{IN_COMPARISON}{CLAUSE_END}",
+    f",? {SAME}{IN_COMPARISON}{CLAUSE_END_OR_COMMA}"))
+
+# What is normal or not, but only said not to have changed: "Cardiomegaly{, stable hilar contours}"
+STABLE_STRUCTURE = pattern(
+    r"(?:,|,? and) (?:stable|unchanged) (?:(?:cardio)?-?mediastinal|hilar|cardiac|heart|and|the|",
+    rf"[ ,])+(?:contours?|silhouettes?|size|structures?){CLAUSE_END}")
 
 # At the end of a statement: "compared to ___", "since the prior exam", "than on the previous
 # study". "Since the study of ___, when ..." is left alone: what was seen then would remain.
@@ -67,6 +74,9 @@ TRAILING_COMPARISON = pattern(
     f",? (?:{COMPARED_TO} [^,;]*|",
     f"(?:since|from|as (?:seen )?on|than(?: on| in| at)?) {EARLIER_STUDY})",
     f"(?!, (?:when|where|at which|in which)){CLAUSE_END}")
+
+# "The right is clear, and the left is unchanged": nothing would be left but the side
+SIDE_ALONE = pattern(r"(?:^|, |\band )the (?:left|right|other)[.]?$")
 
 SPEAKS_OF_CHANGE = pattern(
     r"\b(?:change|unchanged|stable|similar|as before|compar\w+|interval|prior|previous|unaltered|",
@@ -98,17 +108,24 @@ def drop_comparisons(clause):
     left = NO_CHANGE_IN.sub("", left)
     left = cut_unless_facts(UNCHANGED_AND, left, instead="; ")
     left = cut_unless_facts(UNCHANGED, left)
+    left = cut_unless_facts(STABLE_STRUCTURE, left)
+    # twice: "larger than on ___" is bare once its end is cut, "increased since ___" no more
+    left = drop_comparatives(left)
     left = cut_unless_facts(TRAILING_COMPARISON, left)
     left = drop_comparatives(left)
-    if left == clause:
+    if left == clause or SIDE_ALONE.search(ended(left)):
         return clause
     return ended(left)
 
 
 # " is slightly larger", ", new since ___". If "now" follows, now.py makes a statement of it.
+# "Increased" alone is a finding of one film: "Heart size is increased."
 IS_LARGER = pattern(
     r"(?:,?(?: which)? (?:is|are|remains?|appears?)|,) ",
-    f"{HOW_MUCH}(?:new|{COMPARATIVE}|improved|worsened){IN_COMPARISON}{CLAUSE_END}",
+    either(
+        f"{HOW_MUCH}(?:new|{COMPARATIVE}|improved|worsened){IN_COMPARISON}{CLAUSE_END_OR_COMMA}",
+        f"{HOW_MUCH}(?:in|de)creased(?: in size)?"
+        f" (?:{COMPARED_TO}|from|since) {EARLIER_STUDY}{CLAUSE_END}"),
     r"(?!,? (?:and )?(?:now|currently)\b)")
 # Where there are two, the one may be larger than the other, and not than before.
 TWO = pattern(r"\b(?:bilateral|both|two|one|other|each|than)\b")
@@ -134,7 +151,8 @@ def drop_comparatives(clause):
 
 # ---- what was removed ----
 
-REMOVAL = pattern(r"(?:there has been )?(?:interval )?(?:removal of|extubation)\b")
+REMOVAL = pattern(
+    r"(?:there (?:has been|is) )?(?:an? )?(?:interval )?(?:removal of|extubation)\b")
 
 # Where a clause about a removal may go on with something else. The first group holds the word that
 # says so plainly; after a mere comma the list of what was removed may go on.
@@ -157,9 +175,11 @@ def drop_removals(clause):
     >>> drop_removals("Interval removal of left PICC, right catheter is unchanged.")
     'right catheter is unchanged.'
     """
-    removal = REMOVAL.match(clause)
+    statement = cut_unless_facts(LEADING_COMPARISON, clause)
+    removal = REMOVAL.match(statement)
     if removal is None:
         return clause
+    clause = statement
     for joint in BESIDES.finditer(clause, removal.end()):
         joining_word = joint[1]
         rest = clause[joint.end():]

@@ -6,7 +6,7 @@ stays. All examples are invented.
 """
 import re
 
-from mimic.cleaning.sentences import ended
+from mimic.cleaning.sentences import ended, without_dangling
 from mimic.cleaning.words import BLANK, FINDING, FINDING_WORD, NEGATION, either, facts, pattern
 
 # ---- cutting a clause out of a sentence ----
@@ -14,10 +14,9 @@ from mimic.cleaning.words import BLANK, FINDING, FINDING_WORD, NEGATION, either,
 # Where a clause can begin, if no fact stands between this place and what is cut.
 CLAUSE_STARTS = (",", ";", " and ", " which ", " for which ", " - ")
 
-# Small words that would dangle at the end of what is left: "Right nodule, for which".
-DANGLING = pattern(
-    r"(?:[ ,;]|\b(?:and|for which|which|for|this|these|was|were|is|are|has been|have been)(?= |$))"
-    "{1,6}$")
+# What a message is about: "with Dr. ___ regarding the left pneumothorax"
+ABOUT = pattern(r"^[ .,_]*(?:and [ _]+)?(?:of|about|regarding|concerning|that) (?:the |an? )?")
+BY_PHONE = pattern(r",? (?:by|via|over|on) (?:the )?(?:tele)?phone\b[^,;.]*")
 
 # A verb that goes on with the words before the cut: "Pneumonia, [which ...], has resolved".
 VERB_FOLLOWS = re.compile(r"(?:has|have|had|is|are|was|were)\b")
@@ -49,11 +48,15 @@ def cut_clause(sentence, cause):
     if colon and facts(message) and not is_time:
         # "Discussed with Dr. ___: large pneumothorax." keeps the message
         rest = f"{message}, {rest}" if rest else message
+    elif ABOUT.match(gone) and facts(gone):
+        # "discussed with Dr. ___ of pneumothorax by telephone": so does this
+        message = BY_PHONE.sub("", ABOUT.sub("", gone))
+        rest = f"{message}, {rest}" if rest else message
     elif NEGATION.search(gone):
         return sentence                 # "The pneumothorax reported by ___ is not seen."
 
     # join the two remains, where they say anything
-    head = DANGLING.sub("", head) if facts(head) else ""
+    head = without_dangling(head) if facts(head) else ""
     if not facts(rest):
         return ended(head)
     if not head:
@@ -141,7 +144,6 @@ TOLD = pattern(
 NOTIFIED_OF = pattern(
     r"^[^,;:]{0,60}\b(?:was|were|is) (?:notified|informed|made aware|called|paged|told|alerted) ",
     "(?:of|about|that|regarding) (?:the )?")
-BY_PHONE = pattern(r",? (?:by|via|over|on) (?:the )?(?:tele)?phone\b[^,;.]*")
 
 # Signatures and the like: the whole clause goes.
 SIGNED = pattern(either(
@@ -259,6 +261,7 @@ def drop_history_of(clause):
         return clause
     head = clause[:history.start()]
     rest = clause[history.end():]
+    head = without_dangling(head)
     if head:
         rest = f"{head} {rest}"
     if not facts(rest):

@@ -95,9 +95,11 @@ CHANGE_WORD = pattern(
     r"(\ban? )?\b",
     either(
         # unchanged
-        f"(?:unchanged|stable) to (?:slightly |{SEVERITY} )?{CHANGED}",
+        f"(?:unchanged|stable) (?:to|or) (?:slightly |{SEVERITY} )?{CHANGED}",
+        "(?:unchanged|stable)[ -]appearing",
         "unchanged|persistent|persisting|redemonstrated|(?:unchanged|stable)(?: and)?",
-        "pre-?existing|once again|again|previously (?:seen|noted|described)",
+        "pre-?existing|once again|again",
+        "previously (?:seen|noted|described|identified|demonstrated|visualized|reported)",
         # new; "no new" is the business of change.py
         "newly|(?<!no )(?<!without )(?<!any )new|now|currently",
         # better or worse; as an adjective, not in "has improved"
@@ -107,7 +109,8 @@ CHANGE_WORD = pattern(
         f"{SLIGHTLY}(?:increased|decreased)(?= {ADJECTIVES}{COMPARED_FINDING})"),
     # what it belongs to follows, and no small word: "improved but not resolved" stays
     r" (?=(\w))",
-    "(?!(?:and|but|not|or|in|on|at|from|since|to|with|by|as|over|of|compared|relative)" r"\b)")
+    "(?!(?:and|but|not|or|in|on|at|from|since|to|with|by|as|over|of|compared|relative|given|when|",
+    r"for)\b)")
 
 # At the beginning: "Again seen is a pacemaker", "New since ___ is a", "Interval increase in the"
 AGAIN_SEEN = pattern(
@@ -118,7 +121,9 @@ NEW_IS = pattern(f"^new(?: (?:since|from|compared to) {EARLIER_STUDY})? (is|are)
 DEVELOPMENT_OF = pattern(
     "^(?:there (?:has been|is) )?(?:an )?(?:interval |(?=(?:worsening|progression) of))",
     "(?:increase|decrease|improvement|worsening|development|progression|enlargement|placement|",
-    "insertion) (?:in|of) (?:the )?(?:size of (?:the )?)?")
+    "insertion)(?:/improvement)? (?:in|of) (?:the |an? )?(?:size of (?:the )?)?")
+SEEN_AGAIN = pattern(
+    "^(?:there is )?redemonstration (?:and (?:stable|unchanged) appearance )?of (?:the )?")
 
 # "Stable, mild cardiomegaly": the word goes, or at least its comma
 CHANGE_AND_COMMA = pattern(
@@ -126,7 +131,9 @@ CHANGE_AND_COMMA = pattern(
     f",(?= (?:unchanged|stable|persistent) {COMPARED_FINDING})")
 
 # At the end of a statement: " has markedly decreased in size", " persists"
-HAS_CHANGED = pattern(f",? (?:has|have) {HOW_MUCH}{CHANGED}(?: in (?:size|extent))?{CLAUSE_END}")
+HAS_CHANGED = pattern(either(
+    f",? (?:has|have) {HOW_MUCH}{CHANGED}(?: in (?:size|extent))?{CLAUSE_END}",
+    f",? with {HOW_MUCH}(?:improvement|worsening|progression|regression){CLAUSE_END}"))
 REMAINS_AT_END = pattern(f" (?:remains?|persists?){CLAUSE_END}")
 
 # In the middle, these stand for "is" and "are".
@@ -148,7 +155,7 @@ COMMA_BEFORE_CHANGE = pattern(
     ", (?=(?:an? )?",
     r"(?:unchanged|stable|persist\w+|new|improv\w+|worsen\w+|increas\w+|decreas\w+|enlarging|",
     r"resolving) (?!or\b|and\b))")
-INTERVAL = pattern(r"\binterval(?:ly)? (?=\w)")
+INTERVAL = pattern(r"(\ban? )?\binterval(?:ly)? (?=(\w))")
 
 
 def article_for_next_word(match):
@@ -178,6 +185,7 @@ def drop_change_words(clause):
     clause = NEW_IS.sub(r"there \1 ", clause)
     clause = AGAIN_SEEN.sub(r"\2 \1 seen\3", clause)
     clause = DEVELOPMENT_OF.sub("", clause)
+    clause = SEEN_AGAIN.sub("", clause)
     clause = CHANGE_AND_COMMA.sub("", clause)
 
     # verbs; "no edema persists" is no "no edema"
@@ -194,5 +202,5 @@ def drop_change_words(clause):
     if NEGATION.search(clause.partition(",")[0]):
         clause = COMMA_BEFORE_CHANGE.sub("; ", clause)
     left = CHANGE_WORD.sub(article_for_next_word, clause)
-    left = INTERVAL.sub("", left)
+    left = INTERVAL.sub(article_for_next_word, left)
     return left if has_words(left) else ""

@@ -18,7 +18,7 @@ from mimic.cleaning.change import affirmed, drop_comparisons, drop_removals, no_
 from mimic.cleaning.context import (
     ADVICE, drop_advice, drop_communication, drop_history, drop_lateral_remarks, drop_views)
 from mimic.cleaning.now import drop_change_words, state_now
-from mimic.cleaning.sentences import clauses, has_words, sentences, tidy
+from mimic.cleaning.sentences import clauses, has_words, sentences, tidy, without_dangling
 from mimic.cleaning.words import MERE_CHANGE, either, facts, pattern
 
 # ---- rules on the whole text ----
@@ -146,6 +146,8 @@ def clean_clause(clause, rules, known):
     """All rules in turn -> (what is left or "", name of the rule that left nothing or "")."""
     for rule in rules:
         left = apply_rule(rule, clause, known)
+        if left != clause:
+            left = without_dangling(left)
         if not has_words(left):
             # a clause without any words was not dropped by the rule: there was nothing to drop
             return "", rule.name if has_words(clause) else ""

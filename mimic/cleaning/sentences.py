@@ -6,6 +6,28 @@ ABBREVIATION = re.compile(
     r"\b(?:Drs?|Mrs?|Ms|Prof|vs|approx|e\.g|i\.e|[ap]\.m)\.$", re.IGNORECASE)
 
 
+# What hung on words that a rule has cut: at the end "Heart is enlarged{ but}", "Opacities{,
+# consistent with the patient's}", "Sutures{ are likewise}"; at the beginning "{And }no edema".
+HANGING = "|".join((
+    "and|but|or|nor|although|though|however|while|whereas|which|that|for which|this|these",
+    "of|in|with|for|to|from|by|at|on|as|since|than|beyond|due to|secondary to",
+    "(?:in keeping|consistent|compatible)(?: with)?", "an?|the|(?:the |this )?patient's|his|her",
+    "is|are|was|were|has been|have been|appears?|remains?|also|likewise|again"))
+DANGLING = re.compile(rf"(?:[ ,;]|\b(?:{HANGING})(?= |$)){{1,8}}$", re.IGNORECASE)
+DANGLING_START = re.compile(
+    r"^(?:(?:and|but|or|although|however|while|whereas)\b[ ,]*|[,;] ?)+", re.IGNORECASE)
+
+
+def without_dangling(text):
+    """A clause that was cut, without the small words that are left hanging at its ends.
+
+    >>> without_dangling("Heart is mildly enlarged but.")
+    'Heart is mildly enlarged.'
+    """
+    mark = text[-1] if text.endswith((".", "!", "?")) else ""
+    return DANGLING_START.sub("", DANGLING.sub("", text.rstrip(" .!?"))) + mark
+
+
 def has_words(text):
     """Whether there is more than blanks, digits and punctuation: two letters in a row."""
     return bool(re.search(r"[^\W\d_]{2}", text))
@@ -47,7 +69,7 @@ def ended(text):
     >>> ended("Small effusion, ") + ended(" ;")
     'Small effusion.'
     """
-    text = text.strip(" ,;:-")
+    text = without_dangling(text.strip(" ,;:-"))
     if not has_words(text):
         return ""
     if text[-1] in ".!?":

@@ -29,7 +29,8 @@ def pattern(*pieces):
 # What may have been put into a patient. After "removal of", these words are no finding.
 DEVICE = either(
     r"catheter|\blines?\b|\btubes?\b|picc|pacemaker|\bleads?\b|wires?\b|clips?\b|device",
-    r"\bport\b|valve|\bstents?\b|prosthe|sternotom|hardware")
+    r"\bport\b|valve|\bstents?\b|prosthe|sternotom|hardware|tracheostom|defibrillat|\bicd\b",
+    r"stimulator|\bfilters?\b|\bsutures?\b|\bscrews?\b|\bplates?\b")
 
 # What says that something is to be seen, or is normal. Most are beginnings of words: "opaci" stands
 # for opacity, opacities and opacification. A sentence with one of them is cut, never dropped.
@@ -37,17 +38,21 @@ FINDING_WORD = either(
     # the lungs
     "opaci|consolidat|edema|atelecta|pneumonia|infiltrat|emphysem|fibros|scar|congesti|engorge",
     r"nodul|\bmass|granuloma|cavit|lesion|densit|lucen|airspace|interstitial|bronch|markings",
-    "collapse|inflat|volumes|metasta|adenopathy",
+    r"collapse|inflat|expan[ds]|aerated|volumes|metasta|adenopathy|\bnodes?\b|\bcopd\b|\bcyst",
+    r"\bbull(?:a|ous)|\bhaz[ey]|crowding",
     # the pleura, and air where none belongs
-    "effusion|pneumothora|pleural|thicken|free air",
+    r"effusion|pneumothora|pleural|thicken|blunt|\bfluid|free air",
     # the heart and the great vessels
-    "cardiomegaly|enlarge|widen|tortu|prominen|calcif",
+    "cardiomegaly|enlarge|widen|tortu|prominen|calcif|ectasia|ectatic|unfold|atheroscl",
     # bones, diaphragm, position
-    "fracture|deformit|scolio|kypho|degenerat|hernia|elevat|shift",
+    "fracture|deformit|wedg|scolio|kypho|curvature|degenerat|spondyl|osteop|arthr|scleros",
+    "sclerot|hernia|elevat|eventrat|flatten|shift|deviat",
+    # what an operation has left
+    r"postsurgical|postoperative|surgical change|\bfusion|\bcabg\b|bypass|resect|ectomy\b",
     # devices
     DEVICE,
     # nothing wrong: a finding as well
-    "clear|normal")
+    "clear|normal|unremarkable|intact")
 FINDING = pattern(FINDING_WORD)
 
 # How bad a finding is, in words. Of two degrees in one sentence, the one of today counts.
@@ -119,7 +124,7 @@ EARLIER_STUDY = rf"(?:the |a |an |those |that )?{FIRST_OF_STUDY}(?: {MORE_OF_STU
 # Up to four words about how much has changed, or how surely: "no {significant interval }change".
 HOW_MUCH = "(?:" + either(
     "significant|relevant|interval|major|appreciable|substantial|important|definite|notable",
-    "short-interval|radiographic|essentially|largely|grossly|relatively|overall|otherwise",
+    "both|all|short-interval|radiographic|essentially|largely|grossly|relatively|overall|otherwise",
     "(?:not )?(?:significantly|substantially|appreciably)",
     "not|slightly|markedly|mildly|moderately|somewhat|quite|very|further") + " ){0,4}"
 
@@ -133,23 +138,28 @@ COMPARATIVE = "(?:larger|bigger|smaller|worse|better)"
 # Against what: "as compared to", "in comparison with".
 COMPARED_TO = (
     "(?:as |when )?"
-    "(?:compared|in comparison|comparison is made|relative|comparing|allowing for) (?:to|with)")
+    "(?:compared|in comparison|comparison(?: is made)?|relative|comparing|allowing for)"
+    " (?:to|with)")
 
 # Up to three phrases that may follow a word of change: "unchanged {since ___ in size and extent}".
 IN_COMPARISON = "(?: " + either(
     f"(?:{COMPARED_TO}|from|since|to|as on|over) {EARLIER_STUDY}",
-    "in (?:the )?(?:position|appearance|size|extent|severity|degree|interval)"
+    "(?:(?:in )?(?:the )?position|in (?:the )?(?:appearance|size|extent|severity|degree|interval))"
     "(?: and (?:position|appearance|size|extent))?",
     "as before|overall") + "){0,3}"
 
 # The verb before a word of change, and the place where a clause ends.
-VERB = "(?:is|are|remains?|appears?|has been|have been|has|have)"
+VERB = ("(?:(?:also|likewise|again|otherwise) )?"
+        "(?:is|are|remains?|appears?|has been|have been|has|have)(?: (?:also|likewise|again))?")
 CLAUSE_END = "(?=[,;.]|$)"
+# ", which is new{,} may be": the comma that closes a remark, before the verb of the sentence
+CLAUSE_END_OR_COMMA = (
+    rf"(?:,(?= (?:is|are|was|were|has|have|may|might|could|likely|probably)\b)|{CLAUSE_END})")
 
 # Phrases that hold a fact by the letter ("not", "markedly", "enlarged") but speak of change alone.
 # Rules about change may take them away.
 MERE_CHANGE = pattern(either(
-    rf"\b(?:stable|unchanged) to {SEVERITY} {CHANGED}\b",
+    rf"\b(?:stable|unchanged) (?:to|or) {SEVERITY} {CHANGED}\b",
     rf"\b(?:no|not|little|without|{SEVERITY}) {HOW_MUCH}changed?s?\b",
     rf"\bnot {HOW_MUCH}(?!enlarged){CHANGED}\b",        # "is not enlarged" speaks of today
     rf"\b(?:has|have) {HOW_MUCH}{CHANGED}\b",

@@ -17,6 +17,32 @@ A comparison before, in, or behind a finding goes; the finding stays.
     Stable position of the left line. -> Left line.
     Large right effusion, unchanged from ___ and no edema. -> Large right effusion; no edema.
 
+Nothing is left hanging on what went.
+    Heart is mildly enlarged but stable. -> Heart is mildly enlarged.
+    Right nodule is again seen but unchanged. -> Right nodule is seen.
+    Opacity in the right base also appears unchanged. -> Opacity in the right base.
+    Upper abdominal surgical sutures are likewise stable. -> Upper abdominal surgical sutures.
+    We note scars that are unchanged from the prior study. -> We note scars.
+    Small effusions, with interval improvement. -> Small effusions.
+    Hernia, increased from prior exam. -> Hernia.
+    Mild cardiomegaly, stable mediastinal contours. -> Mild cardiomegaly.
+    There is stable appearing bullous disease. -> There is bullous disease.
+    The left catheter is unchanged position. -> The left catheter.
+    Redemonstration and stable appearance of granulomas. -> Granulomas.
+    There is an interval placement of a left catheter. -> Left catheter.
+    The lungs are stable given the low volumes. -> same
+    The right lung is clear, and the left is unchanged. -> same
+    Heart is enlarged but unchanged, and no edema. -> Heart is enlarged; no edema.
+    Opacity, which is new since ___, may be pneumonia. -> Opacity may be pneumonia.
+    Unchanged or slightly decreased left pneumothorax. -> Left pneumothorax.
+    Left tube in place, PICC in place, both unchanged. -> Left tube in place, PICC in place.
+
+What is normal, or no word of lungs and pleura, is a finding too.
+    Cardiac silhouette is stable and unremarkable. -> Cardiac silhouette is unremarkable.
+    Stable ectasia of the thoracic aorta. -> Ectasia of the thoracic aorta.
+    Postsurgical changes, including CABG, are stable. -> Postsurgical changes, including CABG.
+    Patient is status post CABG. -> Status post CABG.
+
 "Larger" goes where it means "than before", not where it means "than the other".
     Left effusion is larger than on ___. -> Left effusion.
     Two nodules, the left nodule is larger. -> same
@@ -25,6 +51,8 @@ A comparison before, in, or behind a finding goes; the finding stays.
 Devices that were removed go; what is found besides stays.
     Interval removal of the tube, nasogastric tube, and left PICC. -> nothing
     Interval removal of left PICC, right catheter is unchanged. -> Right catheter.
+    There is interval removal of the tracheostomy tube. -> nothing
+    Compared to the study of ___, there has been removal of the catheter. -> nothing
 
 "No new" is "no", unless the report knows of one, be it by another name: the old one may be there.
     No new consolidation, but a large left effusion. -> No consolidation, but a large left effusion.

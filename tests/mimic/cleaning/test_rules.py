@@ -66,12 +66,39 @@ Dates, earlier measures and what was on another day go; measures of today stay.
     Nodule was 8 mm. -> same
     Opacity in the left lower lobe may 2 be atelectasis. -> same
 
+What somebody was told about stays, however it is said.
+    Findings discussed with Dr. ___ of pneumothorax by telephone. -> Pneumothorax.
+    Discussed with Dr. ___ regarding the small left effusion. -> Small left effusion.
+    Chronic markings, consistent with the patient's history of fibrosis. -> Chronic markings.
+
 A blank for a date, a maker or a number goes alone.
     The left effusion seen on ___ has resolved. -> The left effusion seen has resolved.
     No effusion or ___. -> No effusion.
     Edema with ___ and effusion. -> Edema with effusion.
     Swan-___ catheter ends in the right atrium. -> Catheter ends in the right atrium.
     Nodule in the left apex measures ___ cm. -> Nodule in the left apex.
+
+A blank for an adjective goes alone before a finding that one sees, unless it is denied or doubted.
+    ___ opacity in the left midlung. -> Opacity in the left midlung.
+    There is a ___ opacity. -> There is an opacity.
+    There are ___ left opacities, ___ atelectasis. -> There are left opacities.
+    Mild ___ deformity is noted. -> Mild deformity is noted.
+    Minimal ___ scarring. -> Minimal scarring.
+    ___ atelectasis. -> nothing
+    No displaced ___ fracture. -> nothing
+    Possible ___ opacity. -> nothing
+    There are no ___ of a pleural effusion. -> There are no pleural effusion.
+    ___ sternotomy wires are in ___ and intact. -> Sternotomy wires are intact.
+
+What is whole before its blank stays, unless it is denied or doubted behind it.
+    Bibasilar opacities ___ atelectasis. -> Bibasilar opacities.
+    Right nodule which is ___ calcified. -> Right nodule.
+    Right opacity, which may be ___. -> Right opacity.
+    Edema, with bibasilar opacities ___ infiltrate. -> Edema, with bibasilar opacities.
+    Left effusion ___ is not seen. -> nothing
+    Opacity in the left base ___ cannot be excluded. -> nothing
+    Resolution of the left effusion ___ today. -> nothing
+    Lymph ___ are seen. -> nothing
 
 A blank for a noun takes its statement along, and what hangs on a negation or doubt that goes.
     The ___ lobe is clear, no opacity. -> nothing
