@@ -359,7 +359,7 @@ def init_weights(module):
 
 
 def describe(cfg):
-    """Print one sample of each kind block by block: tokens, positions, branch, who sees whom."""
+    """Print a sample of each kind block by block: tokens, positions, branch, who sees whom."""
     n, size = cfg.vision.grid ** 2, cfg.max_latent_size
     # a block: its name, tokens by branch, how many positions it takes, and what it sees of itself
     image = ("image", {"u": f"SOI, {n} vision tokens, EOI"}, 1, "all")
@@ -389,10 +389,12 @@ def describe(cfg):
                 line(name, tokens, position, branch, *sees)
             start += length
 
-
-if __name__ == "__main__":
-    describe(UniXConfig())
     with torch.device("meta"):          # shapes without memory
-        model = UniX(UniXConfig())
+        model = UniX(cfg)
     print(f"\nunderstanding set: {sum(p.numel() for p in model.u_parameters()):,} parameters")
     print(f"generation set:    {sum(p.numel() for p in model.g_parameters()):,} parameters")
+
+
+if __name__ == "__main__":
+    from common.cli import cli          # here alone: the network itself needs no other room
+    cli(lambda argv: describe(UniXConfig()), __doc__)

@@ -12,8 +12,8 @@ gen-512 are for drawing: the findings alone, and never an image of the understan
 those to train on. All sizes are made in one pass over the images. After an interruption run it
 again: finished shards stay as they are. docs/data.md leads from the PhysioNet account to here.
 
-MIMIC-CXR may not be passed on. So the output is readable by you alone and may not lie in a git work
-tree, and nothing that is printed quotes a report.
+MIMIC-CXR may not be passed on. So the output is readable by you alone and may not lie where git
+would take it, and nothing that is printed quotes a report.
 
 Read on in the order of a sample's way, all in mimic/: sources and openi (where images and reports
 lie), annotations and splits (who trains and tests), sections and cleaning/ (what a report says),
@@ -103,11 +103,11 @@ class Settings:
 
 def main(argv):
     cfg = override(Settings(), argv, __doc__)
-    out = Path(cfg.out if cfg.out else f"datasets/{cfg.dataset}").expanduser()
+    out = Path(cfg.out if cfg.out else f"datasets/{cfg.dataset}")
 
     # looking at what is finished
     if cfg.check:
-        return check.check(Path(cfg.check).expanduser())
+        return check.check(Path(cfg.check))
     if cfg.show:
         shards.refuse_git(out)
         return check.show(out, cfg.show)

@@ -67,7 +67,7 @@ class SampleConfig(Sampling):
     reports: str = ""           # file of reports to draw: text, one a line; or CSV, JSON lines
     image: list[str] = field(default_factory=list)      # image files or folders to report on
     prompt: Text = PROMPT        # what is asked about an image
-    checkpoint: str = str(Path(__file__).parent / "demo")       # checkpoint directory or run
+    checkpoint: str = str(Path(__file__).resolve().parent / "demo")   # checkpoint directory or run
     preset: str = ""            # "release": the sampling settings of the released UniX
     out: str = "sample.png"     # picture to write; several become sample-000.png and so on
     grid: bool = False          # one picture of all pictures, with their reports underneath

@@ -234,7 +234,8 @@ class VAE(nn.Module):
         return (pixels.clamp(-1, 1) * 127.5 + 127.5).round().byte()
 
 
-if __name__ == "__main__":
+def main(argv):
+    """Print which shapes go in and out of each level of kl-f16."""
     vae = VAE(VAEConfig())
     names = {module: name for name, module in vae.named_modules()}
 
@@ -248,3 +249,8 @@ if __name__ == "__main__":
             module.register_forward_hook(announce)
     with torch.no_grad():
         vae.decode(vae.encode(torch.zeros(1, 3, 256, 256)))
+
+
+if __name__ == "__main__":
+    from common.cli import cli          # here alone: the network itself needs no other room
+    cli(main, __doc__)

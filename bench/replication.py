@@ -22,7 +22,7 @@ from common.platforms import safe_name
 from training import curves
 from weights import checkpoint
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 REPA = ("0.5", "0")                 # weights of its loss: with, without
 
 

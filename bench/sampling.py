@@ -39,7 +39,7 @@ class SamplingBenchConfig:
     dtype: str = "bfloat16"     # or float32
     device: str = "auto"        # auto, cpu, cuda
     threads: int = 0            # CPU threads; 0 leaves it to torch
-    checkpoint: str = str(Path(__file__).parents[1] / "demo")   # of --solvers
+    checkpoint: str = str(Path(__file__).resolve().parents[1] / "demo")   # of --solvers
     reports: int = 64           # of --solvers
     json: bool = False          # print the figures as JSON
 

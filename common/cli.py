@@ -283,8 +283,10 @@ def sentence_of(error):
     return f"{name} could not be read or written: {reason}."
 
 
-def cli(main):
+def cli(main, doc=""):
     """Run a script's main(argv) and end the process.
+
+    doc: the help of a script that has no settings, whose main never sees --help.
 
     Bad input, a full disk or a missing permission is one sentence and exit code 2. Output that
     nobody reads any more (`| head`) ends the script in silence.
@@ -293,7 +295,9 @@ def cli(main):
     code = 1                            # of a bug, whose traceback is shown
     try:
         with terminable(), until_the_end:
-            code = main(sys.argv[1:])
+            code = 0
+            if not doc or not helps(sys.argv[1:], doc):
+                code = main(sys.argv[1:])
         sys.stdout.flush()              # now, while a reader who has gone is listened for
     except InputError as error:
         code = 2

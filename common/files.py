@@ -4,6 +4,7 @@ A file is first written under a temporary name beside its final one, then rename
 step for the file system, so a kill at any moment leaves the old file or the new one, never half of
 either.
 """
+import codecs
 import hashlib
 import json
 import os
@@ -60,7 +61,16 @@ def write_bytes(path, content):
 
 def write_text(path, text):
     """Write text as UTF-8 with the line ends that it has, whole or not at all."""
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, as_utf8(text))
+
+
+def as_utf8(text):
+    """Text -> its bytes.
+
+    Python keeps a byte of a file name that is no UTF-8 as half a character, which UTF-8 lacks. It
+    becomes \\udcff, which is also how JSON spells it: whoever reads that gets the name back.
+    """
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_json(path, value):
@@ -76,6 +86,14 @@ def json_lines(rows):
 def write_jsonl(path, rows):
     """Write one JSON value a line."""
     write_text(path, json_lines(rows))
+
+
+def append_jsonl(path, rows):
+    """Add rows to the end of a file of JSON lines."""
+    # appending is the one write that a kill cannot make worse than a torn last line; in text mode
+    # Windows would write \\r\\n
+    with open(path, "ab") as file:
+        file.write(as_utf8(json_lines(rows)))
 
 
 def cut_torn_line(path):
@@ -95,9 +113,26 @@ def read_text(path):
     """The text of a UTF-8 file without its byte-order mark; InputError if it is no such file."""
     # bytes first: in text mode Python would turn \r\n and lone \r into \n
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError):
+        content = Path(path).read_bytes()
+    except OSError:
         raise InputError(f"{path} is missing or not a text file in UTF-8.") from None
+    return from_utf8(content.removeprefix(codecs.BOM_UTF8), path)
+
+
+def from_utf8(content, path):
+    """Bytes -> text. InputError says where the first byte is that is no UTF-8, and what to do."""
+    # UTF-16 has a zero byte beside each Latin letter, which no text in UTF-8 holds
+    no_text = f"{path} is not a text file in UTF-8"
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content:
+        raise InputError(f"{no_text}, it looks like UTF-16; save it as UTF-8, or convert it "
+                         "(iconv -f UTF-16 -t UTF-8).")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        byte = f"0x{content[error.start]:02x}"
+        raise InputError(f"{no_text}: byte {byte} in line {line}; save it as UTF-8, or convert it "
+                         "(iconv -f WINDOWS-1252 -t UTF-8, if Windows wrote it).") from None
 
 
 def lines_of(text):

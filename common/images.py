@@ -34,7 +34,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageEr
 
 from common.cli import InputError
 from common.dicom import is_dicom, read_dicom
-from common.files import replacing
+from common.files import as_utf8, replacing
 from common.grey import DAMAGE, MAX_PIXELS, Unusable
 from common.pillow import read_picture
 
@@ -237,7 +237,7 @@ def captioned(pictures, captions, columns=0, scale=2):
     # captions are wrapped to the width of a picture, the longest decides the height of all
     texts = []
     for caption in captions:
-        parts = caption.split("\n")
+        parts = as_utf8(caption).decode().split("\n")
         texts.append([line for part in parts for line in textwrap.wrap(part, side // 6)])
     width, height = side + 4, side + 14 * max(map(len, texts)) + 6
 
@@ -258,6 +258,7 @@ def save_png(image, path, /, **about):
     """
     info = PngImagePlugin.PngInfo()
     for key, value in {"notice": NOTICE, **about}.items():
-        info.add_itxt(key, value if isinstance(value, str) else json.dumps(value))
+        text = value if isinstance(value, str) else json.dumps(value)
+        info.add_itxt(key, as_utf8(text).decode())
     with replacing(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)

@@ -23,7 +23,8 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from common.cli import InputError
-from common.files import json_lines, read_json, read_jsonl, settings_hash, write_bytes, write_json
+from common.files import (
+    as_utf8, json_lines, read_json, read_jsonl, settings_hash, write_bytes, write_json)
 from common.platforms import open_to_read, read_at
 
 SCHEMA = 1
@@ -68,7 +69,7 @@ class Shard:
         # the index and the rows are small: they are made in memory
         offsets = io.BytesIO()
         np.save(offsets, np.array(self.offsets, dtype=np.int64))
-        contents = {"idx.npy": offsets.getvalue(), "jsonl": json_lines(self.rows).encode("utf-8")}
+        contents = {"idx.npy": offsets.getvalue(), "jsonl": as_utf8(json_lines(self.rows))}
 
         # the images lie on the disk already and only get their name
         self.temporary.replace(self.directory / f"{self.name}.bin")

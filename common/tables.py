@@ -31,7 +31,7 @@ def find(root, name, hint):
     level holds several, the last by name counts, which is the newest release. InputError if there
     is none; `hint` ends its sentence.
     """
-    root = Path(root).expanduser()
+    root = Path(root)
     # the level next to the root counts: a copy further down may be an older one
     for depth in range(6):
         above = "*/" * depth
@@ -94,7 +94,7 @@ def own_table(path):
     CSV may be cut by commas, semicolons, tabs or bars. A .json file may also be one list of
     objects. Both may be gzipped. Blank rows are skipped. InputError if there is no row.
     """
-    path = Path(path).expanduser()
+    path = Path(path)
     if not path.is_file():
         raise InputError(f"there is no table at {path}.")
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix

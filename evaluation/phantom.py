@@ -38,9 +38,12 @@ from phantom.facts import FINDINGS, report_to_facts
 from phantom.prepare import Settings, held_out
 
 
+DEMO = str(Path(__file__).resolve().parents[1] / "demo")
+
+
 @dataclass
 class PhantomConfig(Sweep):
-    checkpoint: str = str(Path(__file__).parents[1] / "demo")   # model to score: checkpoint or run
+    checkpoint: str = DEMO          # model to score: checkpoint or run
     out: str = "phantom_score"      # writes <out>.json and <out>.png
     num: int = 500                  # held-out phantoms
     data_seed: int = 0              # seed of these phantoms, as of phantom.prepare

@@ -19,7 +19,8 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from common.cli import InputError, differences
-from common.files import cut_torn_line, json_lines, read_json, read_jsonl, write_json, write_jsonl
+from common.files import (
+    append_jsonl, cut_torn_line, read_json, read_jsonl, write_json, write_jsonl)
 
 
 # ---- processes that wait for each other ----
@@ -99,7 +100,7 @@ def run(path, blocks, work, process, title="working"):
     own = path.with_name(f"{path.stem}.part{process.rank}.jsonl")
     quiet = not process.master or not share
     for block in tqdm(share, desc=title, unit="batch", disable=quiet):
-        append(own, work(block))
+        append_jsonl(own, work(block))
     meet()
 
     # the first process joins the parts; a kill may have come before it did so last time
@@ -117,13 +118,6 @@ def run(path, blocks, work, process, title="working"):
 def parts_of(path):
     """The files of single processes: of this run, and of one that was cut short."""
     return sorted(path.parent.glob(f"{path.stem}.part*.jsonl"))
-
-
-def append(path, rows):
-    """Add rows to the end of a file of JSON lines."""
-    # appending is the one write that a kill cannot make worse than a torn last line
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json_lines(rows))
 
 
 def collect(path):

@@ -63,7 +63,7 @@ def llava_rad(folder):
     first entry with findings counts.
     """
     texts = {method: {} for method in METHODS}
-    files = sorted(Path(folder).expanduser().glob("**/chat_*MIMIC_CXR*.json"))
+    files = sorted(Path(folder).glob("**/chat_*MIMIC_CXR*.json"))
     if not files:
         raise InputError(f"no chat_*_MIMIC_CXR_*.json in {folder}: --llava-rad wants the folder of "
                          "the LLaVA-Rad annotations.")
@@ -176,7 +176,7 @@ def read_ids(path, known):
     The file may be UniX's official test JSON, whose image paths end in the ids; a list with one id
     a line; or the und-ids.csv of an earlier run.
     """
-    path = Path(path).expanduser()
+    path = Path(path)
     ids = set()
     # words of any text: whatever is not the id of an image here is passed over
     for word in re.findall(r"[\w.-]+", read_text(path)):

@@ -15,7 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from common.cli import InputError
-from common.files import digest, read_json, replacing, settings_hash, write_bytes
+from common.files import (
+    as_utf8, digest, read_json, replacing, settings_hash, text_lines, write_bytes)
 from common.images import Unusable, captioned
 from common.packed import Packed, read_shard
 from mimic import leaks, pixels
@@ -137,7 +138,7 @@ def write_csv(path, rows):
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     # paths may hold what no encoding has
-    write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
+    write_bytes(path, as_utf8(text.getvalue()))
 
 
 def summary(directory, published):
@@ -267,7 +268,7 @@ def understanding_test(root):
            if row["split"] == "test"}
     listed = root / "und-test-ids.txt"
     if listed.exists():
-        ids.update(listed.read_text().split("\n"))
+        ids.update(text_lines(listed))
     return ids
 
 

@@ -31,8 +31,8 @@ LATERAL = re.compile(r"-(?:1002|3003)$")
 
 def open_i(cfg, left_out):
     """The frontal images of Open-I with their reports -> (image root, items)."""
-    root = Path(cfg.images).expanduser()
-    folder = Path(cfg.reports).expanduser() if cfg.reports else root
+    root = Path(cfg.images)
+    folder = Path(cfg.reports) if cfg.reports else root
     tables = sorted(folder.glob("**/indiana_reports.csv"))
     if tables:
         texts = kaggle_reports(tables[0])
@@ -114,7 +114,7 @@ def text_or_none(text):
 
 def view_table(path, hint):
     """The table of views that --tables names: the file itself, or one of the two in a folder."""
-    path = Path(path).expanduser()
+    path = Path(path)
     if path.is_file():
         return path
     for name in (PROJECTIONS, DICOM):

@@ -40,7 +40,7 @@ def table(cfg, left_out):
     are known, of split, id, subject (the patient), study and view. Without `id` the image's name is
     it. Patients without a split get one by a hash.
     """
-    path = Path(cfg.reports).expanduser()
+    path = Path(cfg.reports)
     names, rows = own_table(path)
     known = columns.understand(path, names, cfg.columns)
     columns.refuse_missing(path, names, known, "image", ("report", "findings"))
@@ -60,7 +60,7 @@ def table(cfg, left_out):
         item.labels = labels_of(row, labels)
         items.append(item)
     settle_splits(path, known, items)
-    return Path(cfg.images if cfg.images else path.parent).expanduser(), items
+    return Path(cfg.images if cfg.images else path.parent), items
 
 
 def first_known(*values):

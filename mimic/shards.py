@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import subprocess
 import zlib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -98,14 +99,24 @@ def identity(cfg, task, sizes, jobs):
 # ---- care for credentialed data ----
 
 def refuse_git(directory):
-    """No output inside a git work tree: what lies there is committed by accident, one day."""
-    resolved = directory.expanduser().resolve()         # a link that leads elsewhere is fine
+    """No output where git would take it: it is committed by accident, one day."""
+    resolved = directory.resolve()      # a link that leads elsewhere is fine
     for folder in (resolved, *resolved.parents):
-        if (folder / ".git").exists():
+        if (folder / ".git").exists() and not ignored(folder, resolved):
             raise InputError(
                 f"{directory} lies in the git work tree {folder}, where credentialed data could be "
                 "committed by accident: choose --out elsewhere (training finds it through a link: "
-                f"ln -s /big/disk/mimic {directory}).")
+                f"ln -s /big/disk/mimic {directory}), or have git ignore it, as it does datasets/.")
+
+
+def ignored(work_tree, directory):
+    """Whether git leaves alone what lies in a directory of its work tree. No git: it does not."""
+    # about a file in it, since a pattern such as /datasets/ is for directories that are there
+    line = ["git", "-C", work_tree, "check-ignore", "-q", directory / "any"]
+    try:
+        return subprocess.run(line, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

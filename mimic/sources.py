@@ -70,7 +70,7 @@ def mimic(cfg, left_out):
             item.labels = labels.get(item.study)        # 8 studies have none
 
     # --images may name the top of the tree that wget left; the tables lie beside files/
-    root = Path(cfg.images).expanduser()
+    root = Path(cfg.images)
     if not any(root.glob("files/p1[0-9]")):
         root = metadata.parent
     return root, list(items.values())
@@ -117,7 +117,7 @@ class Reports:
     """
 
     def __init__(self, path):
-        self.path = Path(path).expanduser()
+        self.path = Path(path)
         self.zip = None
         if self.path.is_file():
             self.open_zip()

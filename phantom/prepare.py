@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from tqdm import tqdm
 
 from common.cli import InputError, cli, differences, override
-from common.files import read_json, replacing, settings_hash, write_json
+from common.files import read_json, settings_hash, write_json, write_text
 from common.images import captioned, save_png
 from common.packed import Writer
 from common.platforms import usable_cores
@@ -141,8 +141,7 @@ def write_data_set(cfg):
 
     # prompts are as frequent as a fiftieth of the reports each, so that they take few tokens too
     tokenizer = make_tokenizer(reports + PROMPTS * (cfg.train // 50 + 1), cfg.vocab_size)
-    with replacing(out / "tokenizer.json") as temporary:
-        tokenizer.save(str(temporary))
+    write_text(out / "tokenizer.json", tokenizer.to_str(pretty=True))
     for writer in writers:
         writer.close()
     return len(jobs)

@@ -13,6 +13,18 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+ROOMS = ("common", "weights", "training", "mimic", "phantom", "evaluation", "abilities", "bench")
+
+
+def scripts():
+    """Every file that runs, as {"phantom.prepare": path}."""
+    files = [path for place in (".", *ROOMS) for path in sorted(ROOT.glob(f"{place}/*.py"))]
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
+    return {name: path for name, path in names.items()
+            if 'if __name__ == "__main__":\n    ' in path.read_text("utf-8").split('"""')[-1]}
+
+
+SCRIPTS = scripts()
 GOLDEN = SHARED / "golden"
 
 needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason="reference tensors are not here")

@@ -141,6 +141,11 @@ def test_what_was_asked_for_stays_small():
 
 # ---- who imports whom ----
 
+def is_command(node):
+    """Whether a statement is `if __name__ == "__main__":`."""
+    return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
+
+
 NETWORK = {"model", "attention", "vision", "vae", "flow", "repa", "tokenizer"}
 # a room or file on top -> what it may import besides itself
 BELOW = {"network", "common", "weights"}
@@ -165,8 +170,11 @@ ANYTHING = ("bench", "app")
 
 def imported(name):
     """Names of every import of a file, wherever it stands: `from common.cli import x` -> "common".
+
+    Without those below `if __name__ == "__main__":`, which belong to the command alone.
     """
-    for node in ast.walk(tree(name)):
+    code = [part for part in tree(name).body if not is_command(part)]
+    for node in (node for part in code for node in ast.walk(part)):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -252,8 +260,7 @@ def test_nothing_fails_silently(name):
 
 def runs_as_a_script(name):
     """Whether a file ends with `if __name__ == "__main__":`."""
-    last = tree(name).body[-1]
-    return isinstance(last, ast.If) and "__name__" in ast.unparse(last.test)
+    return is_command(tree(name).body[-1])
 
 
 @pytest.mark.parametrize("name", [*FILES, *TESTS])

@@ -25,6 +25,7 @@ from functools import cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from common.cli import cli
 from model import UniX, UniXConfig
 from repa import Projector
 from vae import VAE, VAEConfig
@@ -362,7 +363,7 @@ STAGES = {
 }
 
 
-def main():
+def main(argv):
     """Every row part by part; then a line each, with GB and with 1e15 operations of 256 samples."""
     lines = ["stage  GPU  flags                                   GB  longest    ops  again"]
     for (stage, gpu), step in STAGES.items():
@@ -388,4 +389,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    cli(main, __doc__)

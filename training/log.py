@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.cli import InputError, until_the_end
-from common.files import cut_torn_line, json_lines, read_jsonl, write_jsonl
+from common.files import append_jsonl, cut_torn_line, read_jsonl, write_jsonl
 
 # fields of a line that differ between two equal runs, because they speak of time
 TIMED = ("img_s", "u_tok_s", "g_tok_s", "wait", "mfu")
@@ -36,8 +36,7 @@ class Log:
         # opened for each line, so that `tail -f` and a kill find whole lines
         line = {name: finite(value) for name, value in fields.items()}
         try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json_lines([line]))
+            append_jsonl(self.path, [line])
         except OSError as error:        # it does not say which file
             raise InputError(f"{self.path} could not be written ({error.strerror}). Free some "
                              "space and start the same command.") from None

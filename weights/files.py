@@ -57,7 +57,7 @@ def read_tensors(path):
         if path.suffix == ".safetensors":
             return load_file(path)
         if path.suffix == ".json":
-            index = json.loads(path.read_text(encoding="utf-8"))
+            index = json.loads(path.read_bytes())
             return read_shards(path, index["weight_map"])
         return read_state_dict(path)
     except FileNotFoundError:

@@ -268,7 +268,8 @@ def clean_all(cfg, path, texts):
     # the file holds reports: it is readable by the user alone, also if it was there before
     path.touch(0o600)
     path.chmod(0o600)
-    with open(path, "a", encoding="utf-8") as file, ThreadPoolExecutor(cfg.llm_workers) as pool:
+    pool = ThreadPoolExecutor(cfg.llm_workers)
+    with open(path, "a", encoding="utf-8", newline="\n") as file, pool:
         answer_file = AnswerFile(file, endpoint)
 
         # threads are enough, because they do nothing but wait for the server

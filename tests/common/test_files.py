@@ -1,4 +1,6 @@
 """common/files.py: files are whole or not there; lines end where people's editors end them."""
+import os
+
 import pytest
 
 from common import files
@@ -32,10 +34,41 @@ def test_lines_of_other_peoples_editors(tmp_path):
     assert files.text_lines(path) == ["Größe 3 × 4 mm", "second\u0085half"]
 
 
+def test_file_names_that_are_no_utf8_come_back(tmp_path):
+    """They are half characters in Python, in JSON \\udcff; in a text they are written that way."""
+    rows = [{"file": os.fsdecode(b"film-\xff.png")}]
+    files.write_jsonl(tmp_path / "rows.jsonl", rows)
+    files.append_jsonl(tmp_path / "rows.jsonl", rows)
+    assert files.read_jsonl(tmp_path / "rows.jsonl") == rows * 2
+    files.write_text(tmp_path / "table.md", rows[0]["file"])
+    assert files.read_text(tmp_path / "table.md") == r"film-\udcff.png"
+
+
+def test_lines_are_added_without_windows_line_ends(tmp_path, monkeypatch):
+    """Text mode would translate them there (io.TextIOWrapper writes os.linesep)."""
+    monkeypatch.setattr(os, "linesep", "\r\n")
+    files.append_jsonl(tmp_path / "rows.jsonl", [1, "é"])
+    assert (tmp_path / "rows.jsonl").read_bytes() == '1\n"é"\n'.encode()
+
+
+@pytest.mark.parametrize("content, sentence", [
+    ("one\ntwo…".encode("cp1252"), "not a text file in UTF-8: byte 0x85 in line 2; .*iconv -f "
+                                   "WINDOWS-1252"),
+    (b"\xef\xbb\xbfone\n\n\xff", "byte 0xff in line 3"),
+    ("one".encode("utf-16"), "looks like UTF-16; .*iconv -f UTF-16"),
+    ("one".encode("utf-16-le"), "looks like UTF-16"),
+])
+@pytest.mark.parametrize("read", [files.text_lines, files.read_json, files.read_jsonl])
+def test_another_encoding_is_told_by_its_first_byte(tmp_path, read, content, sentence):
+    (tmp_path / "reports").write_bytes(content)
+    with pytest.raises(InputError, match=sentence):
+        read(tmp_path / "reports")
+
+
 @pytest.mark.parametrize("read, content, sentence", [
     (files.read_jsonl, b'{"a": 1}\n\n{"a": \n', "line 3 of .* is not JSON"),
     (files.read_json, b"{", "is not JSON"),
-    (files.text_lines, b"\xff\xfe\x00broken\xff", "missing or not a text file in UTF-8"),
+    (files.text_lines, b"\x89PNG\r\n", "not a text file in UTF-8"),
     (files.text_lines, None, "missing or not a text file in UTF-8")])
 def test_what_cannot_be_read_is_named_in_a_sentence(tmp_path, read, content, sentence):
     path = tmp_path / "reports.txt"

@@ -10,6 +10,8 @@ from PIL import Image
 
 import sample
 from common.cli import InputError
+from common.files import append_jsonl
+from common.files import append_jsonl
 from common.processes import Process
 from evaluation import features, gen, und, worklist
 
@@ -30,8 +32,8 @@ def test_what_is_done_is_not_done_again(tmp_path):
     What Unicode calls an end of line may stand in a report.
     """
     path = tmp_path / "x.jsonl"
-    worklist.append(tmp_path / "x.part2.jsonl", [{"id": "c", "report": "\u2028 \x85 é"}])
-    worklist.append(tmp_path / "x.part2.jsonl", doubled(["a"]))
+    append_jsonl(tmp_path / "x.part2.jsonl", [{"id": "c", "report": "\u2028 \x85 é"}])
+    append_jsonl(tmp_path / "x.part2.jsonl", doubled(["a"]))
     torn = '{"id": "d", "report": "dd"}\n{"id": "b", "report": "é'.encode()[:-1]
     (tmp_path / "x.part1.jsonl").write_bytes(torn)
     blocks_done = []

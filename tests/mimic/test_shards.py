@@ -1,4 +1,5 @@
 """Packing by many processes: the same bytes whatever happens, and no other data set by mistake."""
+import shutil
 import subprocess
 import sys
 import time
@@ -184,3 +185,22 @@ def test_no_output_in_a_git_work_tree(packed_mimic, tmp_path):
     (tmp_path / "out" / "und-48").symlink_to(repository)
     with pytest.raises(InputError, match="git work tree"):
         prepare(packed_mimic, tmp_path / "out", "--limit", 5)
+
+
+def test_output_that_git_ignores(tmp_path, monkeypatch):
+    """The default, datasets/mimic, lies in the repository, whose .gitignore names datasets/."""
+    if not shutil.which("git"):
+        pytest.skip("no git")
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="have git ignore it"):
+        shards.refuse_git(Path("datasets/mimic"))
+    (tmp_path / ".gitignore").write_text("/datasets/\n")
+    shards.refuse_git(Path("datasets/mimic"))
+    shards.refuse_git(Path("datasets"))
+    with pytest.raises(InputError, match="git work tree"):
+        shards.refuse_git(Path("data"))
+    # without git nobody can tell
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(InputError, match="git work tree"):
+        shards.refuse_git(Path("datasets/mimic"))

@@ -226,7 +226,7 @@ def test_a_run_prints_where_its_memory_goes():
 @pytest.mark.slow
 def test_the_table_is_printed_and_fits(capsys):
     """A tenth of every GPU stays free with texts of usual length; the longest fit too."""
-    cost.main()
+    cost.main([])
     printed = capsys.readouterr().out
     assert "stage 1, 48 GB: memory" in printed
     rows = [line.split() for line in printed.splitlines()[-len(cost.STAGES):]]
