@@ -147,15 +147,18 @@ def prepare(cfg, out):
 
     # the data sets to make: begun anew, or gone on with if their settings and inputs are the same
     sets = shards.sets_to_make(cfg, out, jobs)
-    shards.begin(sets, cfg.overwrite)
-    shards.refuse_changed_inputs(cfg, root, sets, jobs, reports)
-    write_text(out / "und-test-ids.txt", "".join(f"{id}\n" for id in sorted(test)))
+    shards.refuse_other_settings(sets, cfg.overwrite)
+    stale = shards.changed_inputs(cfg, root, sets, jobs, reports)
 
     # a language model cleans every report once, if it is asked for; the rules work while packing
     answers = {}
     if cfg.clean == "llm":
         texts = rows.texts_to_clean(cfg, jobs, reports)
         answers = llm.clean_all(cfg, out / "llm.jsonl", texts)
+
+    # now that nothing can be refused any more, what --overwrite replaces may go
+    shards.begin(sets, stale)
+    write_text(out / "und-test-ids.txt", "".join(f"{id}\n" for id in sorted(test)))
 
     # one pass over the images: report -> row, image -> squares of all sizes, both -> shards
     shards.pack_all(cfg, root, sets, jobs, reports, answers)

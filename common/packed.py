@@ -14,6 +14,7 @@ data sets are the same are the settings and the inputs, never the code that wrot
 """
 import hashlib
 import io
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -37,6 +38,52 @@ def describe(task, size, settings):
 
 
 # ---- writing ----
+
+# the files of a packed data set, settings.json and 00000.done.json being of prepare_mimic.py alone
+OURS = re.compile(r"(\.tmp-)?(\d{5}\.(bin|idx\.npy|jsonl|latents\.safetensors|done\.json)"
+                  r"|dataset\.json|settings\.json)")
+
+
+def refuse_foreign(directory):
+    """InputError for a directory that holds files, but none of a packed data set."""
+    directory = Path(directory)
+    if not directory.exists():
+        return
+    names = sorted(path.name for path in directory.iterdir())
+    others = [name for name in names if not name.startswith(".")]
+    if others and not any(OURS.fullmatch(name) for name in names):
+        raise InputError(f"{directory} holds files and no data set of ours ({others[0]}): choose "
+                         "another --out, so that nothing of yours is replaced.")
+
+
+def clear(directory, number=None):
+    """Remove the files of a packed data set, or of its shard of that number, and no others."""
+    names = [path.name for path in Path(directory).iterdir() if OURS.fullmatch(path.name)]
+    if number is not None:
+        names = [name for name in names if name.startswith((f"{number:05d}.", "dataset.json"))]
+    # in this order, so that a kill leaves nothing that looks finished
+    for ending in ("dataset.json", ".done.json", ""):
+        for name in names:
+            if name.endswith(ending):
+                (Path(directory) / name).unlink(missing_ok=True)
+
+
+def remove_leftovers(directory):
+    """Remove what a kill has left half-written."""
+    for path in Path(directory).glob(".tmp-*"):
+        if OURS.fullmatch(path.name):
+            path.unlink()
+
+
+def other_sizes(directories):
+    """Sentences about data sets of other sizes beside these; they are left as they are."""
+    tasks = {path.name.rpartition("-")[0] for path in directories}
+    beside = {path.parent for directory in directories
+              for path in directory.parent.glob("*-[0-9]*/dataset.json")}
+    return [f"{path} is of an earlier run and stays as it is; delete it if it is not wanted, since "
+            "its split may be another." for path in sorted(beside - set(directories))
+            if path.name.rpartition("-")[0] in tasks]
+
 
 class Shard:
     """One shard: images go to the disk as they come, so that memory does not grow.
@@ -96,9 +143,9 @@ class Writer:
         self.counts = Counter()         # images of each split
         self.info = describe(task, size, settings)
         # dataset.json goes first: from here on this is no data set until `close`
+        refuse_foreign(self.directory)
         self.directory.mkdir(parents=True, exist_ok=True)
-        for old in [*self.directory.glob("dataset.json"), *self.directory.glob("[0-9]*")]:
-            old.unlink()
+        clear(self.directory)
 
     def add(self, image, row):
         """One image, as encoded bytes, and its row."""

@@ -1,7 +1,9 @@
 """The images of a collection -> shards of several packed data sets at once, by many processes.
 
     sets = sets_to_make(cfg, out, jobs)                     # und-384, gen-256, gen-512
-    begin(sets, overwrite)                                  # refuses what was begun otherwise
+    refuse_other_settings(sets, overwrite)
+    stale = changed_inputs(cfg, root, sets, jobs, reports)
+    begin(sets, stale)                                      # deletes, if anything is to go
     pack_all(cfg, root, sets, jobs, reports, answers)
     skipped = finish(sets, jobs, cfg.shard)
 
@@ -11,7 +13,6 @@ skipped, stamps of the inputs) is written last and makes a shard finished. A run
 goes on behind the finished shards. A shard depends on its jobs alone, so an interrupted run ends
 with the same bytes as one that was not.
 """
-import fcntl
 import hashlib
 import json
 import os
@@ -27,10 +28,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from common import locks
 from common.cli import InputError, differences
 from common.files import read_json, write_json
 from common.images import Unusable
-from common.packed import Shard, describe
+from common.packed import (
+    Shard, clear, describe, other_sizes, refuse_foreign, remove_leftovers)
 from common.platforms import end_with_parent, usable_cores
 from common.processes import ahead
 from mimic import pixels
@@ -124,13 +127,7 @@ def alone_and_private(out):
     """One run at a time writes to `out`, and its files are for their owner alone (0600, 0700)."""
     before = os.umask(0o077)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with open(out / ".lock", "w") as lock:
-            try:        # lockf and not flock, which worker processes would inherit
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"another run is writing to {out}; wait for it or choose another "
-                                 "--out.") from None
+        with locks.take(out):
             yield
     finally:
         os.umask(before)
@@ -138,26 +135,34 @@ def alone_and_private(out):
 
 # ---- beginning, or going on ----
 
-def begin(sets, overwrite):
+def refuse_other_settings(sets, overwrite):
+    """InputError for data sets that were begun with other settings. Nothing is deleted here."""
+    for data_set in sets:
+        refuse_git(data_set.directory)                  # it may be a link
+        refuse_foreign(data_set.directory)
+        changes = changed_settings(data_set)
+        if changes and not overwrite:
+            raise InputError(f"{data_set.directory} was begun with other settings or inputs "
+                             f"({', '.join(changes)}): choose another --out, or --overwrite it.")
+
+
+def begin(sets, stale):
     """Make the directories of data sets, or go on in those that were begun with the same settings.
 
-    InputError for other settings; with `overwrite`, what they made is removed.
+    What was made with other settings is removed, and so are the `stale` shards.
     """
     for data_set in sets:
         directory = data_set.directory
-        refuse_git(directory)                           # it may be a link
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o700)
-        changes = changed_settings(data_set)
-        if changes and not overwrite:
-            raise InputError(f"{directory} was begun with other settings or inputs "
-                             f"({', '.join(changes)}): choose another --out, or --overwrite it.")
-        if changes:
-            # in this order, so that a kill leaves nothing that looks finished
-            for pattern in ("dataset.json", "*.done.json", "[0-9]*"):
-                remove(directory, pattern)
-        remove(directory, ".tmp-*")                     # of a run that was killed
+        if changed_settings(data_set):
+            clear(directory)
+        remove_leftovers(directory)
         write_json(directory / "settings.json", data_set.info)
+    for directory, number in stale:
+        clear(directory, number)
+    for sentence in other_sizes([data_set.directory for data_set in sets]):
+        print(sentence)
 
 
 def changed_settings(data_set):
@@ -175,12 +180,13 @@ def changed_settings(data_set):
     return [f"{key}={value}" for key, (value, _) in differences(theirs, ours).items()]
 
 
-def refuse_changed_inputs(cfg, root, sets, jobs, reports):
-    """Finished shards must come from the images and reports that are there now.
+def changed_inputs(cfg, root, sets, jobs, reports):
+    """Finished shards must come from the images and reports that are there now -> [(directory,
+    number of a shard)] of those that must be made anew.
 
-    InputError where files have changed, come or gone; with --overwrite such shards are removed, to
-    be made anew.
+    InputError where files have changed, come or gone and there is no --overwrite.
     """
+    stale = []
     shards = list(enumerate(shards_of(jobs, cfg.shard)))
     for number, shard_jobs in tqdm(shards, desc="looking at the inputs of finished shards",
                                    unit="shards"):
@@ -202,8 +208,8 @@ def refuse_changed_inputs(cfg, root, sets, jobs, reports):
                     f"reports of shard {number} have changed, come or gone since, the first at "
                     f"{changed[0]}; --overwrite makes such shards anew.")
             if changed:
-                for pattern in ("dataset.json", f"{number:05d}.done.json", f"{number:05d}.*"):
-                    remove(data_set.directory, pattern)
+                stale.append((data_set.directory, number))
+    return stale
 
 
 def stamp(root, reports, job, task):
@@ -222,11 +228,6 @@ def stamp(root, reports, job, task):
 def shards_of(jobs, size):
     """The jobs of each shard."""
     return (jobs[first:first + size] for first in range(0, len(jobs), size))
-
-
-def remove(directory, pattern):
-    for path in directory.glob(pattern):
-        path.unlink(missing_ok=True)
 
 
 def finished(data_set, number):

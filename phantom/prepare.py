@@ -8,7 +8,6 @@ on the seed, its split and its number alone: more pictures, or more workers, cha
 """
 import io
 import multiprocessing
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,10 +16,11 @@ from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
+from common import locks
 from common.cli import InputError, cli, differences, override
 from common.files import read_json, settings_hash, write_json, write_text
 from common.images import captioned, save_png
-from common.packed import Writer
+from common.packed import Writer, other_sizes, refuse_foreign
 from common.platforms import usable_cores
 from phantom.draw import draw
 from phantom.facts import PROMPTS, TABLE, facts_to_report, sample_facts
@@ -115,15 +115,17 @@ def make_tokenizer(reports, vocab_size):
     return tokenizer
 
 
+def directories(cfg):
+    """{directory: (task, size)} of the three data sets."""
+    tasks = (("und", cfg.size), ("gen", cfg.size // 2), ("gen", cfg.size))
+    return {Path(cfg.out) / f"{task}-{size}": (task, size) for task, size in tasks}
+
+
 def write_data_set(cfg):
     """Draw all pictures into three packed data sets, train the tokenizer -> how many pictures."""
     out = Path(cfg.out)
-    small = cfg.size // 2
-    writers = []
-    for task, size in (("und", cfg.size), ("gen", small), ("gen", cfg.size)):
-        directory = out / f"{task}-{size}"
-        shutil.rmtree(directory, ignore_errors=True)
-        writers.append(Writer(directory, task, size, cfg.identity))
+    writers = [Writer(directory, task, size, cfg.identity)
+               for directory, (task, size) in directories(cfg).items()]
 
     # the pictures come back in order, whoever drew them
     und, gen_small, gen = writers
@@ -166,8 +168,13 @@ def main(argv):
         print(f"{cfg.show} phantoms in phantom.png: toys, not radiographs")
         return
 
+    with locks.take(cfg.out):
+        prepare(cfg, Path(cfg.out))
+
+
+def prepare(cfg, out):
+    """Write the data sets, unless they are there."""
     # the marker is written last: it is there when all the rest is
-    out = Path(cfg.out)
     marker = out / "phantom.json"
     if not cfg.overwrite:
         if marker.exists() and not changed(read_json(marker), cfg):
@@ -179,9 +186,18 @@ def main(argv):
                 names = ", ".join(f"{name}={theirs}" for name, (theirs, _) in other.items())
                 raise InputError(f"{out} holds a data set of other settings ({names}): choose "
                                  "another --out, or --overwrite it.")
+    # nothing of anybody else's goes, and nothing at all before everything has been looked at
+    for directory in directories(cfg):
+        refuse_foreign(directory)
+    begun = marker.exists() or any(directory.exists() for directory in directories(cfg))
+    if (out / "tokenizer.json").exists() and not begun:
+        raise InputError(f"{out} holds a tokenizer.json that is no phantom's; choose another "
+                         "--out.")
     marker.unlink(missing_ok=True)
     images = write_data_set(cfg)
     write_json(marker, cfg.identity)
+    for sentence in other_sizes(directories(cfg)):
+        print(sentence)
     print(f"{images} phantoms in {out}: toys, not radiographs; nothing here is for clinical use")
 
 

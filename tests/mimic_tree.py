@@ -74,7 +74,7 @@ def skipped(out):
 def hashes(folder):
     """{file: SHA-256} of all that a run has written."""
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"}
+            for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 # ---- pictures ----

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import prepare_mimic
 from common.cli import InputError
 from common.packed import Packed
-from helpers import ROOT
+from helpers import ROOT, lock_of_another
 from mimic import shards
 from mimic_tree import hashes, make, prepare
 from scripts import alive
@@ -159,16 +160,46 @@ def test_changed_reports_and_images_that_came_back_are_noticed(tmp_path):
 # ---- alone and private ----
 
 def test_two_runs_into_one_directory(packed_mimic, tmp_path):
-    program = ("import fcntl, sys, time; file = open(sys.argv[1], 'w'); "
-               "fcntl.lockf(file, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)")
-    holder = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / ".lock")],
-                              stdout=subprocess.PIPE)
-    holder.stdout.readline()
-    with pytest.raises(InputError, match="another run is writing"):
+    lock_of_another(tmp_path)
+    with pytest.raises(InputError, match="process .* on elsewhere"):
         prepare(packed_mimic, tmp_path)
-    holder.kill()
-    holder.wait()
-    assert prepare(packed_mimic, tmp_path, "--limit", 5) == 0
+    assert not list(tmp_path.glob("[!.]*"))
+
+
+def test_what_is_replaced_goes_last_and_nothing_foreign_goes(packed_mimic, tmp_path, monkeypatch):
+    """With --overwrite, a server that is not there costs nothing; a note among the shards stays.
+    """
+    prepare(packed_mimic, tmp_path, "--limit", 8)
+    note = tmp_path / "und-48" / "2024 notes.txt"
+    note.write_text("mine")
+    before = hashes(tmp_path)
+
+    def no_server(*_):
+        raise InputError("no server.")
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="no server"):
+        patch.setattr(prepare_mimic.llm, "clean_all", no_server)
+        prepare(packed_mimic, tmp_path, "--limit", 9, "--clean", "llm", "--overwrite")
+    assert hashes(tmp_path) == before
+    prepare(packed_mimic, tmp_path, "--limit", 9, "--overwrite")
+    assert note.read_text() == "mine"
+
+
+def test_a_folder_of_other_files_is_refused(packed_mimic, tmp_path):
+    mine = tmp_path / "gen-32" / "film.png"
+    mine.parent.mkdir()
+    mine.write_bytes(b"film")
+    with pytest.raises(InputError, match="gen-32 holds files and no data set of ours .film.png."):
+        prepare(packed_mimic, tmp_path, "--limit", 8, "--overwrite")
+    assert list(tmp_path.rglob("*")) == [mine.parent, mine]
+
+
+def test_a_size_of_an_earlier_run_is_named(packed_mimic, tmp_path, capsys):
+    prepare(packed_mimic, tmp_path, "--limit", 8)
+    (tmp_path / "und-48").rename(tmp_path / "und-56")
+    capsys.readouterr()
+    prepare(packed_mimic, tmp_path, "--limit", 8, "--overwrite")
+    earlier = [line for line in capsys.readouterr().out.splitlines() if "earlier run" in line]
+    assert len(earlier) == 1 and earlier[0].startswith(f"{tmp_path / 'und-56'} is of an earlier")
 
 
 def test_no_output_in_a_git_work_tree(packed_mimic, tmp_path):

@@ -1,6 +1,7 @@
 """Packing phantoms: the same bytes from the same settings, rows that fit pictures, a tokenizer."""
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from common.cli import InputError
 from common.files import digest
 from common.packed import Packed
+from helpers import lock_of_another
 from phantom import prepare
 from phantom.facts import PROMPTS, facts_to_report, report_to_facts, sample_facts
 from phantom.prepare import SPLITS, Settings, held_out, make, make_tokenizer
@@ -101,6 +103,33 @@ def test_another_data_set_is_replaced_only_if_told_to(root, tmp_path):
         run(tmp_path)
     run(tmp_path, "--overwrite")
     assert contents(tmp_path) == contents(root)
+
+
+@pytest.mark.parametrize("name, words", [
+    ("gen-64/film.png", "gen-64 holds files and no data set of ours .film.png."),
+    ("tokenizer.json", "tokenizer.json that is no phantom's")])
+def test_what_is_not_its_own_is_never_deleted(tmp_path, name, words):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    for more in ([], ["--overwrite"]):
+        with pytest.raises(InputError, match=words):
+            run(tmp_path, *more)
+    assert path.read_text() == "mine" and not (tmp_path / "und-64").exists()
+
+
+def test_two_processes_in_one_place(tmp_path):
+    lock_of_another(tmp_path)
+    with pytest.raises(InputError, match="process .* on elsewhere"):
+        run(tmp_path)
+    assert not list(tmp_path.glob("[!.]*"))
+
+
+def test_a_size_of_an_earlier_run_is_named(root, tmp_path, capsys):
+    shutil.copytree(root / "gen-64", tmp_path / "gen-48")
+    run(tmp_path, "--overwrite")
+    assert f"{tmp_path / 'gen-48'} is of an earlier run and stays" in capsys.readouterr().out
+    assert (tmp_path / "gen-48" / "dataset.json").exists()
 
 
 def test_a_run_that_was_killed_goes_on_with_the_same_command(root, tmp_path, monkeypatch):
