@@ -147,8 +147,10 @@ def summary(directory, published):
     # in one pass over the rows, which are too many to be held
     counters = {name: Counter() for name in ("view", "source", "clean", "flags")}
     words = []
+    patients = {split: set() for split in SPLITS}
     for row in rows_of(directory):
         words.append(len(row["report"].split()))
+        patients.setdefault(row["split"], set()).add(row["subject"])
         for name, counter in counters.items():
             value = row.get(name, "")
             counter.update(value if isinstance(value, list) else [str(value)])
@@ -156,7 +158,8 @@ def summary(directory, published):
     print(f"\n{directory}: {sum(info['counts'].values()):,} images, settings {info['hash']}")
     print(f"  {'':48}" + "".join(f"{split:>10}" for split in SPLITS))
     ours = [info["counts"].get(split, 0) for split in SPLITS]
-    for name, counts in {"found here": ours, **published}.items():
+    theirs = [len(patients[split]) for split in SPLITS]
+    for name, counts in {"found here": ours, "their patients": theirs, **published}.items():
         columns = ["-" if count is None else f"{count:,}" for count in counts]
         print(f"  {name:48}" + "".join(f"{column:>10}" for column in columns))
     for name, counter in counters.items():

@@ -1,5 +1,6 @@
 """prepare_mimic.py from end to end: what is packed, what is skipped and why, what stays secret."""
 import os
+import re
 from collections import Counter
 
 import numpy as np
@@ -160,7 +161,7 @@ def test_bad_settings_are_one_sentence(tmp_path, monkeypatch, line, message):
         prepare_mimic.main(line.split())
 
 
-def test_a_table_of_ones_own_needs_no_account(tmp_path):
+def test_a_table_of_ones_own_needs_no_account(tmp_path, capsys):
     for n in range(2):
         Image.fromarray(mimic_tree.film(n)).save(tmp_path / f"{n}.png")
     mimic_tree.write_table(tmp_path / "mine.csv", ("filename", "report", "patient", "Edema"), [
@@ -168,6 +169,9 @@ def test_a_table_of_ones_own_needs_no_account(tmp_path):
         ("./0.png", "Edema.", "p", ""), ("x" * 300, "Edema.", "q", "")])
     line = ["--dataset", "table", "--reports", tmp_path / "mine.csv", "--out", tmp_path / "out"]
     assert prepare_mimic.main([str(word) for word in (*line, *mimic_tree.SIZES)]) == 0
+    printed = capsys.readouterr().out
+    assert "no image in val, without" in printed and "no image in train" not in printed
+    assert re.search(r"their patients +1 +0 +0", printed)
     row, = Packed(tmp_path / "out", "und", 48).rows
     assert row["report"] == "FINDINGS: Effusion.\nIMPRESSION: Fine."
     assert row["labels"] == {"Edema": 1.0} and row["subject"] == "p"

@@ -259,8 +259,8 @@ class Run:
     def steps(self, samples):
         """The micro-batches of every step, as lists, until cfg.steps or a signal."""
         often = repetition(len(samples.data), self.cfg.steps, self.cfg.batch_size)
-        if often:
-            print0(often)
+        if often and self.master:
+            self.bar.write(often)
         steps = self.micro_batches(samples, self.cfg.micro_batch)
         while self.step < self.cfg.steps and not self.stopping:
             yield next(steps)

@@ -323,7 +323,8 @@ def load_tokenizer(directory, cfg=None):
     """
     path = Path(directory) / "tokenizer.json"
     if not path.exists():
-        remedy = "`python -m phantom.prepare` writes it."
+        remedy = ("copy one there (demo/tokenizer.json can write any text, though its tokens are "
+                  "made for phantoms); `python -m phantom.prepare` writes its own.")
         if cfg is not None:
             remedy = "copy it from where the weights came from."
         raise InputError(f"{directory} lacks tokenizer.json; {remedy}")

@@ -284,7 +284,7 @@ def test_what_is_nothing_that_is_asked_for_is_refused(janus_port, tmp_path):
         (weights.load_vae, janus_port[1], "is not a kl-f16 autoencoder: its sizes cannot be read"),
         (weights.load_unix, janus_port[1], "is not a released UniX: it has no generation branch"),
         (weights.load, tmp_path, "no checkpoint that we know"),
-        (weights.load_tokenizer, tmp_path, "`python -m phantom.prepare` writes it"),
+        (weights.load_tokenizer, tmp_path, "`python -m phantom.prepare` writes its own"),
     ):
         with pytest.raises(InputError, match=sentence):
             loader(directory)
