@@ -17,7 +17,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import mimic_tree
 import prepare_mimic
-from common.cli import InputError, cli, helps
+from common.cli import InputError, cli
 from common.platforms import peak_memory
 from mimic import sources, splits
 from mimic.items import LeftOut
@@ -103,8 +103,6 @@ def write_tables(folder, rows):
 
 
 def main(argv):
-    if helps(argv, __doc__):
-        return
     commands = {"images": images, "tables": tables}
     if len(argv) != 2 or argv[0] not in commands or not argv[1].isdigit():
         raise InputError("wanted images or tables, and a number, as in: "
@@ -114,4 +112,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    cli(main)
+    cli(main, __doc__)

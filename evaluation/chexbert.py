@@ -26,7 +26,7 @@ from tokenizers.implementations import BertWordPieceTokenizer
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from common.cli import InputError, cli, helps
+from common.cli import InputError, cli
 from common.files import text_lines
 from evaluation.text_metrics import LABELS
 from weights.files import fill, read_tensors, translate
@@ -200,8 +200,6 @@ def load_tokenizer(folder, cfg):
 
 
 def main(argv):
-    if helps(argv, __doc__):
-        return
     if len(argv) != 2:
         raise InputError(
             "say which weights and which reports: "
@@ -217,4 +215,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    cli(main)
+    cli(main, __doc__)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from common.cli import InputError, cli, helps
+from common.cli import InputError, cli
 from common.files import write_json, write_text
 from model import position_table
 from vae import VAEConfig
@@ -200,8 +200,6 @@ def halved(tensors):
 
 
 def main(argv):
-    if helps(argv, __doc__):
-        return
     source_and_target, options = argv[:2], argv[2:]
     is_usage = len(source_and_target) == 2 and not argv[0].startswith("-")
     if not is_usage or options not in ([], ["--release"]):
@@ -216,4 +214,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    cli(main)
+    cli(main, __doc__)

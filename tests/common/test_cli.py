@@ -13,12 +13,9 @@ import prepare_mimic
 import sample
 import train_gen
 import train_und
-from bench import mimic
 from common.cli import InputError, cli, differences, help_text, override
 from helpers import ROOT
-from evaluation import chexbert
 from phantom import prepare, train_vae
-from weights import export
 
 
 @dataclass
@@ -124,12 +121,6 @@ def test_every_setting_of_every_script_has_a_comment(config):
         if line.startswith("  --"):
             name, _, comment = line.strip().partition(" ")
             assert comment.split("[")[0].strip(), f"{name} has no comment"
-
-
-@pytest.mark.parametrize("script", [chexbert, export, mimic])
-def test_help_of_scripts_without_settings(script, capsys):
-    script.main(["--help"])
-    assert f"python -m {script.__name__}" in capsys.readouterr().out
 
 
 def test_help_of_the_autoencoder_has_no_option_that_does_nothing_there():
