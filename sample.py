@@ -15,7 +15,7 @@ same functions from Python:
 import json
 import os
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -29,7 +29,7 @@ import weights
 from attention import DecodeCache
 from common.cli import InputError, Text, cli, override
 from common.images import NOTICE, captioned, checked, image_files, read_image, save_png
-from common.processes import decoding, generator, setup, torch_dtype
+from common.processes import DTYPES, decoding, generator, number_format, setup, torch_dtype
 from common.prompts import Prompt, picture_paths, read_prompts
 from tokenizer import pad
 from vision import normalize, preprocess
@@ -76,8 +76,8 @@ class SampleConfig(Sampling):
     temperature: float = 0.0    # 0: always the most likely token; higher: more varied
     top_p: float = 1.0          # draw from the most likely tokens that hold this much probability
     max_tokens: int = 0         # longest report; 0: as long as the checkpoint can
-    device: str = "auto"        # auto, cpu, cuda
-    dtype: str = "float32"      # float32, or bfloat16: half the memory, faster on most machines
+    device: str = "auto"        # auto, cpu, cuda, mps
+    dtype: Literal[*DTYPES] = "auto"    # number format of the weights; auto: the fastest here
     raw: bool = False           # the raw weights of a training run instead of the averaged ones
 
     def __post_init__(self):
@@ -345,9 +345,10 @@ def main(argv):
                          "and is yours.")
 
     device = setup(cfg.device).device
+    dtype = number_format(cfg.dtype, device)
     model, vae, tokenizer = weights.load(
-        cfg.checkpoint, ema=not cfg.raw, dtype=torch_dtype(cfg.dtype))
-    cfg = preset_for(model, cfg, argv, __doc__)
+        cfg.checkpoint, ema=not cfg.raw, dtype=torch_dtype(dtype))
+    cfg = replace(preset_for(model, cfg, argv, __doc__), dtype=dtype)
     model = model.to(device)
     if vae is not None:
         vae = vae.to(device)

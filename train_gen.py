@@ -23,7 +23,7 @@ import repa
 import weights
 from common.cli import InputError, cli, override
 from common.packed import Packed
-from common.processes import all_sum, print0
+from common.processes import all_sum, print0, widest_float
 from training import cost
 from training.batches import Samples
 from training.run import Run, UniXRunConfig
@@ -214,10 +214,11 @@ def validate(run, module, val, n=256, bins=5):
     All processes take part. -> the mean, and means over images whose t is in [0, 0.2), [0.2, 0.4),
     ...: the error near 0 tells of fine detail, near 1 of the layout.
     """
-    total = torch.zeros(2, bins, dtype=torch.float64, device=run.device)    # errors, how many
+    float64 = widest_float(run.device)
+    total = torch.zeros(2, bins, dtype=float64, device=run.device)      # errors, how many
     for batch in run.validation_batches(val, n):
         with run.autocast():
-            error = module(batch)[0].double()
+            error = module(batch)[0].to(float64)
         t = flow.sample_t(batch.normal, run.cfg.shift)
         bin_of = (t * bins).long().clamp(max=bins - 1)
         total.index_add_(1, bin_of, torch.stack([error, torch.ones_like(error)]))

@@ -19,7 +19,7 @@ import torch.nn as nn
 import weights
 from common.cli import InputError, cli, override
 from common.packed import Packed
-from common.processes import all_sum, print0
+from common.processes import all_sum, print0, widest_float
 from model import UniX, UniXConfig
 from training import cost
 from training.batches import Samples
@@ -121,11 +121,12 @@ def samples(cfg, model, tokenizer, split):
 @torch.no_grad()
 def validate(run, module, val, n=256):
     """Mean cross-entropy per report token on the first n validation images, over all processes."""
-    total = torch.zeros(2, dtype=torch.float64, device=run.device)      # cross-entropy, tokens
+    float64 = widest_float(run.device)
+    total = torch.zeros(2, dtype=float64, device=run.device)            # cross-entropy, tokens
     for batch in run.validation_batches(val, n):
         with run.autocast():
             loss = module(batch)
-        total += torch.stack([loss, batch.tokens]).double()
+        total += torch.stack([loss, batch.tokens]).to(float64)
     loss, tokens = all_sum(total).tolist()
     return loss / tokens
 

@@ -20,7 +20,7 @@ import weights
 from bench.measuring import large_product, medians, tell
 from common.cli import InputError, cli, override
 from common.platforms import peak_memory
-from common.processes import generator, setup, torch_dtype
+from common.processes import DTYPES, generator, number_format, setup, torch_dtype
 from model import UniX, UniXConfig
 from sample import Sampling, generate_reports, guided
 from training.cost import velocity_flops
@@ -33,7 +33,7 @@ class FullSizeConfig:
     out: str = "out/bench-UniX"     # where the random weights are, or will be written
     text: int = 96                  # tokens of the report to draw
     grid: int = 16                  # rows of its latents; 16 are 256 pixels
-    dtype: str = "bfloat16"         # of the weights; float32 where the CPU has no bf16
+    dtype: Literal[*DTYPES] = "auto"    # of the weights
     threads: int = 0                # CPU threads; 0 leaves it to torch
     json: bool = False              # print the figures as JSON
 
@@ -115,8 +115,9 @@ def measure(model, vae, tokenizer, text, grid, steps=4, tokens=32):
 
 def measure_release(cfg, pipe):
     """What the measuring process does: load, measure, send the figures."""
-    setup("cpu", cfg.threads)
-    load, loaded = seconds_of(lambda: weights.load(cfg.out, dtype=torch_dtype(cfg.dtype)))
+    device = setup("cpu", cfg.threads).device
+    dtype = torch_dtype(number_format(cfg.dtype, device))
+    load, loaded = seconds_of(lambda: weights.load(cfg.out, dtype=dtype))
     pipe.send({"seconds to load": load, **measure(*loaded, cfg.text, cfg.grid)})
 
 

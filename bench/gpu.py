@@ -18,6 +18,7 @@ from train_gen import GenStep, TrainConfig
 from train_und import UndStep
 from training import cost, optim
 from training.batches import Batch
+from training.peak import peak_flops
 from vae import VAE, VAEConfig
 from vision import RAD_DINO, ViT
 
@@ -150,7 +151,7 @@ def measure(case, repeats):
 
     step = cost_of(case)
     share = "of a GPU without a known peak"
-    peak = cost.peak_flops(device)
+    peak = peak_flops(device)
     if peak:
         share = f"{cost.model_flops(unix.cfg, step) / seconds / peak:.2f} of the peak"
     allocated = torch.cuda.max_memory_allocated() / 1e9

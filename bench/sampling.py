@@ -10,6 +10,7 @@ weight once, so it is compared with summing a tensor of that size.
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from tqdm import tqdm
@@ -19,7 +20,7 @@ import weights
 from attention import DecodeCache
 from bench.measuring import large_product, medians, random_decoder, tell
 from common.cli import cli, override
-from common.processes import decoding, generator, setup, torch_dtype
+from common.processes import DTYPES, decoding, generator, number_format, setup, torch_dtype
 from phantom.prepare import Settings, held_out
 from sample import Sampling, guided
 from training.cost import velocity_flops
@@ -36,8 +37,8 @@ class SamplingBenchConfig:
     text: int = 96              # tokens of the report
     cached: int = 674           # tokens before decoding: 576 vision, SOI, EOI, 96 of the prompt
     repeats: int = 15           # measurements a figure; the median counts
-    dtype: str = "bfloat16"     # or float32
-    device: str = "auto"        # auto, cpu, cuda
+    dtype: Literal[*DTYPES] = "auto"    # number format of the weights
+    device: str = "auto"        # auto, cpu, cuda, mps
     threads: int = 0            # CPU threads; 0 leaves it to torch
     checkpoint: str = str(Path(__file__).resolve().parents[1] / "demo")   # of --solvers
     reports: int = 64           # of --solvers
@@ -95,10 +96,11 @@ def measure_speed(cfg):
     """-> {"velocity": {images: figures}, "decoding": {tokens before: figures}, ...}."""
     device = setup(cfg.device, cfg.threads).device
     model = random_decoder(cfg.n_embd, cfg.n_layer, cfg.n_head, cfg.n_inner, cfg.grid)
-    model = model.to(device, torch_dtype(cfg.dtype)).eval()
+    dtype = number_format(cfg.dtype, device)
+    model = model.to(device, torch_dtype(dtype)).eval()
     return {
         "device": str(device),
-        "dtype": cfg.dtype,
+        "dtype": dtype,
         "threads": torch.get_num_threads(),
         "velocity": {images: measure_velocity(cfg, model, images) for images in (1, 8)},
         "decoding": {cached: measure_decoding(cfg, model, cached)

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from bench.measuring import large_product, medians, random_decoder, tell
 from common.cli import cli, override
 from common.packed import Packed, Writer
-from common.processes import Process, autocast, setup, torch_dtype
+from common.processes import DTYPES, Process, autocast, number_format, setup, torch_dtype
 from phantom.prepare import Settings, held_out, make_tokenizer
 from tokenizer import Tokenizer
 from train_gen import GenStep, TrainConfig
@@ -45,7 +45,7 @@ CPU = torch.device("cpu")
 @dataclass
 class TrainingBenchConfig:
     repeats: int = 15           # measurements a figure; the median counts
-    dtype: str = "bfloat16"     # or float32
+    dtype: Literal[*DTYPES] = "auto"    # of matrix products
     images: int = 4096          # read in one pass
     workers: int = 2            # threads that read data ahead
     threads: int = 0            # CPU threads; 0 leaves it to torch
@@ -327,13 +327,14 @@ def show(figures):
 
 def main(argv):
     cfg = override(TrainingBenchConfig(), argv, __doc__)
-    setup("cpu", cfg.threads)
-    print(f"{cfg.dtype}, {torch.get_num_threads()} threads", flush=True)
+    device = setup("cpu", cfg.threads).device
+    dtype = number_format(cfg.dtype, device)
+    print(f"{dtype}, {torch.get_num_threads()} threads", flush=True)
     figures = {
-        "utilisation": utilisation(LARGE, cfg.repeats, cfg.dtype),
-        "prefix": prefix(Size(), 384, cfg.repeats, cfg.dtype),
-        "pipeline": pipeline(cfg.images, cfg.workers, cfg.repeats, LARGE, cfg.dtype),
-        "processes": processes(Size(), cfg.repeats, cfg.dtype),
+        "utilisation": utilisation(LARGE, cfg.repeats, dtype),
+        "prefix": prefix(Size(), 384, cfg.repeats, dtype),
+        "pipeline": pipeline(cfg.images, cfg.workers, cfg.repeats, LARGE, dtype),
+        "processes": processes(Size(), cfg.repeats, dtype),
     }
     tell(figures, cfg.json, show)
 

@@ -3,6 +3,8 @@
 Nothing here knows the model. The same script runs on a CPU, on one GPU, or on many under torchrun.
 """
 import os
+import platform
+import sys
 from collections import deque
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -35,9 +37,8 @@ class Process:
 def setup(device="auto", threads=0, deterministic=False):
     """Choose the device and join the other processes, if torchrun started us -> Process.
 
-    device: auto (CUDA if there is one), cpu, cuda or cuda:N. threads: CPU threads, 0 leaves it to
-    torch. deterministic: the same bits in every run on CUDA too; on a CPU the same number of
-    threads is enough.
+    device: see `device_name`. threads: CPU threads, 0 leaves it to torch. deterministic: the same
+    bits in every run on CUDA too; on a CPU the same number of threads is enough.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -46,13 +47,7 @@ def setup(device="auto", threads=0, deterministic=False):
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.use_deterministic_algorithms(True)
 
-    # which device; "auto" takes a GPU if there is one
-    if device not in ("auto", "cpu") and not device.startswith("cuda"):
-        raise InputError(f"--device {device} is none of auto, cpu, cuda.")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"--device {device}: no CUDA device here; use --device cpu.")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_name(device)
 
     # torchrun sets RANK for each process that it starts; every rank gets a GPU of its own
     if not started_by_torchrun():
@@ -86,6 +81,35 @@ def started_by_torchrun():
         raise InputError(f"RANK={os.environ['RANK']} in the environment is not below WORLD_SIZE="
                          f"{os.environ['WORLD_SIZE']}; start with torchrun, which sets both.")
     return True
+
+
+def device_name(name):
+    """What --device names, as torch calls it; InputError for what is not there.
+
+    auto: CUDA if there is a GPU, else Apple's mps, else cpu. cuda:N is GPU number N.
+    """
+    kind, colon, number = name.partition(":")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        if gpus:
+            return "cuda"
+        # processes of torchrun have no way to talk to each other on mps
+        if torch.backends.mps.is_available() and "RANK" not in os.environ:
+            return "mps"
+        return "cpu"
+
+    if kind not in ("cpu", "cuda", "mps") or (colon and kind != "cuda"):
+        raise InputError(f"--device {name} is none of auto, cpu, cuda, cuda:N, mps.")
+    if kind == "cuda" and not gpus:
+        raise InputError(f"--device {name}: no CUDA device here; use --device cpu.")
+    if colon and not (number.isdigit() and int(number) < gpus):
+        raise InputError(f"--device {name}: the GPUs here are cuda:0 to cuda:{gpus - 1}.")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise InputError("--device mps: this is no Mac with an Apple GPU, or its torch cannot use "
+                         "it; use --device cpu.")
+    if kind == "mps" and "RANK" in os.environ:
+        raise InputError("--device mps takes one process; under torchrun use --device cpu.")
+    return name
 
 
 def join(backend):
@@ -149,11 +173,66 @@ def print0(*words, file=None):
 
 # ---- number formats ----
 
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+def number_format(name, device, begun=None):
+    """What --dtype means on a device -> "float32" or "bfloat16". What auto chose is printed.
+
+    begun: the format in which the run that is continued was begun, if there is one. It goes on in
+    that one, even where another would be faster.
+    """
+    if name != "auto":
+        return name
+    fastest, reason = fastest_format(device)
+    chosen = fastest if begun is None else begun
+    if chosen != fastest:
+        reason = f"as it was begun, although {fastest} is faster here: {reason}"
+    print0(f"--dtype auto: {chosen} ({reason})", file=sys.stderr)
+    return chosen
+
+
+def fastest_format(device):
+    """The number format in which a device multiplies matrices fastest -> (its name, the reason)."""
+    if device.type == "cuda":
+        # some GPUs only emulate it, at a fraction of the speed
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bfloat16", "this GPU has bf16"
+        return "float32", "this GPU has no bf16"
+    # on mps bf16 and fp16 save memory and no time, bf16 wants macOS 14, and fp16 a scaled loss
+    # (pytorch issue 139386; karpathy/nanochat issue 685: bf16 takes 17 % longer on an M4 Max)
+    if device.type == "mps":
+        return "float32", "bf16 saves no time on Apple's GPUs"
+    if cpu_has_bf16():
+        return "bfloat16", "this CPU has bf16"
+    return "float32", "this CPU has no bf16"
+
+
+def cpu_has_bf16():
+    """Whether this CPU has instructions that multiply bf16: AVX512-BF16, AMX, or those of ARM.
+
+    oneDNN, asked alone, says yes to every CPU with AVX512: there it can compute in bf16, at a
+    fifth of the speed of fp32. It is asked all the same, since ONEDNN_MAX_CPU_ISA may forbid them.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return True                     # there oneDNN's answer is about the instructions
+    return any((torch.cpu._is_avx512_bf16_supported(), torch.cpu._is_amx_tile_supported()))
+
+
 def torch_dtype(name):
-    """The number format that --dtype names."""
-    if name not in ("float32", "bfloat16"):
-        raise InputError(f"--dtype {name} is none of float32, bfloat16.")
+    """The number format of torch that "float32" or "bfloat16" names."""
+    if name not in DTYPES[1:]:
+        raise InputError(f"--dtype {name} is none of {', '.join(DTYPES)}.")
     return getattr(torch, name)
+
+
+def widest_float(device):
+    """float64, in which sums over a data set are kept; Apple's mps has none, and keeps float32."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def autocast(device, dtype):

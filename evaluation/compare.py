@@ -10,6 +10,7 @@ row {"id", "error"}, is named and left out on both.
 """
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import weights
 from common import processes
@@ -29,8 +30,8 @@ class FeaturesConfig(FeatureNetwork):
     out: str = "features.safetensors"           # file to write
     checkpoint: str = "out/gen512"  # whose tower, for --encoder vision
     batch: int = 32                 # images at once
-    device: str = "auto"            # auto, cpu, cuda
-    dtype: str = "float32"          # or bfloat16
+    device: str = "auto"            # auto, cpu, cuda, mps
+    dtype: Literal[*processes.DTYPES] = "auto"      # number format of the weights
 
     def __post_init__(self):
         assert self.batch > 0, "--batch must be at least 1."
@@ -62,6 +63,7 @@ def load_encoder(cfg, device):
     if cfg.encoder == "rad-dino":
         return features.rad_dino(cfg.rad_dino, cfg.route, device)
     # the whole checkpoint is loaded for its tower alone: a tower has no file of its own
+    cfg.dtype = processes.number_format(cfg.dtype, device)
     model, _, _ = weights.load(cfg.checkpoint, dtype=processes.torch_dtype(cfg.dtype))
     return features.tower(model.to(device))
 
@@ -78,8 +80,8 @@ class CompareConfig(FeatureNetwork, ReportNetworks):
     checkpoint: str = "out/gen512"  # whose tower, for --encoder vision
     bootstrap: int = 100            # resamplings for the intervals, tenfold for reports; 0: none
     batch: int = 32                 # images at once
-    device: str = "auto"            # auto, cpu, cuda
-    dtype: str = "float32"          # or bfloat16
+    device: str = "auto"            # auto, cpu, cuda, mps
+    dtype: Literal[*processes.DTYPES] = "auto"      # number format of the weights
 
     def __post_init__(self):
         assert min(*self.shards, self.k, self.batch) > 0, \

@@ -7,8 +7,9 @@ does all of it again for other numbers of steps and guidance scales.
 Drawing, reading and features take hours. They are shared out among processes, and continued when
 interrupted. A report that cannot be drawn is named and left out.
 """
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -18,7 +19,7 @@ import weights
 from common import processes
 from common.cli import InputError, Text, override
 from common.images import captioned, save_png
-from evaluation import features, radgraph_biovil, scoring, tables
+from evaluation import features, radgraph_biovil, scoring, tables, worklist
 from evaluation.drawing import Experiment, draw, prompts_of
 from evaluation.settings import FeatureNetwork, ReportNetworks, Sweep
 from evaluation.text_metrics import alignment_mean
@@ -41,8 +42,8 @@ class GenConfig(Sweep, FeatureNetwork, ReportNetworks):
     max_tokens: int = 0             # longest report of the cycle; 0: the limit of the checkpoint
     bootstrap: int = 100            # resamplings for the intervals, tenfold for F1; 0: none
     show: int = 8                   # pairs in the picture
-    device: str = "auto"            # auto, cpu, cuda
-    dtype: str = "float32"          # or bfloat16
+    device: str = "auto"            # auto, cpu, cuda, mps
+    dtype: Literal[*processes.DTYPES] = "auto"      # number format of the weights
 
     def __post_init__(self):
         super().__post_init__()
@@ -55,11 +56,11 @@ class GenConfig(Sweep, FeatureNetwork, ReportNetworks):
 def main(argv):
     cfg = override(GenConfig(), argv, __doc__, sample.PRESETS)
     process = processes.setup(cfg.device)
-    dtype = processes.torch_dtype(cfg.dtype)
-    model, vae, tokenizer = weights.load(cfg.checkpoint, dtype=dtype)
-    # only now it is known whether these are the released weights
-    cfg = sample.preset_for(model, cfg, argv, __doc__)
     out = Path(cfg.out)
+    dtype = worklist.number_format(out, cfg, process)
+    model, vae, tokenizer = weights.load(cfg.checkpoint, dtype=processes.torch_dtype(dtype))
+    # only now it is known whether these are the released weights
+    cfg = replace(sample.preset_for(model, cfg, argv, __doc__), dtype=dtype)
 
     # whose reports are drawn: train, val or test, and which networks judge the images
     size = sample.latent_side(model, vae, cfg.size) * vae.factor

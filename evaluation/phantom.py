@@ -20,6 +20,7 @@ image misses; with --sweep it writes <out>.json and the curves, <out>-sweep.png.
 """
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -51,8 +52,8 @@ class PhantomConfig(Sweep):
     show: int = 8                   # pairs in the picture
     bootstrap: int = 100            # resamplings for the intervals, tenfold for F1; 0: none
     batch: int = 32                 # images at once
-    device: str = "auto"            # auto, cpu, cuda
-    dtype: str = "bfloat16"         # or float32
+    device: str = "auto"            # auto, cpu, cuda, mps
+    dtype: Literal[*processes.DTYPES] = "auto"      # number format of the weights
 
     def __post_init__(self):
         super().__post_init__()
@@ -143,6 +144,7 @@ class Examinee:
 def load(cfg):
     """Load the checkpoint -> Examinee."""
     device = processes.setup(cfg.device).device
+    cfg.dtype = processes.number_format(cfg.dtype, device)      # <out>.json says which it was
     dtype = processes.torch_dtype(cfg.dtype)
     model, vae, tokenizer = weights.load(cfg.checkpoint, dtype=dtype)
     model = model.to(device)

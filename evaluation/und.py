@@ -6,6 +6,7 @@ counted, and never scored as if its report were empty.
 """
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import weights
 from common import processes
@@ -30,8 +31,8 @@ class UndConfig(ReportNetworks):
     max_tokens: int = 0             # longest report; 0: the limit of the checkpoint
     bootstrap: int = 1000           # resamplings for the intervals; 0: none
     batch: int = 16                 # images at once
-    device: str = "auto"            # auto, cpu, cuda
-    dtype: str = "float32"          # or bfloat16
+    device: str = "auto"            # auto, cpu, cuda, mps
+    dtype: Literal[*processes.DTYPES] = "auto"      # number format of the weights
 
     def __post_init__(self):
         assert self.batch > 0, "--batch must be at least 1."
@@ -45,6 +46,7 @@ def main(argv):
 
     # the model, the images and what is asked about each
     process = processes.setup(cfg.device)
+    cfg.dtype = worklist.number_format(out, cfg, process)
     dtype = processes.torch_dtype(cfg.dtype)
     model, _, tokenizer = weights.load(cfg.checkpoint, dtype=dtype)
     model = model.to(process.device)

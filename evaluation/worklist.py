@@ -18,6 +18,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from tqdm import tqdm
 
+from common import processes
 from common.cli import InputError, differences
 from common.files import (
     append_jsonl, cut_torn_line, read_json, read_jsonl, write_json, write_jsonl)
@@ -76,6 +77,16 @@ def claim(directory, settings, overwrite, process):
                 old.unlink()
         write_json(path, settings)
     meet()
+
+
+def number_format(directory, cfg, process):
+    """What --dtype means for this output directory: rows that are continued keep their format."""
+    path = directory / "settings.json"
+    begun = None
+    if path.exists() and not cfg.overwrite:
+        begun = read_json(path).get("dtype")
+    chosen = processes.number_format(cfg.dtype, process.device, begun)
+    return processes.gather(chosen)[0]          # that of the first process, on all machines
 
 
 # ---- the work ----

@@ -6,6 +6,7 @@
     optim        learning rate, AdamW and Muon, the average of the weights
     batches      which image a step sees and everything random about it; read ahead by threads
     cost         operations and memory of a step
+    peak         how many operations a second the device can do at best
     latents      posteriors of the VAE stored beside the packed images
     show         what the model draws and writes, to look at while it trains
     curves       log.jsonl of several runs in one picture

@@ -17,8 +17,6 @@ The rules, with a multiplication and an addition as two operations:
 C width, F width inside the MLP, L layers, h latents, n patches of the vision tower.
 """
 import json
-import re
-import timeit
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 
@@ -215,31 +213,6 @@ def counted(cfg, step, gen=None, und=None):
         "g_tok": step.gen * step.latents,
         "flops": model_flops(cfg, step),
     }
-
-
-# Dense bf16 products with fp32 sums (V100: fp16) in operations a second, without sparsity, from the
-# vendors' data sheets. Longer names stand before the shorter ones that they contain.
-PEAKS = {
-    "H200 NVL": 835e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
-    "A100": 312e12, "A40": 150e12, "A30": 165e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12,
-    "RTX 6000 Ada": 364e12, "RTX A6000": 155e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
-    "V100": 125e12,
-}
-
-
-def peak_flops(device, dtype="bfloat16"):
-    """Operations a second at best: a GPU's from the table, a CPU's the best of six large products.
-
-    None for a GPU that is not in the table, and for float32 on a GPU.
-    """
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for key, peak in PEAKS.items():
-            if dtype == "bfloat16" and re.search(rf"\b{key}\b", name):
-                return peak
-        return None
-    a = torch.ones(1536, 1536, dtype=getattr(torch, dtype))
-    return 2 * len(a) ** 3 / min(timeit.repeat(lambda: a @ a, number=1, repeat=6))
 
 
 # ---- bytes ----

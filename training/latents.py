@@ -29,7 +29,7 @@ class LatentsConfig:
     vae: str = "pretrained/vae"         # a run of phantom.train_vae, or a kl-f16
     sizes: list[int] = field(default_factory=lambda: [256, 512])    # image sizes to encode
     batch: int = 16                     # images at once
-    device: str = "auto"                # auto, cpu, cuda
+    device: str = "auto"                # auto, cpu, cuda, mps
     threads: int = 0                    # CPU threads; 0 leaves it to torch
 
     def __post_init__(self):

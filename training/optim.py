@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from common.cli import InputError
-from common.processes import print0
+from common.processes import print0, torch_dtype
 
 OPTIMIZERS = ("adamw", "muon")
 DECAYS = ("constant", "cosine")
@@ -38,8 +38,10 @@ class Muon(torch.optim.Optimizer):
     refuses convolutions; here a kernel (out, in, 3, 3) counts as a matrix of out x 9 in.
     """
 
-    def __init__(self, params, lr, momentum=0.95):
+    def __init__(self, params, lr, momentum=0.95, dtype=torch.bfloat16):
+        """dtype: of the products that make a direction orthogonal."""
         super().__init__(params, dict(lr=lr, momentum=momentum))
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self):
@@ -51,20 +53,20 @@ class Muon(torch.optim.Optimizer):
         average = self.state[p].setdefault("momentum", torch.zeros_like(p))
         average.lerp_(p.grad, 1 - momentum)
         ahead = p.grad.lerp(average, momentum)              # Nesterov's look ahead
-        update = orthogonal(ahead.flatten(1))
+        update = orthogonal(ahead.flatten(1), self.dtype)
         # 0.2 sqrt(longer side) is the size of Adam's usual update, so that one learning rate fits
         # both (Liu et al. 2025, arXiv 2502.16982, section 2.2)
         p.add_(update.view_as(p), alpha=-lr * 0.2 * max(update.shape) ** 0.5)
 
 
-def orthogonal(matrix):
-    """U V^T of matrix = U S V^T, nearly, in bf16.
+def orthogonal(matrix, dtype=torch.bfloat16):
+    """U V^T of matrix = U S V^T, nearly, computed in dtype: bf16 is enough.
 
     Five Newton-Schulz steps bring every singular value to between 0.7 and 1.2. The coefficients are
     Jordan's: they do not converge to 1, but they raise small singular values fastest.
     """
     tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.bfloat16()
+    x = matrix.to(dtype)
     if tall:                            # x x^T is then the smaller product
         x = x.mT
     x = x / (x.norm() + 1e-7)
@@ -79,7 +81,7 @@ def orthogonal(matrix):
 def optimizers(module, cfg, adamw_only=(), shard=False):
     """Optimizers of all parameters that are not frozen: [AdamW], or [AdamW, Muon].
 
-    cfg: optimizer (one of OPTIMIZERS; Muon takes the matrices only), lr, weight_decay.
+    cfg: optimizer (one of OPTIMIZERS; Muon takes the matrices only), lr, weight_decay, dtype.
     adamw_only: parts of names of matrices that stay with AdamW all the same, as embeddings do:
     their rows are not directions to mix.
     shard: AdamW's averages are spread over the processes (ZeRO 1).
@@ -107,7 +109,8 @@ def optimizers(module, cfg, adamw_only=(), shard=False):
         rest, lr=cfg.lr, betas=(0.9, 0.95), eps=1e-15, weight_decay=cfg.weight_decay, fused=True)
     if not with_muon:
         return [adamw]
-    return [adamw, Muon([trained[name] for name in with_muon], cfg.lr)]
+    matrices = [trained[name] for name in with_muon]
+    return [adamw, Muon(matrices, cfg.lr, dtype=torch_dtype(cfg.dtype))]
 
 
 def count(parameters):

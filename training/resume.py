@@ -44,6 +44,8 @@ def checkpoint_to_resume(cfg):
     free = set(FREE)
     if cfg.decay == "cosine":           # then the number of steps decides every learning rate
         free.remove("steps")
+    if cfg.dtype == "auto":             # whatever format it was begun with
+        free.add("dtype")
     theirs = {key: value for key, value in config["settings"].items()
               if key not in GONE or value != GONE[key]}
     different = differences(theirs, asdict(cfg), free)

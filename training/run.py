@@ -31,10 +31,11 @@ from tqdm import tqdm
 
 from common import locks, processes
 from common.cli import InputError, differences, option, until_the_end
-from common.processes import all_sum, gather, on_first, print0, torch_dtype
-from training import cost, optim
+from common.processes import all_sum, gather, on_first, print0
+from training import optim
 from training.batches import Samples, loader, refuse_uneven, repetition
 from training.log import Log, Meter, open_boards, refuse_missing_boards
+from training.peak import peak_flops
 from training.resume import checkpoint_to_resume, optimizer_state, restore, tidy
 from training.saving import Saver
 from weights import checkpoint
@@ -55,8 +56,8 @@ class RunConfig:
     clip: float = 1.0                   # largest norm of the gradient; longer ones are shortened
     ema: float = 0.9999                 # decay of the averaged weights
     seed: int = 0                       # seed of everything random: weights, order, noise
-    device: str = "auto"                # auto, cpu, cuda
-    dtype: str = "bfloat16"             # float32 or bfloat16, of products; parameters stay float32
+    device: str = "auto"                # auto, cpu, cuda, mps
+    dtype: Literal[*processes.DTYPES] = "auto"      # of products; parameters stay float32
     threads: int = 0                    # CPU threads; 0 leaves it to torch
     shard: bool = False                 # spread the optimizer's state over the ranks (ZeRO 1)
     compile: bool = False               # torch.compile the step: slow to start, then faster
@@ -76,7 +77,6 @@ class RunConfig:
         assert self.ema <= 1, f"--ema {self.ema}: the decay of an average is at most 1."
         assert self.clip > 0, (
             f"--clip {self.clip} would leave no gradient; a large number, as 1e9, clips nothing.")
-        torch_dtype(self.dtype)
 
 
 @dataclass
@@ -204,6 +204,13 @@ class Run:
         on_first(self.process, partial(locks.refuse_taken, cfg.out))
         self.seen = checkpoint.checkpoints(cfg.out)
         self.resume = checkpoint_to_resume(cfg)
+        # a run goes on in the number format that it began with; auto may choose another one on
+        # another machine
+        begun = None
+        if self.resume:
+            begun = checkpoint.read_config(self.resume)["settings"]["dtype"]
+        cfg.dtype = processes.number_format(cfg.dtype, self.device, begun)
+        check_ranks_agree(cfg)
 
     def prepare(self, module, average_of, adamw_only=()):
         """Optimizer, average, DDP and log, once it is known what is frozen.
@@ -236,7 +243,10 @@ class Run:
         # it is waited for before others may write here, hence after the lock
         self.saver = Saver(cfg.out, cfg.keep, before=self.resume)
         # what is shown and asked for while it runs
-        self.meter = Meter(cost.peak_flops(self.device, cfg.dtype), self.world)
+        peak = peak_flops(self.device, cfg.dtype)
+        if peak is None:
+            print0("mfu is not logged: how fast this device is at best is not known")
+        self.meter = Meter(peak, self.world)
         self.bar = tqdm(total=cfg.steps, initial=self.step, desc=f"stage {self.stage}", unit="step",
                         disable=not self.master)
         self.stop = Stop()

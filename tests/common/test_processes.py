@@ -5,8 +5,17 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from common import processes
 from common.cli import InputError
-from common.processes import ahead, autocast, decoding, generator, setup
+from common.processes import (
+    ahead,
+    autocast,
+    decoding,
+    device_name,
+    generator,
+    number_format,
+    setup,
+)
 
 
 def test_a_process_without_torchrun(monkeypatch):
@@ -42,12 +51,75 @@ def test_a_job_script_may_name_a_meeting_point_for_others(monkeypatch):
     assert setup("cpu").world == 1
 
 
-def test_what_is_no_device_or_number_format(monkeypatch):
-    with pytest.raises(InputError, match="auto, cpu, cuda"):
-        setup("gpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match="no CUDA"):
-        setup("cuda")
+def machine(monkeypatch, gpus=0, mps=False, bf16=True, rank=None):
+    """Stand in for what torch says of a machine."""
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(processes, "cpu_has_bf16", lambda: bf16)
+
+
+@pytest.mark.parametrize("here, name, device", [
+    ({}, "auto", "cpu"), (dict(gpus=2), "auto", "cuda"), (dict(mps=True), "auto", "mps"),
+    (dict(mps=True), "mps", "mps"), (dict(mps=True), "cpu", "cpu"),
+    (dict(mps=True, rank="0"), "auto", "cpu"), (dict(gpus=2), "cuda:1", "cuda:1")])
+def test_the_device_that_is_meant(monkeypatch, here, name, device):
+    machine(monkeypatch, **here)
+    assert device_name(name) == device
+
+
+@pytest.mark.parametrize("here, name, sentence", [
+    ({}, "gpu", "none of auto, cpu, cuda, cuda:N, mps"), ({}, "cpu:0", "none of auto"),
+    ({}, "cudax", "none of auto"), ({}, "", "none of auto"),
+    ({}, "cuda", "no CUDA device"), ({}, "cuda:0", "no CUDA device"), ({}, "mps", "no Mac"),
+    (dict(gpus=2), "cuda:2", "cuda:0 to cuda:1"), (dict(gpus=2), "cuda:", "cuda:0 to cuda:1"),
+    (dict(gpus=2), "cuda:-1", "cuda:0 to"), (dict(mps=True, rank="0"), "mps", "one process")])
+def test_what_is_no_device_here(monkeypatch, here, name, sentence):
+    machine(monkeypatch, **here)
+    with pytest.raises(InputError, match=sentence):
+        setup(name)
+
+
+# ---- number formats ----
+
+@pytest.mark.parametrize("device, bf16, chosen", [
+    ("cuda", True, "bfloat16"), ("cuda", False, "float32"), ("mps", True, "float32"),
+    ("cpu", True, "bfloat16"), ("cpu", False, "float32")])
+def test_auto_is_the_fastest_format_and_says_so(monkeypatch, capsys, device, bf16, chosen):
+    machine(monkeypatch, bf16=bf16)
+    device = torch.device(device)
+    assert number_format("auto", device) == chosen
+    said = capsys.readouterr()
+    assert f"auto: {chosen} (" in said.err and not said.out     # results alone on standard output
+    for given in ("float32", "bfloat16"):
+        assert number_format(given, device) == given
+    # what is continued keeps its format, even where another is faster
+    assert number_format("auto", device, begun="bfloat16") == "bfloat16"
+    slower = "although float32 is faster" in capsys.readouterr().err
+    assert slower == (chosen == "float32")
+
+
+@pytest.mark.parametrize("onednn, avx512_bf16, amx, machine_name, fast", [
+    (True, True, False, "x86_64", True), (True, False, True, "AMD64", True),
+    (True, False, False, "x86_64", False),      # AVX512 alone: oneDNN can, at a fifth of fp32
+    (False, True, True, "x86_64", False),       # ONEDNN_MAX_CPU_ISA=AVX2
+    (True, False, False, "aarch64", True), (False, False, False, "arm64", False)])
+def test_the_cpus_that_have_bf16(monkeypatch, onednn, avx512_bf16, amx, machine_name, fast):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(processes.platform, "machine", lambda: machine_name)
+    assert processes.cpu_has_bf16() is fast
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert processes.cpu_has_bf16() is False    # a build of torch without oneDNN
+
+
+def test_what_is_no_number_format():
     with pytest.raises(InputError, match="float16"):
         autocast(torch.device("cpu"), "float16")
 

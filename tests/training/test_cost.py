@@ -131,17 +131,6 @@ def test_a_batch_counts_with_its_own_texts():
     assert counts["flops"] == cost.model_flops(cfg, shorter)
 
 
-@pytest.mark.parametrize("name, peak", [
-    ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA H100 PCIe", 756e12),
-    ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA L40S", 362e12), ("NVIDIA RTX A4000", None)])
-def test_the_peak_of_a_gpu_goes_by_its_name_and_a_cpus_is_measured(monkeypatch, name, peak):
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: name)
-    assert cost.peak_flops(torch.device("cuda")) == peak
-    assert cost.peak_flops(torch.device("cuda"), "float32") is None
-    monkeypatch.setattr(cost.timeit, "repeat", lambda *_, **__: [0.25, 0.5])
-    assert cost.peak_flops(CPU, "float32") == 2 * 1536 ** 3 / 0.25
-
-
 # ---- memory ----
 
 @pytest.mark.parametrize("name, optimizer", [
@@ -151,7 +140,8 @@ def test_what_stays_is_exact(name, optimizer):
     step = replace(STEPS[name], optimizer=optimizer)
     cfg = tiny_config(**SMALL, generation=step.gen > 0)
     module, loss = build(step, cfg)
-    settings = SimpleNamespace(optimizer=optimizer, lr=1e-5, weight_decay=0.0)
+    settings = SimpleNamespace(
+        optimizer=optimizer, lr=1e-5, weight_decay=0.0, dtype="float32")
     optimizers = optim.optimizers(module, settings, ("embed.weight", "lm_head"))
     average = optim.EMA(module["read"].unix, 0.99)
     loss().backward()

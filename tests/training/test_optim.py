@@ -9,8 +9,9 @@ from common.cli import InputError
 from training import optim
 
 
-def settings(optimizer="adamw", weight_decay=0.0):
-    return SimpleNamespace(optimizer=optimizer, lr=0.01, weight_decay=weight_decay)
+def settings(optimizer="adamw", weight_decay=0.0, dtype="bfloat16"):
+    return SimpleNamespace(
+        optimizer=optimizer, lr=0.01, weight_decay=weight_decay, dtype=dtype)
 
 
 def network():
@@ -65,6 +66,22 @@ def test_an_orthogonal_update_has_singular_values_near_1(shape):
     strong = torch.linalg.svdvals(update)[:int((s > 0.1 * s[0]).sum())]
     assert update.shape == matrix.shape and strong.min() > 0.6 and strong.max() < 1.3
     assert torch.cosine_similarity(update.flatten(), (u @ vt).flatten(), dim=0) > 0.95
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_muon_multiplies_in_the_format_of_the_run(dtype, monkeypatch):
+    """A CPU without bf16 would spend most of a step on these products."""
+    asked = []
+
+    def orthogonal(matrix, dtype):
+        asked.append(dtype)
+        return matrix
+    monkeypatch.setattr(optim, "orthogonal", orthogonal)
+    module = network()
+    _, muon = optim.optimizers(module, settings("muon", dtype=dtype))
+    backward(module)
+    muon.step()
+    assert set(asked) == {getattr(torch, dtype)}
 
 
 def test_the_rate_of_a_step_reaches_every_optimizer_and_gradients_go():

@@ -115,6 +115,15 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path):
         checkpoint_to_resume(cfg)
 
 
+def test_auto_goes_on_in_the_format_of_the_run(tmp_path):
+    """Another format that is asked for by name is another run."""
+    cfg = TrainConfig(out=str(tmp_path / "run"), dtype="bfloat16")
+    write_checkpoint(cfg, 5)
+    assert checkpoint_to_resume(replace(cfg, dtype="auto")) == tmp_path / "run" / "00000005"
+    with pytest.raises(InputError, match=r"other settings \(dtype=bfloat16\)"):
+        checkpoint_to_resume(replace(cfg, dtype="float32"))
+
+
 def test_looking_deletes_nothing_and_tidying_only_what_a_run_wrote(tmp_path):
     """What is refused between the two costs nobody a checkpoint."""
     write_checkpoint(TrainConfig(out=str(tmp_path)), 5)
