@@ -28,6 +28,10 @@ import flow
 import weights
 from attention import DecodeCache
 from common.cli import InputError, Text, cli, override
+from common.finite import Watch, refuse_non_finite
+from common.images import NOTICE, captioned, checked, image_files, read_image, save_png
+from common.processes import DTYPES, decoding, generator, number_format, setup, torch_dtype
+from common.prompts import Prompt, picture_paths, read_prompts
 from common.images import NOTICE, captioned, checked, image_files, read_image, save_png
 from common.processes import DTYPES, decoding, generator, number_format, setup, torch_dtype
 from common.prompts import Prompt, picture_paths, read_prompts
@@ -83,7 +87,8 @@ class SampleConfig(Sampling):
     def __post_init__(self):
         super().__post_init__()
         assert self.num > 0, "--num must be at least 1."
-        assert self.temperature >= 0, "--temperature must be 0 or more."
+        assert self.temperature == 0 or self.temperature >= 1e-3, \
+            "--temperature must be 0, or 0.001 or more."
         assert 0 < self.top_p <= 1, "--top-p must be above 0 and at most 1."
         assert self.max_tokens >= 0, "--max-tokens must be 0 or more."
 
@@ -138,11 +143,12 @@ def generate_images(model, vae, tokenizer, reports, sampling=Sampling(), num=1, 
 
     The noise of picture k of a report depends on (seed, k) alone, so that it is the same in every
     batch. numbers: the k of each report's first picture, if not 0. Raises
-    InputError for a checkpoint that cannot draw, or not this size.
+    InputError for a checkpoint that cannot draw, or not this size, and FloatingPointError where a
+    number is none.
     """
     device, dtype = model.embed.weight.device, model.embed.weight.dtype
     side = latent_side(model, vae, sampling.size)
-    solver, _ = flow.SOLVERS[sampling.solver]
+    solver, evaluations = flow.SOLVERS[sampling.solver]
     times = flow.schedule(sampling.steps, sampling.shift)
     if numbers is None:
         numbers = [0] * len(reports)
@@ -157,11 +163,18 @@ def generate_images(model, vae, tokenizer, reports, sampling=Sampling(), num=1, 
     for start in range(0, len(rows), sampling.batch):
         batch = rows[start:start + sampling.batch]
         velocity = guided(model, [block for block, _ in batch], sampling)
+        watch = Watch()
+
+        def watched(x, t):
+            step = 1 + len(watch.places) // evaluations
+            return watch(f"the velocity at step {step} of {sampling.steps}", velocity(x, t))
+
         shape = (vae.cfg.embed_dim, side, side)
         noise = [torch.randn(shape, generator=generator(sampling.seed, k)) for _, k in batch]
         bar = partial(tqdm, desc=f"drawing {start + 1}/{len(rows)}", unit="step",
                       disable=not progress, leave=False)
-        latents = solver(velocity, torch.stack(noise).to(device), times, bar)
+        latents = solver(watched, torch.stack(noise).to(device), times, bar)
+        watch.check()                                                       # CPU-GPU sync
         pictures.append(vae.pictures(latents.to(dtype)).cpu())
     return torch.cat(pictures).unflatten(0, (len(reports), num)).numpy()
 
@@ -222,13 +235,16 @@ def generate_reports(model, tokenizer, images, prompt=PROMPT, temperature=0.0, t
         rngs = [generator(seed, start + i) for i in range(B)]
         done = torch.zeros(B, dtype=torch.bool, device=device)
         answers = []
+        watch = Watch()
         with decoding(B, device):
             while len(answers) < room and not done.all():
                 hidden, cache = model.prefill_text(token, cache=cache)
                 logits = model.logits(hidden[:, -1]).float()                          # (B, V)
+                watch(f"a logit of token {len(answers) + 1}", logits)
                 token = choose(logits, temperature, top_p, rngs)
                 done |= token[:, 0] == tokenizer.eos
                 answers.append(token)
+        watch.check()
 
         # what a row says after its EOS, while others go on, is cut off by `decode`
         reports += [tokenizer.decode(ids) for ids in torch.cat(answers, dim=1).tolist()]
@@ -245,6 +261,7 @@ def choose(logits, temperature, top_p, rngs):
     p, order = (logits / temperature).softmax(-1).sort(descending=True)
     before = p.cumsum(-1) - p                           # what the more likely ones hold already
     p = p.masked_fill(before >= top_p, 0).cpu()
+    refuse_non_finite("the probability of a token", p)
     drawn = [torch.multinomial(row, 1, generator=rng) for row, rng in zip(p, rngs)]
     return order.gather(1, torch.stack(drawn).to(order.device))
 

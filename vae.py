@@ -14,6 +14,7 @@ learns to draw new ones; latents become an image again. UniX never trains it.
 
 B batch, C channels of a stage, H W pixels, h w latent grid, z latent channels.
 """
+import math
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,8 @@ class VAEConfig:
     def __post_init__(self):
         self.ch_mult = tuple(self.ch_mult)      # JSON has lists
         uneven = [width for width in self.widths if width % self.norm_groups]
+        assert math.isfinite(self.scale) and math.isfinite(self.shift), \
+            f"scale {self.scale} or shift {self.shift} is not finite"
         assert not uneven, f"norm_groups {self.norm_groups} does not divide the widths {uneven}"
 
     @property
@@ -228,9 +231,11 @@ class VAE(nn.Module):
     def pictures(self, latents):
         """Latents -> 8-bit grey pictures (B, H, W): mean of the channels, [-1, 1] to 0..255.
 
-        Rounded; the release truncates.
+        Rounded; the release truncates. FloatingPointError if a pixel is no number.
         """
         pixels = self.decode(latents).float().mean(dim=1)
+        if not torch.isfinite(pixels).all():            # they would become black
+            raise FloatingPointError("what the autoencoder decoded is not finite.")
         return (pixels.clamp(-1, 1) * 127.5 + 127.5).round().byte()
 
 

@@ -288,8 +288,8 @@ def cli(main, doc=""):
 
     doc: the help of a script that has no settings, whose main never sees --help.
 
-    Bad input, a full disk or a missing permission is one sentence and exit code 2. Output that
-    nobody reads any more (`| head`) ends the script in silence.
+    Bad input, numbers that are none, a full disk or a missing permission is one sentence and exit
+    code 2. Output that nobody reads any more (`| head`) ends the script in silence.
     """
     print_anything()
     code = 1                            # of a bug, whose traceback is shown
@@ -299,7 +299,7 @@ def cli(main, doc=""):
             if not doc or not helps(sys.argv[1:], doc):
                 code = main(sys.argv[1:])
         sys.stdout.flush()              # now, while a reader who has gone is listened for
-    except InputError as error:
+    except (InputError, FloatingPointError) as error:
         code = 2
         say(str(error))
     except OSError as error:

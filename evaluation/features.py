@@ -29,6 +29,7 @@ from tqdm import tqdm
 import weights
 from common.cli import InputError
 from common.files import replacing
+from common.finite import refuse_non_finite
 from common.images import IMAGES, look_into, printable, read_image
 from common.packed import Packed
 from common.processes import gather, print0
@@ -126,15 +127,16 @@ class Encoder:
 
     @torch.inference_mode()
     def __call__(self, pictures):
-        """uint8 (B, S, S) -> features after the last LayerNorm, float32 array (B, C)."""
+        """uint8 (B, S, S) -> features after the last LayerNorm, float32 array (B, C), all finite.
+        """
         weight = next(self.vit.parameters())
         pixels = pictures.to(weight.device)[:, None].float() / 255                  # (B, 1, S, S)
         pixels = normalize(pixels, self.vit.cfg).to(weight.dtype)                   # (B, 3, S, S)
         tokens = self.vit.tokens(pixels).float()                                    # (B, N, C)
         # SigLIP, the tower of UniX, has no class token: there the patches are averaged
-        if self.pool == "class":
-            return tokens[:, 0].cpu().numpy()
-        return tokens.mean(1).cpu().numpy()
+        x = tokens[:, 0] if self.pool == "class" else tokens.mean(1)
+        refuse_non_finite("a feature of an image", x)
+        return x.cpu().numpy()
 
 
 def straight(image, size=518):
@@ -312,6 +314,9 @@ def check(features, path):
         raise InputError(f"{path} holds features in {x.dtype}; float32 is wanted.")
     if x.ndim != 2 or len(ids) != len(x):
         raise InputError(f"{path} names {len(ids)} images and holds features of shape {x.shape}.")
+    if not np.isfinite(x).all():
+        name = ids[int(np.isfinite(x).all(axis=1).argmin())]
+        raise InputError(f"{path}: the features of {name} are not finite; extract them anew.")
 
 
 def same_encoder(a, b, names):

@@ -11,13 +11,14 @@ from PIL import Image
 import flow
 import sample
 import weights
-from common.cli import InputError
+from common.cli import InputError, cli
 from common.images import NOTICE
 from common.processes import generator
 from helpers import dicom_file, randomise, tiny_config, tiny_vae
 from model import UniX
 from sample import Sampling
 from tokenizer import Tokenizer
+from vae import VAE
 from vision import normalize
 from weights import checkpoint
 
@@ -179,6 +180,52 @@ def test_choose():
         assert abs(share - (logits[1] / temperature).softmax(-1)[0]) < 0.08
 
 
+# ---- numbers that are none ----
+
+def failing(monkeypatch, kind, name, nth, value):
+    """Call number `nth` of a network's method, counted from 1, has one number that is none."""
+    real = vars(kind)[name]
+    calls = []
+
+    def method(self, *args):
+        result = real(self, *args)
+        calls.append(name)
+        if len(calls) == nth:
+            result[-1, -1] = value
+        return result
+    monkeypatch.setattr(kind, name, method)
+
+
+@pytest.mark.parametrize("solver, nth, place", [
+    ("ab2", 3, "the velocity at step 3 of 4"), ("heun", 5, "the velocity at step 3 of 4")])
+def test_no_picture_is_made_of_a_velocity_without_numbers(loaded, monkeypatch, solver, nth, place):
+    failing(monkeypatch, UniX, "velocity", nth, torch.nan)
+    with pytest.raises(FloatingPointError, match=place):
+        images(loaded, solver=solver)
+
+
+def test_no_picture_is_made_of_pixels_without_numbers(loaded, monkeypatch):
+    failing(monkeypatch, VAE, "decode", 1, torch.inf)
+    with pytest.raises(FloatingPointError, match="decoded is not finite"):
+        images(loaded)
+
+
+@pytest.mark.parametrize("temperature, place", [(0.0, "a logit of token 2"), (1.0, "probability")])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_no_report_is_made_of_logits_without_numbers(
+        loaded, monkeypatch, temperature, place, value):
+    model = loaded[0]
+    real = model.logits
+    calls = []
+
+    def logits(hidden):
+        calls.append(1)
+        return torch.full_like(real(hidden), value) if len(calls) == 2 else real(hidden)
+    monkeypatch.setattr(model, "logits", logits)
+    with pytest.raises(FloatingPointError, match=place):
+        written(loaded, temperature=temperature)
+
+
 # ---- the command line ----
 
 @pytest.fixture
@@ -198,6 +245,15 @@ def main(run, tmp_path, monkeypatch):
 
 def pngs(folder):
     return sorted(path.name for path in folder.iterdir() if path.suffix == ".png")
+
+
+def test_numbers_that_are_none_end_in_a_sentence(main, tmp_path, monkeypatch, capsys):
+    failing(monkeypatch, UniX, "velocity", 2, torch.nan)
+    monkeypatch.setattr("sys.argv", ["sample.py"])
+    with pytest.raises(SystemExit) as end:
+        cli(lambda argv: main("--report", REPORTS[0], "--steps", 3, *argv))
+    assert end.value.code == 2 and not pngs(tmp_path)
+    assert "error: the velocity at step 2 of 3 is not finite" in capsys.readouterr().err
 
 
 def test_a_picture_carries_its_settings(main, tmp_path, capsys):

@@ -19,6 +19,7 @@ from tqdm import tqdm
 import weights
 from common.cli import cli, override
 from common.files import replacing
+from common.finite import ADVICE
 from common.packed import Packed
 from common.processes import setup
 
@@ -49,12 +50,20 @@ def as_seen(pictures, numbers, device):
 
 @torch.no_grad()
 def posteriors(vae, pictures, numbers, device, batch=16, name=None):
-    """Mean and log-variance of images -> (2, N, z, h, w), on the CPU. name: of a progress bar."""
+    """Mean and log-variance of images -> (2, N, z, h, w), on the CPU. name: of a progress bar.
+
+    FloatingPointError names the first image whose latents are no numbers.
+    """
     moments = []
     for start in tqdm(range(0, len(numbers), batch), desc=name, disable=name is None):
         images = as_seen(pictures, numbers[start:start + batch], device)
         moments.append(torch.stack(vae.moments(images)).cpu())
-    return torch.cat(moments, dim=1)
+    moments = torch.cat(moments, dim=1)
+    finite = torch.isfinite(moments).transpose(0, 1).flatten(1).all(dim=1)              # (N,)
+    if not finite.all():
+        name = pictures.rows[numbers[int(finite.int().argmin())]]["id"]
+        raise FloatingPointError(f"the latents of image {name} are not finite: {ADVICE}")
+    return moments
 
 
 def origin(path):

@@ -1,4 +1,6 @@
 """Something to look at while training: what the model draws and writes, beside what was given."""
+import sys
+
 import torch
 
 from common.files import write_text
@@ -15,8 +17,12 @@ def sheet(pictures, captions):
 def show_drawn(model, vae, tokenizer, data, path, n=8):
     """A sheet: the first n images of a data set, each beside one drawn from its report."""
     reports = [row["report"] for row in data.rows[:n]]
-    drawn = generate_images(model, vae, tokenizer, reports, Sampling(size=data.size),
-                            numbers=range(len(reports)), progress=False)
+    try:
+        drawn = generate_images(model, vae, tokenizer, reports, Sampling(size=data.size),
+                                numbers=range(len(reports)), progress=False)
+    except FloatingPointError as error:     # no reason to end a run
+        print(f"no samples now: {error}", file=sys.stderr)
+        return
     pictures, captions = [], []
     for i, report in enumerate(reports):
         pictures += [data.image(i).numpy(), drawn[i, 0]]
@@ -32,7 +38,11 @@ def show_written(model, tokenizer, data, path, n=8):
     """
     n = min(n, len(data))
     images = torch.stack([data.image(i) for i in range(n)])
-    written = generate_reports(model, tokenizer, images, progress=False)
+    try:
+        written = generate_reports(model, tokenizer, images, progress=False)
+    except FloatingPointError as error:
+        print(f"no samples now: {error}", file=sys.stderr)
+        return
     captions, lines = [], []
     for row, text in zip(data.rows, written):
         captions.append(f"given: {row['report']}\nwritten: {text}")

@@ -218,8 +218,8 @@ def dropped(source, layout):
 def fill(module, tensors, source, dtype=None):
     """Put tensors {our name: tensor} into a module -> the module. dtype=None keeps theirs.
 
-    InputError names what is missing, unknown, misshapen or no floating-point number. source is the
-    file's path, for the message.
+    InputError names what is missing, unknown, misshapen, no floating-point number or not finite.
+    source is the file's path, for the message.
     """
     # names first: torch's own strict loading would print hundreds of them
     wanted = module.state_dict()
@@ -238,9 +238,19 @@ def fill(module, tensors, source, dtype=None):
 
     if dtype is not None:
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    refuse_non_finite(tensors, source)
     # assign: the module takes over these tensors, so what is memory-mapped stays so
     module.load_state_dict(tensors, assign=True)
     return module.eval()
+
+
+def refuse_non_finite(tensors, source):
+    """InputError that names the first tensor with NaN or infinity in it."""
+    for name, tensor in tensors.items():
+        # both ends are NaN if any value is, and cost a quarter of casting the tensor
+        if tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax())).all():
+            raise InputError(f"{source}: {name} holds numbers that are not finite; the file is "
+                             "damaged, or training has ruined the weights.")
 
 
 def fill_translated(module, source, layout, path, dtype=None):

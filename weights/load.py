@@ -25,7 +25,7 @@ from tokenizer import Tokenizer
 from vae import VAE, VAEConfig
 from vision import ViT
 from weights.checkpoint import checkpoints, newest, read_config
-from weights.files import dropped, fill, fill_translated, read_tensors
+from weights.files import dropped, fill, fill_translated, read_tensors, refuse_non_finite
 from weights.layouts import DIFFUSERS, DINO, JANUS, JANUS_HF, LDM, UNIX
 from weights.sizes import (
     Sizes,
@@ -253,7 +253,9 @@ def load_ours(directory, config, ema, dtype):
         saved.update(read_tensors(frozen))
     averaged = directory / "ema.safetensors"
     if ema and averaged.exists():
-        saved.update(read_tensors(averaged))
+        average = read_tensors(averaged)
+        refuse_non_finite(average, averaged)
+        saved.update(average)
 
     # what came with a released UniX and we do not use is saved under "unused.": see `model_tensors`
     tensors = {}

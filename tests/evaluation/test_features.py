@@ -55,6 +55,17 @@ def test_the_routes_are_those_of_transformers(films, route):
         assert np.abs(np.array(ours) - pixels[route]).max() <= 1
 
 
+def test_features_without_numbers_are_none(films):
+    vit = scramble(ViT(ViTConfig(image_size=28, patch_size=14, n_layer=1, n_head=1, n_embd=16,
+                                 n_inner=16, class_token=True)))
+    encoder = features.Encoder("broken", vit, features.straight, "class")
+    pictures = torch.zeros(2, 28, 28, dtype=torch.uint8)
+    assert encoder(pictures).shape == (2, 16)
+    vit.norm.bias.data[3] = torch.nan
+    with pytest.raises(FloatingPointError, match="a feature of an image is not finite"):
+        encoder(pictures)
+
+
 def test_an_encoder_pools_and_its_name_tells_routes_and_weights_apart(films, monkeypatch):
     vit = scramble(ViT(ViTConfig(image_size=28, patch_size=14, n_layer=1, n_head=1, n_embd=16,
                                  n_inner=16, class_token=True)))
@@ -170,11 +181,14 @@ def test_features_are_reused_for_the_same_images_only(films, tmp_path):
     ({"ids": '["a", "a"]'}, "names a twice"),
     ({"ids": '["a"]'}, r"names 1 images and holds features of shape \(2, 3\)"),
     ({}, "holds features in float64; float32 is wanted"),
+    ({"ids": '["a", "nan"]'}, "the features of nan are not finite"),
 ])
 def test_other_files_are_refused(tmp_path, header, sentence):
     whole = {"format": features.FORMAT, "encoder": "", "source": "", "ids": '["a", "b"]',
              "failures": "{}"}
     x = np.eye(2, 3, dtype=np.float32 if header else np.float64)
+    if "not finite" in sentence:
+        x[1, 2] = np.nan
     save_file({"features": x}, tmp_path / "a.safetensors", {**whole, **header})
     with pytest.raises(InputError, match=sentence):
         features.load(tmp_path / "a.safetensors")

@@ -8,6 +8,7 @@ from common.packed import Packed, Writer
 from common.processes import Process
 from helpers import close, tiny_vae
 from training import latents
+from vae import VAE
 from weights import checkpoint
 
 
@@ -46,6 +47,25 @@ def test_what_is_stored_is_what_the_encoder_says(data, vae_run):
         for stored, moment in zip(packed.moments(i), moments):
             assert stored.dtype == torch.float32
             close(stored, moment[0], 1e-5)
+
+
+def test_latents_without_numbers_are_not_stored(data, vae_run, monkeypatch):
+    """The image is named; it lies in the second shard."""
+    packed = Packed(data, "gen", 32)
+    real = VAE.moments
+    seen = []
+
+    def moments(self, images):
+        mean, logvar = real(self, images)
+        for i in range(len(images)):
+            seen.append(i)
+            if len(seen) == 14:
+                logvar[i, 0, 0, 0] = torch.inf
+        return mean, logvar
+    monkeypatch.setattr(VAE, "moments", moments)
+    with pytest.raises(FloatingPointError, match=f"image {packed.rows[13]['id']} are not finite"):
+        encode(data, vae_run)
+    assert list(files(data)) == [0]
 
 
 def test_only_what_is_missing_damaged_or_of_another_vae_is_encoded(data, vae_run, tmp_path):

@@ -1,6 +1,7 @@
 """training/show.py: sheets of what a model draws and writes, to look at while it trains."""
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import weights
@@ -44,6 +45,18 @@ def test_what_is_written_can_be_read_in_a_terminal_too(loaded, data, tmp_path):
     text = (tmp_path / "samples" / "1.txt").read_text()
     assert text.count("given ") == text.count("written ") == 2
     assert data.rows[1]["report"] in text and text.endswith(NOTICE + "\n")
+
+
+def test_a_run_goes_on_when_samples_are_no_numbers(loaded, data, tmp_path, monkeypatch, capsys):
+    model, vae, tokenizer = loaded
+    path = tmp_path / "samples" / "1.png"
+    nothing = torch.tensor(torch.nan)
+    monkeypatch.setattr(model, "velocity", lambda x, t, cache: x * nothing)
+    show_drawn(model, vae, tokenizer, data, path, n=1)
+    monkeypatch.setattr(model, "logits", lambda hidden: hidden * nothing)
+    show_written(model, tokenizer, data, path, n=1)
+    assert not path.exists()
+    assert capsys.readouterr().err.count("no samples now: ") == 2
 
 
 def looks_like(sheet, image, column):

@@ -47,6 +47,18 @@ def equal(ours, theirs):
     return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
+# ---- numbers that are none ----
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e39])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_that_are_no_numbers_are_refused_by_name(value, dtype):
+    """Also those that are too large for the format that is wanted."""
+    source = {name: tensor.double() for name, tensor in toy_file().items()}
+    source["k.bias"][2] = value
+    with pytest.raises(InputError, match="some.file: qkv.bias holds numbers that are not finite"):
+        fill_translated(Toy(), source, LAYOUT, "some.file", dtype)
+
+
 # ---- names ----
 
 def test_tensors_are_renamed_joined_reshaped_and_started():
