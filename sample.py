@@ -32,9 +32,6 @@ from common.finite import Watch, refuse_non_finite
 from common.images import NOTICE, captioned, checked, image_files, read_image, save_png
 from common.processes import DTYPES, decoding, generator, number_format, setup, torch_dtype
 from common.prompts import Prompt, picture_paths, read_prompts
-from common.images import NOTICE, captioned, checked, image_files, read_image, save_png
-from common.processes import DTYPES, decoding, generator, number_format, setup, torch_dtype
-from common.prompts import Prompt, picture_paths, read_prompts
 from tokenizer import pad
 from vision import normalize, preprocess
 

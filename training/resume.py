@@ -59,6 +59,13 @@ def checkpoint_to_resume(cfg):
     return directory
 
 
+def begun_with(directory, setting):
+    """A setting of the run whose checkpoint this is; None without a checkpoint."""
+    if directory is None:
+        return None
+    return checkpoint.read_config(directory)["settings"][setting]
+
+
 def refuse_foreign(out, overwrite):
     """InputError for a directory that holds what a run would delete and no run has written."""
     out = Path(out)

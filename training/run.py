@@ -36,7 +36,7 @@ from training import optim
 from training.batches import Samples, loader, refuse_uneven, repetition
 from training.log import Log, Meter, open_boards, refuse_missing_boards
 from training.peak import peak_flops
-from training.resume import checkpoint_to_resume, optimizer_state, restore, tidy
+from training.resume import begun_with, checkpoint_to_resume, optimizer_state, restore, tidy
 from training.saving import Saver
 from weights import checkpoint
 
@@ -206,9 +206,7 @@ class Run:
         self.resume = checkpoint_to_resume(cfg)
         # a run goes on in the number format that it began with; auto may choose another one on
         # another machine
-        begun = None
-        if self.resume:
-            begun = checkpoint.read_config(self.resume)["settings"]["dtype"]
+        begun = begun_with(self.resume, "dtype")
         cfg.dtype = processes.number_format(cfg.dtype, self.device, begun)
         check_ranks_agree(cfg)
 
