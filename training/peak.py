@@ -4,6 +4,8 @@ import timeit
 
 import torch
 
+from common.processes import print0
+
 # Dense bf16 products with fp32 sums (V100: fp16) in operations a second, without sparsity, from the
 # vendors' data sheets. Longer names stand before the shorter ones that they contain.
 PEAKS = {
@@ -43,3 +45,11 @@ def seconds_of_product(side, dtype):
     """How long a product of two square matrices takes on the CPU."""
     a = torch.ones(side, side, dtype=getattr(torch, dtype))
     return timeit.timeit(lambda: a @ a, number=1)
+
+
+def peak_to_log(device, dtype):
+    """The same for a run, which says what its log will lack."""
+    peak = peak_flops(device, dtype)
+    if peak is None:
+        print0("mfu is not logged: how fast this device is at best is not known")
+    return peak

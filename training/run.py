@@ -35,7 +35,7 @@ from common.processes import all_sum, gather, on_first, print0
 from training import optim
 from training.batches import Samples, loader, refuse_uneven, repetition
 from training.log import Log, Meter, open_boards, refuse_missing_boards
-from training.peak import peak_flops
+from training.peak import peak_to_log
 from training.resume import begun_with, checkpoint_to_resume, optimizer_state, restore, tidy
 from training.saving import Saver
 from weights import checkpoint
@@ -204,8 +204,7 @@ class Run:
         on_first(self.process, partial(locks.refuse_taken, cfg.out))
         self.seen = checkpoint.checkpoints(cfg.out)
         self.resume = checkpoint_to_resume(cfg)
-        # a run goes on in the number format that it began with; auto may choose another one on
-        # another machine
+        # it goes on in the number format that it began with; machines may differ in what auto is
         begun = begun_with(self.resume, "dtype")
         cfg.dtype = processes.number_format(cfg.dtype, self.device, begun)
         check_ranks_agree(cfg)
@@ -241,10 +240,7 @@ class Run:
         # it is waited for before others may write here, hence after the lock
         self.saver = Saver(cfg.out, cfg.keep, before=self.resume)
         # what is shown and asked for while it runs
-        peak = peak_flops(self.device, cfg.dtype)
-        if peak is None:
-            print0("mfu is not logged: how fast this device is at best is not known")
-        self.meter = Meter(peak, self.world)
+        self.meter = Meter(peak_to_log(self.device, cfg.dtype), self.world)
         self.bar = tqdm(total=cfg.steps, initial=self.step, desc=f"stage {self.stage}", unit="step",
                         disable=not self.master)
         self.stop = Stop()
