@@ -251,13 +251,22 @@ def mistakes(wanted, given):
     return lines
 
 
+# of the table on standard output
+ROWS = {
+    "report": "report: reading real phantoms",
+    "cycle": "cycle: reading generated ones",
+    "vae_ceiling": "ceiling: reading decoded ones",
+    "all_normal": "all normal: a report of nothing",
+}
+
+
 def print_scores(cfg, phantoms, scores, by_features):
     """The scores on standard output, for people."""
-    print(f"{'':14} {'micro-F1':>9} {'macro-F1':>9} {'exact':>7}   ({cfg.num} held-out phantoms)")
-    for name in ("report", "cycle", "vae_ceiling", "all_normal"):
+    print(f"{'':31} {'micro-F1':>9} {'macro-F1':>9} {'exact':>7}   ({cfg.num} held-out phantoms)")
+    for name, words in ROWS.items():
         if name in scores:
             row = scores[name]
-            print(f"{name:14} {row['micro']:9.3f} {row['macro']:9.3f} {row['exact']:7.3f}")
+            print(f"{words:31} {row['micro']:9.3f} {row['macro']:9.3f} {row['exact']:7.3f}")
     there = {finding for facts in phantoms.facts for finding, _, _ in facts}
     missing = [finding for finding in FINDINGS if finding not in there]
     if missing:
