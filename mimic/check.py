@@ -56,10 +56,12 @@ def first_look(cfg, root, jobs, reports):
         except Unusable:
             missing.append(root / job.path)
     if len(missing) > len(sample) / 2:
+        wanted = "the folder above files/"
+        if cfg.dataset != "mimic":
+            wanted = f"the folder in which {sample[0].path} lies"
         raise InputError(
             f"{len(missing)} of {len(sample)} images looked for are missing, as {missing[0]}"
-            "[.jpg]; is --images the folder above files/? (For a partial copy on purpose: "
-            "--max-bad 1.)")
+            f"[.jpg]; is --images {wanted}? (For a partial copy on purpose: --max-bad 1.)")
 
     # items that brought their text along need no report file
     items = [item for job in sample for task, item in job.items

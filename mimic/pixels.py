@@ -18,7 +18,7 @@ from common import images
 from vision import preprocess
 
 # MIMIC-CXR as JPG, as DICOM, or as somebody's PNG come first; "" for a path that has its ending
-ENDINGS = ("", ".jpg", ".dcm", ".png", *images.IMAGES)
+ENDINGS = ("", ".jpg", ".dcm", ".png", *images.IMAGES, *(name.upper() for name in images.IMAGES))
 
 
 def locate(path):

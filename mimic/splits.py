@@ -48,14 +48,15 @@ def assign(cfg, items, left_out):
 
 def one_per_study(items, left_out):
     """The first PA image of a study, else its first AP."""
+    # a table may number the studies of each patient from 1
     best = {}
     for item in items:
-        known = best.get(item.study)
+        known = best.get((item.subject, item.study))
         if known is None or (known.view == "AP" and item.view == "PA"):
-            best[item.study] = item
+            best[item.subject, item.study] = item
     chosen = []
     for item in items:
-        if best[item.study] is item:
+        if best[item.subject, item.study] is item:
             chosen.append(item)
         else:
             left_out.add(item.id, item.image, "another image of the study is kept")

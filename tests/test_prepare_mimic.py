@@ -178,3 +178,20 @@ def test_a_table_of_ones_own_needs_no_account(tmp_path, capsys):
     assert mimic_tree.skipped(tmp_path / "out") == {
         "./0.png": "another row has this image", "x" * 300: "image: missing",
         "1.png": "no findings"}
+
+
+def test_a_table_whose_images_are_elsewhere(tmp_path):
+    mimic_tree.write_table(tmp_path / "mine.csv", ("image", "report", "patient"),
+                           [("films/0.png", "Edema.", "p")])
+    line = ["--dataset", "table", "--reports", tmp_path / "mine.csv", "--out", tmp_path / "out"]
+    with pytest.raises(InputError, match="is --images the folder in which films/0.png lies"):
+        prepare_mimic.main([str(word) for word in line])
+
+
+def test_a_table_of_nothing_but_laterals_says_why_nothing_is_left(tmp_path):
+    mimic_tree.write_table(tmp_path / "mine.csv", ("image", "report", "patient", "view"),
+                           [("0.png", "Edema.", "p", "LL"), ("1.png", "Edema.", "q", "LATERAL")])
+    line = ["--dataset", "table", "--reports", tmp_path / "mine.csv", "--out", tmp_path / "out"]
+    with pytest.raises(InputError, match="no image is left for und and gen: 2 were left out, "
+                                         "1 as 'not frontal: LL'"):
+        prepare_mimic.main([str(word) for word in line])

@@ -19,7 +19,7 @@ def reason(path):
 
 
 def test_a_file_is_located_with_any_ending_and_its_stamp_changes_with_it(tmp_path):
-    for ending in ("", ".jpg", ".png", ".dcm"):
+    for ending in ("", ".jpg", ".png", ".dcm", ".tif", ".PNG", ".DCM"):
         path = tmp_path / f"a{ending}"
         path.write_bytes(b"x")
         assert pixels.locate(tmp_path / "a") == path

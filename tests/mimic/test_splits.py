@@ -26,10 +26,12 @@ def test_both_tasks_follow_the_official_split():
 
 
 def test_one_image_a_study_is_the_first_pa_or_the_first_ap():
-    items = [item("a", study="1", view="AP"), item("b", study="1"), item("c", study="1"),
-             item("d", study="2", view="AP"), item("e", study="2", view="AP")]
+    p, q = (dict(subject=name) for name in "pq")
+    items = [item("a", study="1", view="AP", **p), item("b", study="1", **p),
+             item("c", study="1", **p), item("d", study="2", view="AP", **p),
+             item("e", study="2", view="AP", **p), item("f", study="1", **q)]
     left_out = LeftOut()
-    assert ids(splits.one_per_study(items, left_out)) == ["b", "d"]
+    assert ids(splits.one_per_study(items, left_out)) == ["b", "d", "f"]
     assert {reason for _, _, reason in left_out} == {"another image of the study is kept"}
 
 
