@@ -23,6 +23,7 @@ known or read: fractions beyond 1, CIELab, 16 bits a channel in PPM, JPEG 2000 a
 import json
 import math
 import os
+import stat
 import sys
 import textwrap
 import warnings
@@ -75,11 +76,12 @@ def read_grey(file, largest=0, min_side=32, max_aspect=8.0):
     """
     if hasattr(file, "read"):
         return decode(file, "", largest, min_side, max_aspect)
-    if os.path.isdir(file):
-        raise Unusable("it is a folder")
-    if os.path.exists(file) and not os.path.isfile(file):
-        raise Unusable("it is a pipe or a device, no file")
     try:
+        kind = os.stat(file).st_mode
+        if stat.S_ISDIR(kind):
+            raise Unusable("it is a folder")
+        if not stat.S_ISREG(kind):          # a pipe, which would be waited for
+            raise Unusable("it is a pipe or a device, no file")
         opened = open(file, "rb")
     except (FileNotFoundError, NotADirectoryError, ValueError):     # ValueError: a NUL in the name
         raise Unusable("there is no such file") from None

@@ -92,20 +92,31 @@ def decoded(image, file):
 def refuse_several(image):
     """Unusable if the file holds other pictures than thumbnails: which is meant is not known."""
     # a JPEG with pictures behind it is a camera's, and they are previews
-    if not hasattr(image, "n_frames") or image.format == "MPO":
+    if image.format == "MPO" or not hasattr(image, "is_animated") or not image.is_animated:
         return
-    count = image.n_frames
-    if image.format == "TIFF" and count > 1:
-        kinds = []
-        for number in range(count):
-            image.seek(number)
-            kinds.append(image.tag_v2.get(NEW_SUBFILE_TYPE, 0))
-        image.seek(0)
-        # one that is a reduced copy comes behind the picture itself
-        count = 1 + sum(not kind & REDUCED for kind in kinds[1:])
-    if count > 1:
-        raise Unusable(f"it holds {count} pictures; save the one that is meant as a file of its "
-                       "own")
+    # a reduced copy stands behind the picture itself; a chain without end is no row of thumbnails
+    if image.format == "TIFF":
+        pages = 1
+        while pages < 100 and has_page(image, pages) and is_reduced(image):
+            pages += 1
+        if pages < 100 and not has_page(image, pages):
+            image.seek(0)
+            return
+    raise Unusable("it holds several pictures; save the one that is meant as a file of its own")
+
+
+def has_page(image, number):
+    """Whether a TIFF has this page, counted from 0; then it is the one that the tags are of."""
+    try:
+        image.seek(number)
+    except EOFError:
+        return False
+    return True
+
+
+def is_reduced(image):
+    """Whether the page of a TIFF is a thumbnail of another."""
+    return bool(image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & REDUCED)
 
 
 def orientation(image):

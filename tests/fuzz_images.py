@@ -1,6 +1,6 @@
 """Small image files of every kind, and damaged copies of them: flipped, cut, spliced.
 
-    python tests/fuzz_images.py 2000                # so many of each kind; about ten minutes
+    python tests/fuzz_images.py 2000                # so many of each kind, in a few minutes
 
 Whatever the damage, the reader of common/images.py gives a picture or a sentence, within seconds
 and within memory. The script names the number of every copy for which it does not, or that was
