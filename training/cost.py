@@ -1,6 +1,7 @@
 """What a training step costs, by arithmetic: floating-point operations and bytes. No step is run.
 
     python -m training.cost      # Table 1's stages (and Table 5) on eight GPUs of 48 or 80 GB
+    python -m training.cost --stage 2 --micro-batch 4 --gpus 2 --shard      # any other run
 
 The rules, with a multiplication and an addition as two operations:
 
@@ -19,11 +20,12 @@ C width, F width inside the MLP, L layers, h latents, n patches of the vision to
 import json
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from typing import Literal
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.cli import cli
+from common.cli import cli, override
 from model import UniX, UniXConfig
 from repa import Projector
 from vae import VAE, VAEConfig
@@ -336,30 +338,58 @@ STAGES = {
 }
 
 
+@dataclass
+class CostConfig:
+    stage: Literal["1", "2", "3", "1:1"] = "1"      # of training; 1:1 is a row of Table 5
+    micro_batch: int = 1        # samples of a forward pass
+    gpus: int = 1               # processes, each with a GPU of its own
+    shard: bool = False         # spread AdamW's averages over them (ZeRO 1)
+    recompute: bool = False     # compute layers again going backward
+
+    def __post_init__(self):
+        assert min(self.micro_batch, self.gpus) > 0, "--micro-batch and --gpus: 1 or more."
+
+    def step(self):
+        """A micro-step with these settings."""
+        step = STAGES[self.stage, 80]
+        return replace(step, und=self.micro_batch if step.und else 0,
+                       gen=self.micro_batch if step.gen else 0,
+                       world=self.gpus, shard=self.shard, recompute=self.recompute)
+
+
+def row(stage, gpu, step):
+    """A line of the table: GB with usual and longest texts, 1e15 operations of 256 samples."""
+    cfg = sizes(step)
+    usual = memory(cfg, step)["total"]
+    T = cfg.max_text
+    longest = replace(step, text=2 * T, answer=T, report=T)
+    most = usual + activations(cfg, longest) - activations(cfg, step)
+
+    micro_batch = max(step.und, step.gen)
+    operations = {part: n * 256 / micro_batch / 1e15 for part, n in flops(cfg, step).items()}
+    again = operations.pop("recomputed")
+    parts = ", ".join(f"{part} {n:.2f}" for part, n in operations.items() if n)
+    flags = f"--micro-batch {micro_batch:<3}" + " --shard" * step.shard
+    flags += " --recompute" * step.recompute
+    return (f"{stage:>5}{gpu:>5}  {flags:<37}{usual / 1e9:7.1f}{most / 1e9:9.1f}"
+            f"{sum(operations.values()):7.2f}{again:7.2f}  {parts}")
+
+
+def sizes(step):
+    """The released network, as far as a step needs it."""
+    return UniXConfig(generation=step.gen > 0)
+
+
 def main(argv):
-    """Every row part by part; then a line each, with GB and with 1e15 operations of 256 samples."""
-    lines = ["stage  GPU  flags                                   GB  longest    ops  again"]
-    for (stage, gpu), step in STAGES.items():
-        cfg = UniXConfig(generation=step.gen > 0)
-        print(f"stage {stage}, {gpu} GB:", describe_memory(cfg, step))
-
-        # with texts of the usual length, and with the longest in every sample
-        usual = memory(cfg, step)["total"]
-        T = cfg.max_text
-        longest = replace(step, text=2 * T, answer=T, report=T)
-        most = usual + activations(cfg, longest) - activations(cfg, step)
-
-        micro_batch = max(step.und, step.gen)
-        operations = {part: n * 256 / micro_batch / 1e15 for part, n in flops(cfg, step).items()}
-        again = operations.pop("recomputed")
-        parts = ", ".join(f"{part} {n:.2f}" for part, n in operations.items() if n)
-        flags = f"--micro-batch {micro_batch:<3} --shard"
-        if step.recompute:
-            flags += " --recompute"
-        lines.append(f"{stage:>5}{gpu:>5}  {flags:<37}{usual / 1e9:7.1f}{most / 1e9:9.1f}"
-                     f"{sum(operations.values()):7.2f}{again:7.2f}  {parts}")
-    print(*lines, sep="\n")
+    cfg = override(CostConfig(), argv, __doc__)
+    rows = {(cfg.stage, "any"): cfg.step()} if argv else STAGES
+    # part by part; then a line each
+    for (stage, gpu), step in rows.items():
+        print(f"stage {stage}, GPU {gpu}:", describe_memory(sizes(step), step))
+    print("stage  GPU  flags                                   GB  longest    ops  again")
+    for (stage, gpu), step in rows.items():
+        print(row(stage, gpu, step))
 
 
 if __name__ == "__main__":
-    cli(main, __doc__)
+    cli(main)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from common.cli import InputError
 from common.processes import autocast
 from helpers import tiny_config
 from model import UniX, UniXConfig
@@ -218,10 +219,24 @@ def test_the_table_is_printed_and_fits(capsys):
     """A tenth of every GPU stays free with texts of usual length; the longest fit too."""
     cost.main([])
     printed = capsys.readouterr().out
-    assert "stage 1, 48 GB: memory" in printed
+    assert "stage 1, GPU 48: memory" in printed
     rows = [line.split() for line in printed.splitlines()[-len(cost.STAGES):]]
     for (stage, gpu), row in zip(cost.STAGES, rows, strict=True):
         assert row[:2] == [stage, str(gpu)]
         after_the_flags = [word for word in row[4:] if not word.startswith("--")]
         usual, longest = map(float, after_the_flags[:2])
         assert usual <= 0.9 * gpu and longest <= gpu
+
+
+def test_the_cost_of_any_other_run(capsys, monkeypatch):
+    """The command's own sizes would take seconds."""
+    monkeypatch.setattr(cost, "sizes", lambda step: tiny_config(**SMALL, generation=True))
+    cost.main("--stage 3 --micro-batch 2 --gpus 4 --recompute".split())
+    *parts, _, row = capsys.readouterr().out.splitlines()
+    assert "stage 3" in parts[0] and "total" in parts[-1]
+    assert row.split()[:5] == ["3", "any", "--micro-batch", "2", "--recompute"]
+    with pytest.raises(InputError, match="--micro-batch and --gpus: 1 or more"):
+        cost.main(["--gpus", "0"])
+    step = cost.CostConfig(stage="1:1", micro_batch=3, gpus=4, shard=True).step()
+    assert (step.und, step.gen, step.world, step.shard, step.recompute) == (3, 3, 4, True, False)
+    assert cost.CostConfig(micro_batch=3).step().gen == 0, "stage 1 draws nothing"
