@@ -7,8 +7,8 @@ import re
 
 from mimic.cleaning.sentences import ended, without_dangling
 from mimic.cleaning.words import (
-    BLANK, CLAUSE_END, DATE, DOUBT, EARLIER, FINDING, NEGATION_WORD, SEVERITY, SIZE, TIME, either,
-    facts, pattern)
+    BLANK, CLAUSE_END, DATE, DOUBT, EARLIER, FINDING, NEGATION, NEGATION_WORD, SEVERITY, SIZE, TIME,
+    either, facts, pattern)
 
 # ---- one spelling of blanks ----
 
@@ -94,6 +94,8 @@ BLANK_BEFORE_NOUN = pattern(either(
     r"(?:catheter|line|tube|pacemaker|lead|wire|clip|device|port|valve|stent)s?\b)",
     # "measuring approximately ___ cm", "a ___ cm nodule"
     rf"(?:,? measur(?:es|ing) )?(?:(?:approximately|about|up to) )?{BLANK} ?[cm]m\b ?",
+    # "a 10 ___ nodule"
+    rf"\b\d+(?:\.\d+)? {BLANK} (?=(?:nodul|opaci|densit|mass|lesion))",
     # "edema with ___ and effusion"
     rf"(?<=\bwith ){BLANK} (?:and|or) (?=\w)",
     # "___ sternotomy ___": the wires and what kind it was
@@ -166,13 +168,19 @@ def drop_blanks(clause):
     clause = BLANK_BEFORE_NOUN.sub("", clause)
     clause = without_adjectives(clause)
 
-    def comma_before_there(match):
-        """", on ___ there is": without the comma two statements would run into one."""
+    def joint(match):
+        """What stays of a blank with its preposition: mostly nothing.
+
+        ", on ___ there is": without the comma two statements would run into one. "Scar or ___": as
+        long as nothing is denied, the other alternative makes the first one doubtful.
+        """
+        if match[0].lower().startswith(" or") and not NEGATION.search(clause[:match.start()]):
+            return match[0]
         if match[0].startswith(",") and clause.startswith(" there", match.end()):
             return ","
         return ""
 
-    clause_without = PREPOSITION_AND_BLANK.sub(comma_before_there, clause)
+    clause_without = PREPOSITION_AND_BLANK.sub(joint, clause)
     if BLANK not in clause_without:
         return clause_without
     return drop_statements_with_blanks(clause_without)
@@ -219,12 +227,15 @@ def drop_statements_with_blanks(clause):
     # the statement with the blank may have said something before it
     before = ", ".join(statements[:first])
     gone = " ".join(statements[first:end])
-    head = without_dangling(statements[first].partition(BLANK)[0].strip())
+    head = statements[first].partition(BLANK)[0].strip()
+    if re.search(r"\b(?:or|versus|vs\.?)$", head):         # "scar or ___ nodule": one of the two
+        head = ""
     remark = REMARK.search(head)
     if remark:
         # a doubt in it is not about what it is a remark on: "opacity, which may be ___"
         head = head[:remark.start()]
         gone = pattern(DOUBT).sub("", gone)
+    head = without_dangling(head)
     if head and (remark or WHOLE.search(head)) and not NEGATION_OR_DOUBT.search(head):
         before = f"{before}, {head}" if before else head
 

@@ -45,7 +45,7 @@ QUANTITY = "(?:position|size|extent|appearance|degree|severity)"
 NO_CHANGE_IN = pattern(
     "^",
     either(
-        f"(?:unchanged|stable) (?={QUANTITY} of)",
+        f"{HOW_MUCH}(?:unchanged|stable) (?={QUANTITY} of)",
         "(?:there (?:is|has been|are) )?(?:no|little|minimal|without) "
         f"{HOW_MUCH}changes? (?:in|of) "),
     f"(?:the )?(?:{QUANTITY} of (?:the )?)?")
@@ -64,9 +64,11 @@ UNCHANGED = pattern(either(
     f",? {SAME}{IN_COMPARISON}{CLAUSE_END_OR_COMMA}"))
 
 # What is normal or not, but only said not to have changed: "Cardiomegaly{, stable hilar contours}"
-STABLE_STRUCTURE = pattern(
-    r"(?:,|,? and) (?:stable|unchanged) (?:(?:cardio)?-?mediastinal|hilar|cardiac|heart|and|the|",
-    rf"[ ,])+(?:contours?|silhouettes?|size|structures?){CLAUSE_END}")
+STRUCTURE = ("(?:(?:(?:cardio)?mediastinal|hilar|cardiac|heart|and|the),? ){1,6}"
+             "(?:contours?|silhouettes?|size|structures?)")
+STABLE_STRUCTURE = pattern(either(
+    f"(?:,|,? and) (?:stable|unchanged) {STRUCTURE}{CLAUSE_END}",
+    f"(?:,|,? and) {STRUCTURE} {VERB} {SAME}{IN_COMPARISON}{CLAUSE_END}"))
 
 # At the end of a statement: "compared to ___", "since the prior exam", "than on the previous
 # study". "Since the study of ___, when ..." is left alone: what was seen then would remain.
@@ -106,9 +108,9 @@ def drop_comparisons(clause):
 
     # around the finding
     left = NO_CHANGE_IN.sub("", left)
+    left = cut_unless_facts(STABLE_STRUCTURE, left)
     left = cut_unless_facts(UNCHANGED_AND, left, instead="; ")
     left = cut_unless_facts(UNCHANGED, left)
-    left = cut_unless_facts(STABLE_STRUCTURE, left)
     # twice: "larger than on ___" is bare once its end is cut, "increased since ___" no more
     left = drop_comparatives(left)
     left = cut_unless_facts(TRAILING_COMPARISON, left)

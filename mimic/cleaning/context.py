@@ -7,7 +7,8 @@ stays. All examples are invented.
 import re
 
 from mimic.cleaning.sentences import ended, without_dangling
-from mimic.cleaning.words import BLANK, FINDING, FINDING_WORD, NEGATION, either, facts, pattern
+from mimic.cleaning.words import (
+    BLANK, FINDING, FINDING_WORD, NEGATION, SEVERITY, either, facts, pattern)
 
 # ---- cutting a clause out of a sentence ----
 
@@ -70,7 +71,7 @@ def cut_clause(sentence, cause):
 
 # Any number of words that name an exam: "PA and lateral views of the chest".
 VIEW_WORD = either(
-    "a|an|the|of|and|or|in|single|one|two|three",
+    r"a|an|the|of|and|or|in|single|one|two|three|\d",
     "frontal|lateral|portable|upright|supine|semi-?erect|semi-?upright|erect|AP|PA|bedside|digital",
     "chest|thorax|views?|radiographs?|radiography|x-?rays?|films?|images?|exam|examination|study",
     "projections?|position")
@@ -206,7 +207,9 @@ OF_TODAY = pattern(rf"\b(?:and|with|now|but)\b.*{FINDING_WORD}")
 # "The patient has a " before a finding; not "has been" or "has had", which tell of the past.
 PATIENT_HAS = pattern("^(?:the )?patient (?:is|has|presents with)(?! been| had) (?:an? )?")
 PATIENT = pattern(r"^(?:the )?patient\b")
-ROTATED = re.compile(r"\brotated to the (?:left|right)")
+ROTATED = pattern(
+    rf"(?:\b{SEVERITY} )?\brotated(?: {SEVERITY})?",
+    "(?: to(?:wards?)? (?:the |his |her )?(?:left|right))?")
 
 
 def drop_history(clause):

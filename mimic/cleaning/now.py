@@ -91,13 +91,14 @@ ADJECTIVES = "(?:" + either(
 # "There is {a new} effusion": a word of change before what it belongs to. The first group holds its
 # article, the second the next letter, by which a new article is chosen.
 SLIGHTLY = "(?:slightly |markedly |mildly )?"
+LARGELY = "(?:grossly |largely |relatively |essentially )?"
 CHANGE_WORD = pattern(
     r"(\ban? )?\b",
     either(
         # unchanged
-        f"(?:unchanged|stable) (?:to|or) (?:slightly |{SEVERITY} )?{CHANGED}",
+        f"{LARGELY}(?:unchanged|stable) (?:to|or) (?:slightly |{SEVERITY} )?{CHANGED}",
         "(?:unchanged|stable)[ -]appearing",
-        "unchanged|persistent|persisting|redemonstrated|(?:unchanged|stable)(?: and)?",
+        f"{LARGELY}unchanged|persistent|persisting|redemonstrated|{LARGELY}stable(?: and)?",
         "pre-?existing|once again|again",
         "previously (?:seen|noted|described|identified|demonstrated|visualized|reported)",
         # new; "no new" is the business of change.py
@@ -115,11 +116,12 @@ CHANGE_WORD = pattern(
 # At the beginning: "Again seen is a pacemaker", "New since ___ is a", "Interval increase in the"
 AGAIN_SEEN = pattern(
     "^(?:once )?again,? ",
-    "(?:seen|noted|demonstrated|visualized|visualised|identified|present|redemonstrated) ",
+    "(?:seen|noted|observed|demonstrated|visualized|visualised|identified|present|redemonstrated) ",
     r"(is|are) ([^,;]*?)(\.?)$")
 NEW_IS = pattern(f"^new(?: (?:since|from|compared to) {EARLIER_STUDY})? (is|are) ")
 DEVELOPMENT_OF = pattern(
-    "^(?:there (?:has been|is) )?(?:an )?(?:interval |(?=(?:worsening|progression) of))",
+    "^(?:there (?:has been|is) )?(?:an? )?(?:significant |slight )?",
+    "(?:interval |(?=(?:worsening|progression) of))",
     "(?:increase|decrease|improvement|worsening|development|progression|enlargement|placement|",
     "insertion)(?:/improvement)? (?:in|of) (?:the |an? )?(?:size of (?:the )?)?")
 SEEN_AGAIN = pattern(

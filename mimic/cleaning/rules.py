@@ -68,7 +68,7 @@ SAYS_NOTHING = pattern(r"\b", either(
     "and|or|but|of|in|on|with|to|from|at|by|for|also|still|now|then|than|which|when|today",
     "seen|noted|findings?|study|exam|examination|patient|history|changes?",
     "chest|heart|lungs?|lobes?|hil[ai]r?|cardiac|mediastin(?:um|al)|cardiomediastinal|silhouettes?",
-    "contours?|size|appearance|positions?|left|right|upper|lower|both"), r"\b")
+    "contours?|size|volumes|appearance|positions?|left|right|bilaterally|upper|lower|both"), r"\b")
 
 
 def drop_remnants(clause):

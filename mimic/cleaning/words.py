@@ -45,8 +45,8 @@ FINDING_WORD = either(
     # the heart and the great vessels
     "cardiomegaly|enlarge|widen|tortu|prominen|calcif|ectasia|ectatic|unfold|atheroscl",
     # bones, diaphragm, position
-    "fracture|deformit|wedg|scolio|kypho|curvature|degenerat|spondyl|osteop|arthr|scleros",
-    "sclerot|hernia|elevat|eventrat|flatten|shift|deviat",
+    "fracture|deformit|irregularit|wedg|scolio|kypho|curvature|degenerat|spondyl|osteop|arthr",
+    "scleros|sclerot|hernia|elevat|eventrat|flatten|shift|deviat",
     # what an operation has left
     r"postsurgical|postoperative|surgical change|\bfusion|\bcabg\b|bypass|resect|ectomy\b",
     # devices

@@ -26,6 +26,11 @@ Nothing is left hanging on what went.
     Small effusions, with interval improvement. -> Small effusions.
     Hernia, increased from prior exam. -> Hernia.
     Mild cardiomegaly, stable mediastinal contours. -> Mild cardiomegaly.
+    Enlarged heart, mediastinal contours appear similar to prior. -> Enlarged heart.
+    Relatively unchanged appearance of scars. -> Scars.
+    Grossly unchanged rightward shift. -> Rightward shift.
+    There is significant interval decrease in the left effusion. -> Left effusion.
+    Interval improvement in lung volumes bilaterally. -> nothing
     There is stable appearing bullous disease. -> There is bullous disease.
     The left catheter is unchanged position. -> The left catheter.
     Redemonstration and stable appearance of granulomas. -> Granulomas.

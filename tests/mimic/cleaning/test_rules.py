@@ -52,6 +52,7 @@ Age, past and the question that is asked go; a finding beside an age stays.
     There is a history of left pneumothorax, now no pneumothorax. -> No pneumothorax.
     Patient with history of CHF, now with bilateral effusions. -> Bilateral effusions.
     History of CHF with moderate edema. -> same
+    The patient is mildly rotated to left. -> nothing
     Patient is rotated to the left; there is a left pneumothorax. -> There is a left pneumothorax.
 
 Advice goes, but not where it would take a finding along.
@@ -87,12 +88,16 @@ A blank for an adjective goes alone before a finding that one sees, unless it is
     ___ atelectasis. -> nothing
     No displaced ___ fracture. -> nothing
     Possible ___ opacity. -> nothing
+    Scar or ___ atelectasis in the lingula. -> nothing
+    Scar or ___. -> nothing
+    No scar or ___. -> No scar.
     There are no ___ of a pleural effusion. -> There are no pleural effusion.
     ___ sternotomy wires are in ___ and intact. -> Sternotomy wires are intact.
 
 What is whole before its blank stays, unless it is denied or doubted behind it.
     Bibasilar opacities ___ atelectasis. -> Bibasilar opacities.
-    Right nodule which is ___ calcified. -> Right nodule.
+    Right nodule of 2 cm which is ___ calcified. -> Right nodule of 2 cm.
+    A 10 ___ nodule in the right apex. -> A nodule in the right apex.
     Right opacity, which may be ___. -> Right opacity.
     Edema, with bibasilar opacities ___ infiltrate. -> Edema, with bibasilar opacities.
     Left effusion ___ is not seen. -> nothing
