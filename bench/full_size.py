@@ -19,6 +19,7 @@ from tqdm import tqdm
 import flow
 import weights
 from bench.measuring import large_product, medians, tell
+from common import locks
 from common.cli import InputError, cli, override
 from common.platforms import peak_memory
 from common.processes import DTYPES, generator, number_format, setup, torch_dtype
@@ -137,6 +138,7 @@ def show(figures):
 
 def main(argv):
     cfg = override(FullSizeConfig(), argv, __doc__)
+    locks.take_files(cfg.out)
     if not Path(cfg.out).exists() and not run_alone(write_random_release, cfg.out):
         raise InputError(f"{cfg.out} could not be written; see above.")
     receive, send = multiprocessing.Pipe(duplex=False)

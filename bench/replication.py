@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.table5 import ROWS
+from common import locks
 from common.cli import InputError, cli, override
 from common.files import read_json, replacing
 from common.platforms import safe_name
@@ -180,6 +181,7 @@ def main(argv):
             raise InputError(f"there is no {cfg.out}/{name}; demo.sh makes it.")
 
     # train; runs that are complete end at once
+    locks.take(cfg.out, "replication")
     runs = runs_of(cfg)
     execute([line for _, line in runs.values()], cfg.jobs)
 

@@ -118,7 +118,6 @@ class Lock:
     """The right to write to a place, until `release`."""
 
     def __init__(self, directory, name, made):
-        self.directory = directory
         self.name = name
         self.made = made                        # folders that were made for the lock, inner first
         self.holder = me()
@@ -172,7 +171,7 @@ def take(directory, name=""):
     lock = Lock(directory, name, made)
     for _ in range(20):
         lock.announce()
-        if not others(lock.directory, name, lock.path):
+        if not others(directory, name):
             HELD[directory / name] = lock
             until_the_end.callback(lock.release)
             return lock
@@ -181,6 +180,14 @@ def take(directory, name=""):
         time.sleep(0.01 + secrets.randbelow(100) / 1000)
         refuse_taken(directory, name)
     raise InputError(f"too many processes want to write to {directory / name} at once; start one.")
+
+
+def take_files(path):
+    """The right to write files whose names begin with this path, as compare for compare.json and
+    compare.md -> Lock.
+    """
+    path = Path(path)
+    return take(path.parent, path.name)
 
 
 def refuse_taken(directory, name=""):
@@ -199,13 +206,13 @@ def refuse_taken(directory, name=""):
             f"seen whether it still is: if it has ended, remove {path} and start again.")
 
 
-def others(directory, name, own=None):
+def others(directory, name):
     """The locks of other processes on a place -> [(file, Holder, since)]. Those of dead ones go."""
     found = []
     for path in sorted(directory.glob(".lock-*")):
         # .lock-3f9c12ab is of the directory, .lock-3f9c12ab-compare of the files of that name
         _, _, of = path.name.removeprefix(".lock-").partition("-")
-        if of != name or path == own:
+        if of != name:
             continue
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
@@ -218,7 +225,7 @@ def others(directory, name, own=None):
                              "if nobody does, remove it.") from None
         if holder.alive() is False:
             path.unlink(missing_ok=True)
-        else:
+        elif holder != me():                            # ours, in a copy of the directory
             found.append((path, holder, since))
     return found
 

@@ -147,22 +147,20 @@ def gather(value):
 
 
 def on_first(process, work):
-    """What work() returns on the first process, for all of them.
-
-    If it ends with bad input, all processes do: the others would wait for the first in vain.
+    """work() on the first process alone. If it ends with bad input, all processes do: they would
+    wait for the first in vain.
     """
-    result, trouble = None, None
+    trouble = None
     if process.master:
         try:
-            result = work()
+            work()
         except InputError as error:
             trouble = str(error)
         except OSError as error:
             trouble = sentence_of(error)
-    result, trouble = gather((result, trouble))[0]
+    trouble = gather(trouble)[0]
     if trouble is not None:
         raise InputError(trouble)
-    return result
 
 
 def print0(*words, file=None):

@@ -9,11 +9,12 @@ Reports are JSON lines {"id", "report"}. What failed on one side, an image that 
 row {"id", "error"}, is named and left out on both.
 """
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import weights
-from common import processes
+from common import locks, processes
 from common.cli import InputError, override
 from common.files import read_jsonl, refuse_unwritable
 from evaluation import features, scoring, tables
@@ -45,6 +46,7 @@ def extract_features(argv):
                          "a.safetensors`.")
     refuse_unwritable(cfg.out)
     process = processes.setup(cfg.device)
+    processes.on_first(process, partial(locks.take_files, cfg.out))
     # the images first: a wrong folder should stop us before a network is loaded
     images = features.open_images(cfg.images, cfg.split)
     encoder = load_encoder(cfg, process.device)
@@ -103,9 +105,10 @@ def main(argv):
         raise InputError("compare runs in one process; extract features under torchrun with "
                          "`evaluate.py features`.")
     refuse_unwritable(f"{cfg.out}.json", f"{cfg.out}.md")
-    if cfg.real.endswith(".jsonl") or cfg.generated.endswith(".jsonl"):
-        return compare_reports(cfg, process)
-    return compare_images(cfg, process)
+    with locks.take_files(cfg.out):
+        if cfg.real.endswith(".jsonl") or cfg.generated.endswith(".jsonl"):
+            return compare_reports(cfg, process)
+        return compare_images(cfg, process)
 
 
 def compare_images(cfg, process):

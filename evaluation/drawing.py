@@ -66,19 +66,23 @@ class Drawn:
     failures: dict                  # {id: why it was not drawn, seen or read}
 
 
-def draw(cfg, out, ids, experiment):
-    """Draw reports, turn the images into features, and read them again -> Drawn.
-
-    Takes hours; each of the three steps continues where it was when it is interrupted.
-    """
-    # what makes another run of it: if any of these changes, what is done cannot be continued
+def settings_of(cfg, ids, experiment):
+    """What makes another run of it: if any of these changes, what is done cannot be continued."""
     captions = [(name, prompt.text) for name, prompt in experiment.prompts.items()]
-    worklist.claim(out, {
+    return {
         "checkpoint": str(newest(cfg.checkpoint)), "data": cfg.data, "split": cfg.split,
         "captions": settings_hash(captions), "images": len(ids), "prompt": cfg.prompt,
         "max_tokens": cfg.max_tokens, "dtype": cfg.dtype,
         **sampling_of(cfg), "size": experiment.size,
-    }, cfg.overwrite, experiment.process)
+    }
+
+
+def draw(cfg, out, ids, experiment):
+    """Draw reports, turn the images into features, and read them again -> Drawn. out: a directory
+    that has been claimed.
+
+    Takes hours; each of the three steps continues where it was when it is interrupted.
+    """
     folder = out / "images"
     folder.mkdir(exist_ok=True)
 

@@ -8,6 +8,7 @@ Drawing, reading and features take hours. They are shared out among processes, a
 interrupted. A report that cannot be drawn is named and left out.
 """
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,11 +17,11 @@ from PIL import Image
 
 import sample
 import weights
-from common import processes
+from common import locks, processes
 from common.cli import InputError, Text, override
 from common.images import captioned, save_png
 from evaluation import features, radgraph_biovil, scoring, tables, worklist
-from evaluation.drawing import Experiment, draw, prompts_of
+from evaluation.drawing import Experiment, draw, prompts_of, settings_of
 from evaluation.settings import FeatureNetwork, ReportNetworks, Sweep
 from evaluation.text_metrics import alignment_mean
 from mimic.annotations import FINDINGS
@@ -56,12 +57,12 @@ class GenConfig(Sweep, FeatureNetwork, ReportNetworks):
 def main(argv):
     cfg = override(GenConfig(), argv, __doc__, sample.PRESETS)
     process = processes.setup(cfg.device)
+    processes.on_first(process, partial(locks.refuse_taken, cfg.out))
     out = Path(cfg.out)
     dtype = worklist.number_format(out, cfg, process)
     model, vae, tokenizer = weights.load(cfg.checkpoint, dtype=processes.torch_dtype(dtype))
     # only now it is known whether these are the released weights
     cfg = replace(sample.preset_for(model, cfg, argv, __doc__), dtype=dtype)
-
     # whose reports are drawn: train, val or test, and which networks judge the images
     size = sample.latent_side(model, vae, cfg.size) * vae.factor
     model, vae = model.to(process.device), vae.to(process.device)
@@ -75,10 +76,14 @@ def main(argv):
     left_out += missing + tables.plots_left_out()
     refuse_what_cannot_end(cfg, len(ids), encoder, labeller)
 
-    # the hours: draw, read again, extract features
     experiment = Experiment(process, model, vae, tokenizer, size, prompts, encoder, labeller)
+    real_source = real_images(cfg, images, ids, encoder) if encoder else None
+
+    claim(cfg, ids, experiment)
+
+    # the hours: draw, read again, extract features
     drawn = draw(cfg, out, ids, experiment)
-    real = real_features(cfg, images, ids, experiment) if encoder else None
+    real = real_features(cfg, real_source, ids, experiment) if encoder else None
     points, failures = draw_sweep(cfg, ids, experiment, real)
     # scores take seconds, so one process computes them
     if not process.master:
@@ -141,27 +146,45 @@ def refuse_what_cannot_end(cfg, reports, encoder, labeller):
         raise InputError(f"--sweep-num must be {scoring.LEAST} or more: neighbours are the fifth.")
 
 
+def claim(cfg, ids, experiment):
+    """Take all output directories, now that nothing else can be refused: --overwrite empties them.
+    """
+    places = {Path(cfg.out): settings_of(cfg, ids, experiment)}
+    for directory, point in sweep_points(cfg).items():
+        places[directory] = settings_of(point, ids[:cfg.sweep_num], experiment)
+    worklist.claim(places, cfg.overwrite, experiment.process)
+
+
 # ---- real images, and the sweep ----
 
-def real_features(cfg, images, ids, experiment):
-    """Features of the real images with these ids: of a feature file, a folder, or the data set.
+def real_images(cfg, images, ids, encoder):
+    """Where the real images are -> features.Features of a file, or what `features.extract` takes.
 
-    images: the packed data set. InputError if an image is not there; one that is there and cannot
-    be read is a failure.
+    images: the packed data set. InputError if an image is not there, before anything is drawn.
     """
-    # a file may hold features of more images than were drawn, and failures of others
+    # a file may hold features of more images than are drawn, and failures of others
     if cfg.real.endswith(".safetensors"):
         real = features.load(cfg.real)
-        if real.encoder != experiment.encoder.name:
+        if real.encoder != encoder.name:
             raise InputError(f"{cfg.real} was made by '{real.encoder}', this run uses "
-                             f"'{experiment.encoder.name}'; extract both with one.")
+                             f"'{encoder.name}'; extract both with one.")
         refuse_missing(cfg.real, ids, {*real.ids, *real.failures})
-        wanted = set(ids)
-        real.failures = {name: why for name, why in real.failures.items() if name in wanted}
         return real
-    # the images themselves, of a folder or as they were packed: features are kept in --out
     source = features.open_images(cfg.real) if cfg.real else images
     refuse_missing(cfg.real if cfg.real else images.source, ids, set(source.ids))
+    return source
+
+
+def real_features(cfg, source, ids, experiment):
+    """Features of the real images with these ids. One that cannot be read is a failure.
+
+    source: see `real_images`.
+    """
+    if isinstance(source, features.Features):
+        wanted = set(ids)
+        source.failures = {name: why for name, why in source.failures.items() if name in wanted}
+        return source
+    # the images themselves, of a folder or as they were packed: features are kept in --out
     return features.reused(Path(cfg.out) / "real.safetensors", experiment.encoder, source,
                            experiment.process, cfg.batch, ids)
 
@@ -174,14 +197,18 @@ def refuse_missing(place, ids, available):
                          f"{missing[0]}.")
 
 
+def sweep_points(cfg):
+    """{directory: settings} of every point of --sweep: each of them continues by itself."""
+    sweep = Path(cfg.out) / "sweep"
+    return {sweep / f"steps{point.steps}-cfg{point.cfg:g}": point for point in cfg.points()}
+
+
 def draw_sweep(cfg, ids, experiment, real):
     """Draw and score every point of --sweep -> (a row for each, on the first process; failures)."""
     rows, failures = [], {}
-    for point in cfg.points():
-        name = f"steps{point.steps}-cfg{point.cfg:g}"
-        # a directory a point, so that each of them continues by itself
-        drawn = draw(point, Path(cfg.out) / "sweep" / name, ids[:cfg.sweep_num], experiment)
-        failures |= {f"{name}/{failed}": why for failed, why in drawn.failures.items()}
+    for directory, point in sweep_points(cfg).items():
+        drawn = draw(point, directory, ids[:cfg.sweep_num], experiment)
+        failures |= {f"{directory.name}/{failed}": why for failed, why in drawn.failures.items()}
         if not experiment.process.master:
             continue
         row = {"steps": point.steps, "cfg": point.cfg}

@@ -28,7 +28,7 @@ from PIL import Image
 
 import sample
 import weights
-from common import processes
+from common import locks, processes
 from common.cli import override
 from common.files import refuse_unwritable, write_json
 from common.images import NOTICE, captioned, save_png
@@ -66,10 +66,11 @@ class PhantomConfig(Sweep):
 def main(argv):
     cfg = override(PhantomConfig(), argv, __doc__)
     refuse_unwritable(*(f"{cfg.out}{ending}" for ending in (".json", ".png", "-sweep.png")))
-    examinee = load(cfg)
-    if cfg.sweep:
-        return sweep(cfg, examinee)
-    return score(cfg, examinee)
+    with locks.take_files(cfg.out):
+        examinee = load(cfg)
+        if cfg.sweep:
+            return sweep(cfg, examinee)
+        return score(cfg, examinee)
 
 
 # ---- the phantoms and the model that is examined on them ----

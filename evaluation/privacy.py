@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from common import locks
 from common.cli import InputError, override
 from common.files import refuse_unwritable
 from common.images import captioned, save_png
@@ -38,6 +39,7 @@ class PrivacyConfig:
 def main(argv):
     cfg = override(PrivacyConfig(), argv, __doc__)
     refuse_unwritable(*(f"{cfg.out}{ending}" for ending in (".json", ".md", ".png")))
+    locks.take_files(cfg.out)
     generated, train, held_out = load_sets(cfg)
     # looked for now: the closest pairs are shown at the end
     pictures = features.open_images(generated.source), features.open_images(train.source)

@@ -5,11 +5,12 @@ scored against the reference report of that image. An image that cannot be read 
 counted, and never scored as if its report were empty.
 """
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import weights
-from common import processes
+from common import locks, processes
 from common.cli import Text, override
 from common.files import settings_hash
 from evaluation import features, scoring, tables, worklist
@@ -46,6 +47,7 @@ def main(argv):
 
     # the model, the images and what is asked about each
     process = processes.setup(cfg.device)
+    processes.on_first(process, partial(locks.refuse_taken, cfg.out))
     cfg.dtype = worklist.number_format(out, cfg, process)
     dtype = processes.torch_dtype(cfg.dtype)
     model, _, tokenizer = weights.load(cfg.checkpoint, dtype=dtype)
@@ -64,11 +66,11 @@ def main(argv):
     labeller, left_out = scoring.load_labeller(cfg.chexbert, cfg.cut, process.device, phantom)
 
     # read
-    worklist.claim(out, {
+    worklist.claim({out: {
         "checkpoint": str(newest(cfg.checkpoint)), "data": images.source, "split": cfg.split,
         "limit": cfg.limit, "prompt": cfg.prompt, "questions": settings_hash(questions),
         "max_tokens": cfg.max_tokens, "batch": cfg.batch, "dtype": cfg.dtype,
-    }, cfg.overwrite, process)
+    }}, cfg.overwrite, process)
     predictions, failures = write_reports(
         out / "reports.jsonl", images, questions, model, tokenizer, cfg, process, "reading")
     if not process.master:

@@ -18,10 +18,11 @@ from datetime import timedelta
 import torch.distributed as dist
 from tqdm import tqdm
 
-from common import processes
+from common import locks, processes
 from common.cli import InputError, differences
 from common.files import (
     append_jsonl, cut_torn_line, read_json, read_jsonl, write_json, write_jsonl)
+from common.processes import on_first
 
 
 # ---- processes that wait for each other ----
@@ -56,27 +57,60 @@ def grouped(items, key, size):
 
 # ---- the output directory ----
 
-def claim(directory, settings, overwrite, process):
-    """Make an output directory that belongs to these settings. InputError if it belongs to others.
+# what the commands with such lists leave in their directory, besides images/ and sweep/
+LISTS = ("reports.jsonl", "images.jsonl", "again.jsonl")
+RESULTS = ("generated.safetensors", "real.safetensors", "result.json", "result.md", "pairs.png",
+           "findings.png", "sweep.png")
 
-    Rows that were made with other settings must not be continued: half of the reports would come
-    from another model. `--overwrite` throws them away.
+
+def claim(places, overwrite, process):
+    """Make output directories that belong to these settings, and to this command until its end.
+
+    places: {directory: settings}. InputError if one belongs to others: to another process, to rows
+    that were made with other settings (half of the reports would come from another model), or to
+    whoever keeps files of his own there. `--overwrite` throws rows of other settings away, when all
+    directories have been looked at.
     """
+    def begin():
+        for directory, settings in places.items():
+            locks.refuse_taken(directory)
+            refuse_others(directory, settings, overwrite)
+        for directory, settings in places.items():
+            locks.take(directory)
+            if overwrite:
+                remove_results(directory)
+            write_json(directory / "settings.json", settings)
+    meet()                                      # the slowest may take longer than the first waits
+    on_first(process, begin)
+
+
+def refuse_others(directory, settings, overwrite):
+    """InputError for a directory that holds what these settings did not make."""
+    if not directory.exists():
+        return
+    others = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
+    if not others:
+        return
     path = directory / "settings.json"
-    if path.exists() and not overwrite:
-        changed = differences(read_json(path), settings)
-        if changed:
-            raise InputError(
-                f"{directory} was begun with other settings ({', '.join(changed)}); choose "
-                "another --out, or --overwrite it.")
-    meet()                                      # nobody writes before all have looked
-    if process.master:
-        directory.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            for old in (*directory.glob("*.jsonl"), *directory.glob("*.safetensors")):
-                old.unlink()
-        write_json(path, settings)
-    meet()
+    theirs = read_json(path) if path.exists() else None
+    # a data set has a settings.json too
+    if not isinstance(theirs, dict) or "checkpoint" not in theirs:
+        raise InputError(f"{directory} holds files and no scores of ours ({others[0]}): choose "
+                         "another --out, so that nothing of yours is replaced.")
+    changed = differences(theirs, settings)
+    if changed and not overwrite:
+        raise InputError(
+            f"{directory} was begun with other settings ({', '.join(changed)}); choose "
+            "another --out, or --overwrite it.")
+
+
+def remove_results(directory):
+    """Delete what an earlier run left, by name. Images are drawn over."""
+    for name in LISTS:
+        for path in (directory / name, *parts_of(directory / name)):
+            path.unlink(missing_ok=True)
+    for name in RESULTS:
+        (directory / name).unlink(missing_ok=True)
 
 
 def number_format(directory, cfg, process):
@@ -84,7 +118,9 @@ def number_format(directory, cfg, process):
     path = directory / "settings.json"
     begun = None
     if path.exists() and not cfg.overwrite:
-        begun = read_json(path).get("dtype")
+        settings = read_json(path)
+        if isinstance(settings, dict):          # else `claim` refuses the directory
+            begun = settings.get("dtype")
     chosen = processes.number_format(cfg.dtype, process.device, begun)
     return processes.gather(chosen)[0]          # that of the first process, on all machines
 

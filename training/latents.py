@@ -10,6 +10,7 @@ and its data set. A shard whose file fits is passed over, so a run that was inte
 the same command. Processes of torchrun share the shards.
 """
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,11 +18,12 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 import weights
+from common import locks
 from common.cli import cli, override
 from common.files import replacing
 from common.finite import ADVICE
 from common.packed import Packed
-from common.processes import setup
+from common.processes import on_first, setup
 
 
 @dataclass
@@ -95,6 +97,8 @@ def main(argv):
     cfg = override(LatentsConfig(), argv, __doc__, PRESETS)
     process = setup(cfg.device, cfg.threads)
     vae = weights.find_vae(cfg.vae).to(process.device)
+    # nobody prepares the data anew meanwhile, or stores latents of another VAE
+    on_first(process, partial(locks.take, cfg.data))
     for size in cfg.sizes:
         encode(cfg, size, vae, process)
 

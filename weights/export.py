@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from common import locks
 from common.cli import InputError, cli
 from common.files import write_json, write_text
 from model import position_table
@@ -206,11 +207,12 @@ def main(argv):
         raise InputError("say what to pass on and where to: "
                          "`python -m weights.export out/phantom/gen128 demo`, or with --release.")
     source, target = source_and_target
-    if options:
-        model, vae, tokenizer = load(source)
-        export_release(model, vae, tokenizer, target)
-    else:
-        shrink(source, target)
+    with locks.take_files(target):
+        if options:
+            model, vae, tokenizer = load(source)
+            export_release(model, vae, tokenizer, target)
+        else:
+            shrink(source, target)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from common import locks
+import train_gen
+from bench import table5
 from common.cli import InputError, cli
 from common.locks import take
+from evaluation import compare, privacy
+from evaluation import phantom as evaluate_phantom
+from helpers import lock_of_another
+from phantom import train_vae
+from training import latents
+from weights import export
 
 forking = multiprocessing.get_context("fork")           # torch is imported already
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks")
@@ -198,3 +205,30 @@ def test_of_many_at_one_moment_never_two_are_in(tmp_path):
     assert not failed.is_set()
     take(tmp_path).release()
     assert not list(Path(tmp_path).iterdir())
+
+
+# ---- every command that writes for longer than a moment ----
+
+COMMANDS = {
+    "evaluate.py phantom": (evaluate_phantom.main, "--out {}/there", "there"),
+    "evaluate.py features": (compare.extract_features, "--images nowhere --out {}/there", "there"),
+    "evaluate.py compare": (compare.main, "a.jsonl b.jsonl --out {}/there", "there"),
+    "evaluate.py privacy": (privacy.main, "--out {}/there", "there"),
+    "weights.export": (export.main, "nowhere {}/there", "there"),
+    "training.latents": (latents.main, "--vae {vae} --data {}", ""),
+    "phantom.train_vae": (train_vae.main, "--data nowhere --out {}", ""),
+    "train_gen.py": (train_gen.main, "--data nowhere --init nowhere --out {}", ""),
+    "bench.table5": (table5.main, "--preset table5-1:2 --data nowhere --out {}", ""),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_stops_where_another_one_writes(command, vae_run, tmp_path):
+    """Before anything else that is wrong with it."""
+    main, line, name = COMMANDS[command]
+    lock_of_another(tmp_path, name)
+    words = [word.format(tmp_path, vae=vae_run) for word in line.split()]
+    if main in (train_vae.main, train_gen.main, table5.main, latents.main):
+        words += ["--device", "cpu"]
+    with pytest.raises(InputError, match="process .* on elsewhere"):
+        main(words)

@@ -14,6 +14,7 @@ from common.files import append_jsonl
 from common.files import append_jsonl
 from common.processes import Process
 from evaluation import features, gen, und, worklist
+from helpers import lock_of_another
 
 CPU = torch.device("cpu")
 ALONE = Process(0, 1, CPU)
@@ -84,16 +85,50 @@ def test_a_damaged_file_is_one_sentence(tmp_path, line):
         worklist.read_rows(tmp_path / "x.jsonl")
 
 
+def claim(out, overwrite=False, **settings):
+    worklist.claim({out: {"checkpoint": "demo", **settings}}, overwrite, ALONE)
+
+
 def test_an_output_directory_belongs_to_one_choice_of_settings(tmp_path):
     out = tmp_path / "out"
-    worklist.claim(out, {"steps": 2, "interval": (0.4, 1.0)}, False, ALONE)
+    claim(out, steps=2, interval=(0.4, 1.0))
     (out / "images.jsonl").write_text("{}\n")
-    worklist.claim(out, {"steps": 2, "interval": (0.4, 1.0)}, False, ALONE)
+    claim(out, steps=2, interval=(0.4, 1.0))
     with pytest.raises(InputError, match=r"begun with other settings \(steps\).* --overwrite"):
-        worklist.claim(out, {"steps": 3, "interval": (0.4, 1.0)}, False, ALONE)
+        claim(out, steps=3, interval=(0.4, 1.0))
     assert (out / "images.jsonl").exists()
-    worklist.claim(out, {"steps": 3, "interval": (0.4, 1.0)}, True, ALONE)
+    claim(out, True, steps=3, interval=(0.4, 1.0))
     assert not (out / "images.jsonl").exists(), "begun anew"
+
+
+def test_overwriting_deletes_what_these_commands_write_and_nothing_else(tmp_path):
+    claim(tmp_path, steps=2)
+    ours = ("reports.jsonl", "again.part3.jsonl", "real.safetensors", "result.json")
+    mine = ("notes.jsonl", "model.safetensors", "reports.csv")
+    for name in ours + mine:
+        (tmp_path / name).write_text("x")
+    claim(tmp_path, True, steps=3)
+    left = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
+    assert left == {*mine, "settings.json"}
+
+
+@pytest.mark.parametrize("name, content", [
+    ("model.safetensors", "x"), ("reports.jsonl", "{}"), ("settings.json", '{"schema": 1}')])
+def test_a_directory_of_others_is_refused_and_left_as_it_is(tmp_path, name, content):
+    """Beside a checkpoint, say. And a refused place costs the other one nothing."""
+    claim(tmp_path / "mine", steps=1)
+    (tmp_path / "mine" / "reports.jsonl").write_text("{}")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / name).write_text(content)
+    settings = {"checkpoint": "demo", "steps": 2}
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="theirs holds files and no scores of ours"):
+            worklist.claim({theirs: settings, tmp_path / "mine": settings}, overwrite, ALONE)
+        with pytest.raises(InputError):
+            worklist.claim({tmp_path / "mine": settings, theirs: settings}, overwrite, ALONE)
+    assert (theirs / name).read_text() == content and len(list(theirs.iterdir())) == 1
+    assert (tmp_path / "mine" / "reports.jsonl").exists()
 
 
 # ---- the commands that use it ----
@@ -158,6 +193,14 @@ def test_a_run_is_not_continued_with_other_texts(
     (out / "settings.json").write_text(settings.replace(str(phantom), str(root)))
     with pytest.raises(InputError, match=rf"begun with other settings \({named}\)"):
         COMMANDS[command](words(command, out, data=root))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_two_processes_in_one_place(words, tmp_path, command):
+    """The second ends before it loads anything."""
+    lock_of_another(tmp_path)
+    with pytest.raises(InputError, match="process .* on elsewhere"):
+        COMMANDS[command](words(command, tmp_path, "--checkpoint", "nowhere"))
 
 
 @pytest.mark.slow
