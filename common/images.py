@@ -59,13 +59,8 @@ def read_image(file, name=None):
         return read_grey(file)
     except Unusable as reason:
         if name is None:
-            name = printable(file) if isinstance(file, (str, os.PathLike)) else "the open file"
+            name = "the open file" if hasattr(file, "read") else file
         raise InputError(f"{name} cannot be read as an image: {reason}.") from None
-
-
-def printable(path):
-    """A path as text that can be written to any file: bytes that are no UTF-8 become \\xff."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def read_grey(file, largest=0, min_side=32, max_aspect=8.0):

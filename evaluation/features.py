@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 import weights
 from common.cli import InputError
-from common.files import replacing
+from common.files import as_utf8, replacing
 from common.finite import refuse_non_finite
-from common.images import IMAGES, look_into, printable, read_image
+from common.images import IMAGES, look_into, read_image
 from common.packed import Packed
 from common.processes import gather, print0
 from evaluation.worklist import chunks, meet
@@ -50,14 +50,14 @@ class Folder:
     """All images below a folder; an image's id is its file name without the ending."""
 
     def __init__(self, folder):
-        self.source = printable(Path(folder).resolve())
+        self.source = as_utf8(str(Path(folder).resolve())).decode()
         self.files = {}                         # id -> path
         # in the order of `look_into`, which decides which images share a block of
         # `image_metrics.sharded`
         paths, self.story = look_into(folder)
         for path in paths:
             # a DICOM file may be called 1.2.840.113 and have no ending
-            name = printable(path.stem if path.suffix.lower() in IMAGES else path.name)
+            name = path.stem if path.suffix.lower() in IMAGES else path.name
             if name in self.files:
                 raise InputError(
                     f"{folder} holds two images named {name}; names are ids, give them "

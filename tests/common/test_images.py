@@ -241,10 +241,9 @@ def test_names_that_are_no_utf_8(tmp_path):
         pytest.skip("this file system wants UTF-8")
     (files,) = image_files([tmp_path], [])
     assert files[0] == name and read_image(files[1]).getpixel((0, 0)) == 9
-    # the sentence can be written anywhere
     with open(name, "wb") as file:
         file.write(b"damaged")
-    with pytest.raises(InputError, match=r"film\\xff\\xe9.png cannot be read as an image"):
+    with pytest.raises(InputError, match="film.*png cannot be read as an image"):
         read_image(name)
 
 
