@@ -18,6 +18,17 @@ from common.cli import InputError
 # ---- writing ----
 
 @contextmanager
+def naming(path):
+    """Give errors of the system in this block the file's name: that of a full disk has none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def replacing(path):
     """Write a file whole or not at all: `with replacing(path) as temporary:` and write to
     `temporary`.
@@ -30,8 +41,9 @@ def replacing(path):
     path = Path(path)
     temporary = path.with_name(f".tmp-{path.name}")
     try:
-        yield temporary
-        temporary.replace(path)
+        with naming(path):
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)       # it is still there only if something failed
 
@@ -92,7 +104,7 @@ def append_jsonl(path, rows):
     """Add rows to the end of a file of JSON lines."""
     # appending is the one write that a kill cannot make worse than a torn last line; in text mode
     # Windows would write \\r\\n
-    with open(path, "ab") as file:
+    with naming(path), open(path, "ab") as file:
         file.write(as_utf8(json_lines(rows)))
 
 

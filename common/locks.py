@@ -14,19 +14,17 @@ A process that was killed leaves its file behind. On the same host it is seen th
 gone, and the file is removed. What another host does cannot be seen from here: then a sentence says
 which file to remove.
 """
-import ctypes
 import json
 import os
 import secrets
 import socket
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.cli import InputError, until_the_end
 from common.files import write_json
+from common.platforms import HIDDEN, start_of
 
 
 # ---- who holds a lock ----
@@ -36,7 +34,7 @@ class Holder:
     """A process, told from all others, also from one that has its number later."""
     host: str                   # name of the machine
     process: int                # its number there
-    start: str                  # when it began, see start_of
+    start: str                  # when it began, see platforms.start_of
     container: str              # numbers mean something else in another container; "" if unknown
 
     def alive(self):
@@ -48,68 +46,11 @@ class Holder:
         return None if start == HIDDEN else start == self.start
 
 
-HIDDEN = "hidden"               # the start of a process of another user, where Linux hides these
-
-
 def me():
     """This process as a Holder."""
     namespace = Path("/proc/self/ns/pid")
     container = os.readlink(namespace) if namespace.is_symlink() else ""
     return Holder(socket.gethostname(), os.getpid(), start_of(os.getpid()), container)
-
-
-def start_of(process):
-    """A text that tells when a process of this host began; "" if there is none of this number.
-
-    A number is given again after a while, but a process that has it later began later.
-    """
-    if sys.platform == "win32":
-        return start_on_windows(process)
-    if sys.platform == "linux":
-        # Linux counts from the start of the machine, so that this start belongs to it
-        machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        try:
-            line = Path(f"/proc/{process}/stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            return HIDDEN if is_hidden(process) else ""
-        # the name of the program stands in brackets and may hold anything; then the state follows
-        state, *numbers = line.rpartition(")")[2].split()
-        return "" if state in "ZX" else f"{machine} {numbers[18]}"
-    # macOS: state and start, of which only the start stays as it is
-    line = ["ps", "-o", "stat=,lstart=", "-p", str(process)]
-    answer = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
-    state, _, start = answer.stdout.strip().partition(" ")
-    return "" if state.startswith("Z") else start.strip()
-
-
-def is_hidden(process):
-    """Whether a process runs that cannot be looked at (Linux mounts /proc with hidepid on some
-    clusters).
-    """
-    try:
-        os.kill(process, 0)                     # sends nothing
-    except PermissionError:
-        return True
-    except ProcessLookupError:
-        return False
-    return False
-
-
-def start_on_windows(process):
-    """The same on Windows, in units of 100 ns. (os.kill(process, 0) would end the process there.)
-    """
-    kernel = ctypes.windll.kernel32
-    kernel.OpenProcess.restype = ctypes.c_void_p
-    may_be_asked, still_active = 0x1000, 259            # from winnt.h and minwinbase.h
-    handle = ctypes.c_void_p(kernel.OpenProcess(may_be_asked, False, process))
-    if not handle:
-        return ""
-    code = ctypes.c_uint32()
-    began, ended, in_kernel, in_program = (ctypes.c_uint64() for _ in range(4))
-    kernel.GetExitCodeProcess(handle, ctypes.byref(code))
-    kernel.GetProcessTimes(handle, *map(ctypes.byref, (began, ended, in_kernel, in_program)))
-    kernel.CloseHandle(handle)
-    return str(began.value) if code.value == still_active else ""
 
 
 # ---- taking and giving back ----

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from common.cli import InputError
 from common.files import (
-    as_utf8, json_lines, read_json, read_jsonl, settings_hash, write_bytes, write_json)
+    as_utf8, json_lines, naming, read_json, read_jsonl, settings_hash, write_bytes, write_json)
 from common.platforms import open_to_read, read_at
 
 SCHEMA = 1
@@ -102,14 +102,16 @@ class Shard:
 
     def add(self, image, row):
         """image: encoded bytes of a PNG or JPEG. row: a dict with at least id, split and report."""
-        self.file.write(image)
+        with naming(self.temporary):
+            self.file.write(image)
         self.digest.update(image)
         self.offsets.append(self.offsets[-1] + len(image))
         self.rows.append(row)
 
     def close(self):
         """-> {file name: sha256}, empty if nothing was added: there are no empty shards."""
-        self.file.close()
+        with naming(self.temporary):
+            self.file.close()
         if not self.rows:
             self.temporary.unlink()
             return {}

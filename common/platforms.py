@@ -10,8 +10,10 @@ import multiprocessing
 import os
 import platform
 import re
+import subprocess
 import sys
 import threading
+from pathlib import Path
 
 # macOS and Linux; Windows has neither how much memory a process has had, nor limits
 try:
@@ -76,6 +78,65 @@ def end_with_parent():
         parent.join()
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
+
+
+# the start of a process of another user, where Linux hides these
+HIDDEN = "hidden"
+
+
+def start_of(process):
+    """A text that tells when a process of this host began; "" if there is none of this number.
+
+    A number is given again after a while, but a process that has it later began later.
+    """
+    if sys.platform == "win32":
+        return start_on_windows(process)
+    if sys.platform == "linux":
+        # Linux counts from the start of the machine, so that this start belongs to it
+        boot = Path("/proc/sys/kernel/random/boot_id")
+        machine = boot.read_text().strip() if boot.exists() else ""
+        try:
+            line = Path(f"/proc/{process}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return HIDDEN if is_hidden(process) else ""
+        # the name of the program stands in brackets and may hold anything; then the state follows
+        state, *numbers = line.rpartition(")")[2].split()
+        return "" if state in "ZX" else f"{machine} {numbers[18]}"
+    # macOS: state and start, of which only the start stays as it is
+    line = ["ps", "-o", "stat=,lstart=", "-p", str(process)]
+    answer = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+    state, _, start = answer.stdout.strip().partition(" ")
+    return "" if state.startswith("Z") else start.strip()
+
+
+def is_hidden(process):
+    """Whether a process runs that cannot be looked at (Linux mounts /proc with hidepid on some
+    clusters).
+    """
+    try:
+        os.kill(process, 0)                     # sends nothing
+    except PermissionError:
+        return True
+    except ProcessLookupError:
+        return False
+    return False
+
+
+def start_on_windows(process):
+    """The same on Windows, in units of 100 ns. (os.kill(process, 0) would end the process there.)
+    """
+    kernel = ctypes.windll.kernel32
+    kernel.OpenProcess.restype = ctypes.c_void_p
+    may_be_asked, still_active = 0x1000, 259            # from winnt.h and minwinbase.h
+    handle = ctypes.c_void_p(kernel.OpenProcess(may_be_asked, False, process))
+    if not handle:
+        return ""
+    code = ctypes.c_uint32()
+    began, ended, in_kernel, in_program = (ctypes.c_uint64() for _ in range(4))
+    kernel.GetExitCodeProcess(handle, ctypes.byref(code))
+    kernel.GetProcessTimes(handle, *map(ctypes.byref, (began, ended, in_kernel, in_program)))
+    kernel.CloseHandle(handle)
+    return str(began.value) if code.value == still_active else ""
 
 
 # ---- files ----

@@ -1,10 +1,26 @@
 """common/files.py: files are whole or not there; lines end where people's editors end them."""
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
 from common import files
 from common.cli import InputError
+
+
+def test_an_error_that_does_not_know_its_file_gets_the_name(tmp_path, monkeypatch):
+    """As that of a full disk; what was there stays whole."""
+    path = tmp_path / "x.jsonl"
+    path.write_text("old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError) as error:
+        files.write_jsonl(path, [{"a": 1}])
+    assert error.value.filename == str(path) and path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_file_is_replaced_in_one_step_or_stays_as_it_was(tmp_path):

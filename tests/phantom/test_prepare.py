@@ -2,6 +2,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from common.cli import InputError
 from common.files import digest
 from common.packed import Packed
-from helpers import lock_of_another
+from helpers import ROOT, lock_of_another
 from phantom import prepare
 from phantom.facts import PROMPTS, facts_to_report, report_to_facts, sample_facts
 from phantom.prepare import SPLITS, Settings, held_out, make, make_tokenizer
@@ -116,6 +118,19 @@ def test_what_is_not_its_own_is_never_deleted(tmp_path, name, words):
         with pytest.raises(InputError, match=words):
             run(tmp_path, *more)
     assert path.read_text() == "mine" and not (tmp_path / "und-64").exists()
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_sentence(tmp_path):
+    """It names the file; what was written is no data set, and the next try begins anew."""
+    line = f"--out {tmp_path} --size 64 --train 40 --val 6 --test 6 --workers 1".split()
+    words = [sys.executable, ROOT / "tests" / "harness.py", ROOT / "phantom" / "prepare.py", *line]
+    done = subprocess.run(words, env={**os.environ, "FILE_LIMIT": "50000"}, capture_output=True,
+                          text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'und-64'}/.tmp-00000.bin ")
+    assert not list(tmp_path.rglob("dataset.json")) and not list(tmp_path.rglob(".lock-*"))
+    prepare.main(line)
 
 
 def test_two_processes_in_one_place(tmp_path):

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from helpers import lock_of_another
 from tiny_runs import MAIN, SCRIPT, identical, log, same_run, tensors
 from weights import checkpoint
 
@@ -174,6 +175,15 @@ def test_bad_input_is_said_once(more, of_rank_1, sentence, line, fork, tmp_path)
     _, err = fork(SCRIPT[1], words, 2, RANK_1=of_rank_1).finish(None, 60)
     one_sentence(err, sentence)
     assert "Traceback" not in err and not list(tmp_path.glob("run/*"))
+
+
+def test_all_ranks_end_where_another_process_writes(line, fork, tmp_path):
+    lock_of_another(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    words = line(1, tmp_path, "--micro-batch", 4, "--overwrite")
+    _, err = fork(SCRIPT[1], words, 2).finish(2, 60)
+    one_sentence(err, "on elsewhere")
+    assert "Traceback" not in err and sorted(tmp_path.iterdir()) == before
 
 
 def test_a_port_in_use_is_named(line, fork, tmp_path):
