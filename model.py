@@ -172,7 +172,7 @@ class UniX(nn.Module):
         self.layers = nn.ModuleList(Layer(cfg) for _ in range(cfg.n_layer))
         self.norm_u = RMSNorm(C, cfg.norm_eps)
         self.lm_head = nn.Linear(C, cfg.vocab_size, bias=False)
-        self.unused = {}                # tensors of a foreign checkpoint, kept to give them back
+        self.unused, self.about = {}, {}    # to save again: foreign tensors, what it was trained on
         self.recompute = False          # training only: compute layers twice, to save memory
 
         # a fresh network; real runs load weights instead

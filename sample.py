@@ -29,11 +29,12 @@ import weights
 from attention import DecodeCache
 from common.cli import InputError, Text, cli, override
 from common.finite import Watch, refuse_non_finite
-from common.images import NOTICE, captioned, checked, image_files, read_image, save_png
+from common.images import captioned, checked, image_files, read_image, save_png
 from common.processes import DTYPES, decoding, generator, number_format, setup, torch_dtype
 from common.prompts import Prompt, picture_paths, read_prompts
 from tokenizer import pad
 from vision import normalize, preprocess
+from weights.knowledge import notice, tell_unknown
 
 PROMPT = "Describe the findings in this chest X-ray."
 
@@ -140,8 +141,7 @@ def generate_images(model, vae, tokenizer, reports, sampling=Sampling(), num=1, 
 
     The noise of picture k of a report depends on (seed, k) alone, so that it is the same in every
     batch. numbers: the k of each report's first picture, if not 0. Raises
-    InputError for a checkpoint that cannot draw, or not this size, and FloatingPointError where a
-    number is none.
+    InputError for a checkpoint that cannot draw, or not this size, FloatingPointError for NaN.
     """
     device, dtype = model.embed.weight.device, model.embed.weight.dtype
     side = latent_side(model, vae, sampling.size)
@@ -161,7 +161,6 @@ def generate_images(model, vae, tokenizer, reports, sampling=Sampling(), num=1, 
         batch = rows[start:start + sampling.batch]
         velocity = guided(model, [block for block, _ in batch], sampling)
         watch = Watch()
-
         def watched(x, t):
             step = 1 + len(watch.places) // evaluations
             return watch(f"the velocity at step {step} of {sampling.steps}", velocity(x, t))
@@ -287,28 +286,28 @@ def draw(cfg, model, vae, tokenizer, prompts, failures):
         # every picture carries its settings, and is written before the next batch is drawn
         about = {setting.name: getattr(cfg, setting.name) for setting in fields(Sampling)}
         about |= {"checkpoint": Path(cfg.checkpoint).name, "dtype": cfg.dtype, "num": cfg.num,
-                  "size": pictures.shape[-1]}
+                  "size": pictures.shape[-1], "notice": notice(model)}
         drawn += list(pictures) if cfg.grid else []
         for path, (prompt, k), picture in zip(paths[start:], batch, pictures):
             if not cfg.grid:
                 save_png(Image.fromarray(picture), path, reports=prompt.report, image=k, **about)
-                tell(cfg, path, prompt, k)
+                tell(cfg, path, prompt, k, about["notice"])
 
     if cfg.grid and rows:
         sheet = captioned(drawn, [prompt.report for prompt, _ in rows])
         save_png(sheet, cfg.out, reports=[prompt.report for prompt in prompts], **about)
         for prompt, k in rows:
-            tell(cfg, cfg.out, prompt, k)
+            tell(cfg, cfg.out, prompt, k, about["notice"])
     elif rows and about["size"] < 256:
         print(f"{about['size']} x {about['size']} pixels a picture; with --grid a sheet of them, "
               "enlarged, over the reports.", file=sys.stderr)
     return len(rows)
 
 
-def tell(cfg, path, prompt, k):
+def tell(cfg, path, prompt, k, notice):
     """A line about a picture that is written."""
     result = {"id": prompt.id} if prompt.id else {}
-    result |= {"file": str(path), "report": prompt.report, "image": k}
+    result |= {"file": str(path), "report": prompt.report, "image": k, "notice": notice}
     print(json.dumps(result) if cfg.json else f"{path}: {prompt.report}", flush=True)
 
 
@@ -330,7 +329,7 @@ def read(cfg, model, tokenizer, files, failures):
                                cfg.max_tokens, cfg.seed, cfg.batch)
     for (name, _), report in zip(images, reports):
         if cfg.json:
-            print(json.dumps({"file": name, "report": report, "notice": NOTICE}))
+            print(json.dumps({"file": name, "report": report, "notice": notice(model)}))
         else:
             print(report if len(files) == 1 else f"{name}: {report}")
     return len(images)
@@ -368,7 +367,8 @@ def main(argv):
         vae = vae.to(device)
 
     # draw and read, and say what was left out
-    print(NOTICE, file=sys.stderr)
+    print(notice(model), file=sys.stderr)
+    tell_unknown(model, tokenizer, [cfg.prompt, *(prompt.report for prompt in prompts)])
     results = 0
     if prompts:
         results += draw(cfg, model, vae, tokenizer, prompts, failures)

@@ -28,6 +28,7 @@ from training import cost
 from training.batches import Samples
 from training.run import Run, UniXRunConfig
 from training.show import show_drawn
+from weights.knowledge import learned
 
 
 @dataclass
@@ -266,6 +267,7 @@ def main(argv):
     # data: one permutation an epoch; every process takes its share of each batch
     train = samples(cfg, model, vae, tokenizer, "train")
     val = samples(cfg, model, vae, tokenizer, "val")
+    model.about = learned(model.about, train.data, tokenizer)           # what it knows
     step_cost = cost_of_step(run, module, train)
     if not step_cost.stored:
         print0("latents are encoded at every step; python -m training.latents stores them once")

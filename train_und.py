@@ -26,6 +26,7 @@ from training.batches import Samples
 from training.run import Run, UniXRunConfig
 from training.show import show_written
 from vision import ViTConfig, normalize
+from weights.knowledge import learned
 
 
 @dataclass
@@ -150,6 +151,7 @@ def main(argv):
     # data: one permutation an epoch; every process takes its share of each batch
     train = samples(cfg, model, tokenizer, "train")
     val = samples(cfg, model, tokenizer, "val")
+    model.about = learned(model.about, train.data, tokenizer)           # what it knows
     step_cost = cost.Step(
         "u", und=cfg.micro_batch, text=train.longest("prompt", "report"),
         answer=train.longest("report"), **cost.of_run(cfg, run.process))

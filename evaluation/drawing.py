@@ -18,6 +18,7 @@ from evaluation.reading import write_reports
 from evaluation.settings import sampling_of
 from evaluation.text_metrics import unique_captions
 from weights.checkpoint import newest
+from weights.knowledge import notice
 
 
 @dataclass
@@ -139,5 +140,6 @@ def draw_images(cfg, folder, ids, experiment):
     settings = {**sampling_of(cfg), "size": experiment.size}
     for prompt, picture in zip(prompts, pictures):
         save_png(Image.fromarray(picture), folder / prompt.file,
-                 reports=prompt.text, number=prompt.number, **settings)
+                 notice=notice(experiment.model), reports=prompt.text, number=prompt.number,
+                 **settings)
     return rows

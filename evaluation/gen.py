@@ -25,6 +25,7 @@ from evaluation.drawing import Experiment, draw, prompts_of, settings_of
 from evaluation.settings import FeatureNetwork, ReportNetworks, Sweep
 from evaluation.text_metrics import alignment_mean
 from mimic.annotations import FINDINGS
+from weights.knowledge import notice
 
 
 @dataclass
@@ -110,10 +111,10 @@ def main(argv):
     # what one looks at
     encoder_name = encoder.name if encoder else "none"
     shown = [name for name in drawn.ids if name not in failures][:cfg.show]
-    left_out += save_pairs(cfg, images, prompts, shown)
+    left_out += save_pairs(cfg, images, prompts, shown, notice(model))
     save_plots(out, scores, encoder_name)
     return tables.publish(out, "Drawing", scores, cfg, left_out, failures, warnings=warnings,
-                          encoder=encoder_name)
+                          encoder=encoder_name, notice=notice(model))
 
 
 # ---- before the work ----
@@ -292,7 +293,7 @@ def cycle_score(experiment, drawn, replicates):
 
 # ---- pictures ----
 
-def save_pairs(cfg, images, prompts, ids):
+def save_pairs(cfg, images, prompts, ids, notice):
     """Real and generated images side by side, over their report -> what could not be shown."""
     out = Path(cfg.out)
     folder = features.Folder(out / "images")
@@ -308,7 +309,7 @@ def save_pairs(cfg, images, prompts, ids):
         captions += [f"real: {prompts[name].text}", f"generated: {prompts[name].text}"]
     if pictures:
         sheet = captioned(pictures, captions, columns=4)
-        save_png(sheet, out / "pairs.png", checkpoint=Path(cfg.checkpoint).name)
+        save_png(sheet, out / "pairs.png", notice=notice, checkpoint=Path(cfg.checkpoint).name)
     return left_out
 
 

@@ -31,12 +31,13 @@ import weights
 from common import locks, processes
 from common.cli import override
 from common.files import refuse_unwritable, write_json
-from common.images import NOTICE, captioned, save_png
+from common.images import captioned, save_png
 from evaluation import features, image_metrics, scoring, tables
 from evaluation.settings import Sweep
 from evaluation.worklist import chunks
 from phantom.facts import FINDINGS, report_to_facts
 from phantom.prepare import Settings, held_out
+from weights.knowledge import notice
 
 
 DEMO = str(Path(__file__).resolve().parents[1] / "demo")
@@ -189,11 +190,12 @@ def score(cfg, examinee):
         if cfg.num >= 2 * scoring.LEAST:           # intervals take halves
             by_features = feature_scores(cfg, examinee, phantoms, drawn, decoded)
         sheet = contact_sheet(cfg, phantoms, resized(drawn, examinee.size), read_again)
-        save_png(sheet, Path(f"{cfg.out}.png"), settings=tables.public_settings(cfg))
+        save_png(sheet, Path(f"{cfg.out}.png"), notice=notice(examinee.model),
+                 settings=tables.public_settings(cfg))
 
     write_json(f"{cfg.out}.json", {
         "scores": scores, "images": by_features,
-        "settings": tables.public_settings(cfg), "notice": NOTICE})
+        "settings": tables.public_settings(cfg), "notice": notice(examinee.model)})
     print_scores(cfg, phantoms, scores, by_features)
 
 
@@ -304,7 +306,7 @@ def sweep(cfg, examinee):
               f"cycle F1 {tables.shown(cycle['micro'])}, FD {tables.shown(fd)}")
 
     write_json(f"{cfg.out}.json", {
-        "sweep": rows, "settings": tables.public_settings(cfg), "notice": NOTICE})
+        "sweep": rows, "settings": tables.public_settings(cfg), "notice": notice(examinee.model)})
     # the numbers are written in any case; the curves need matplotlib
     for sentence in tables.plots_left_out():
         print(sentence)

@@ -194,7 +194,7 @@ def section(name, scores, encoder):
 def markdown(result):
     """A result, as `write` puts it together, as a page of Markdown."""
     blocks = [f"# {result['title']}",
-              f"*{NOTICE} Intervals are 95 %; docs/evaluation.md says of what.*"]
+              f"*{result['notice']} Intervals are 95 %; docs/evaluation.md says of what.*"]
     for name, scores in result["scores"].items():
         blocks.append(f"## {name.replace('_', ' ')}")
         blocks += section(name, scores, result.get("encoder"))
@@ -216,7 +216,7 @@ def markdown(result):
 def write(path, title, scores, settings, left_out=(), failures=(), **more):
     """Write <path>.json and <path>.md -> the Markdown.
 
-    more: what else belongs into the JSON file; of it, `encoder` and `warnings` are shown.
+    more: what else belongs into the JSON file; of it, `notice`, `encoder` and `warnings` are shown.
     """
     result = {"title": title, "scores": scores, "settings": settings, "left_out": list(left_out),
               "failures": dict(failures), "notice": NOTICE, **more}

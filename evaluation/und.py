@@ -18,6 +18,7 @@ from evaluation.reading import write_reports
 from evaluation.settings import ReportNetworks
 from evaluation.text_metrics import same_items
 from weights.checkpoint import newest
+from weights.knowledge import notice
 
 
 @dataclass
@@ -84,4 +85,4 @@ def main(argv):
     empty = sum(not report.strip() for report in predictions)
     return tables.publish(
         out, "Reading", {"understanding": scores}, cfg, left_out + missing, failures,
-        details=details, empty_reports=empty)
+        details=details, empty_reports=empty, notice=notice(model))

@@ -29,6 +29,7 @@ from training import optim
 from training.latents import as_seen, posteriors
 from training.run import Run, RunConfig
 from vae import VAE, VAEConfig
+from weights.knowledge import content
 
 
 @dataclass
@@ -196,7 +197,7 @@ def save(run, vae, sets):
         vae.cfg = replace(vae.cfg, scale=scale, shift=shift)
     # every parameter is trained, so the average is a whole VAE
     tensors = {"vae": run.ema.shadow, "live": vae.state_dict()}
-    run.save(weights.describe(vae=vae), tensors)
+    run.save({**weights.describe(vae=vae), "knows": content(sets[0])}, tensors)
 
 
 # ---- the run ----

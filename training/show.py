@@ -4,8 +4,9 @@ import sys
 import torch
 
 from common.files import write_text
-from common.images import NOTICE, captioned, save_png
+from common.images import captioned, save_png
 from sample import Sampling, generate_images, generate_reports
+from weights.knowledge import notice
 
 
 def sheet(pictures, captions):
@@ -28,7 +29,7 @@ def show_drawn(model, vae, tokenizer, data, path, n=8):
         pictures += [data.image(i).numpy(), drawn[i, 0]]
         captions += ["given: " + report, "drawn from the report"]
     path.parent.mkdir(exist_ok=True)
-    save_png(sheet(pictures, captions), path)
+    save_png(sheet(pictures, captions), path, notice=notice(model))
 
 
 def show_written(model, tokenizer, data, path, n=8):
@@ -48,5 +49,5 @@ def show_written(model, tokenizer, data, path, n=8):
         captions.append(f"given: {row['report']}\nwritten: {text}")
         lines.append(f"{row['id']}\n  given    {row['report']}\n  written  {text}\n")
     path.parent.mkdir(exist_ok=True)
-    save_png(sheet(images.numpy(), captions), path)
-    write_text(path.with_suffix(".txt"), "\n".join(lines) + NOTICE + "\n")
+    save_png(sheet(images.numpy(), captions), path, notice=notice(model))
+    write_text(path.with_suffix(".txt"), "\n".join(lines) + notice(model) + "\n")

@@ -4,6 +4,7 @@
     layouts      what is in the checkpoints of others, name by name: the rename tables
     files        read tensors, translate their names, fill a network strictly
     sizes        the configuration of a checkpoint of others, read off its tensors
+    knowledge    what weights were trained on, and which words they have never met
     load         a directory -> (model, VAE, tokenizer)
     export       pass weights on: averaged and halved, or in the release's layout
 

@@ -67,7 +67,8 @@ def export_release(model, vae, tokenizer, directory):
     tensors |= made_up_unused(model.cfg)
     tensors |= model.unused
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    about = {"language_config": llama_config(model.cfg), "open_unix": asdict(model.cfg)}
+    about = {"language_config": llama_config(model.cfg), "open_unix": asdict(model.cfg),
+             **model.about}
 
     with replacing_directory(directory) as temporary:
         save_file(contiguous, temporary / "model.safetensors")

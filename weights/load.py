@@ -24,6 +24,7 @@ from model import UniX, UniXConfig, position_table
 from tokenizer import Tokenizer
 from vae import VAE, VAEConfig
 from vision import ViT
+from weights import knowledge
 from weights.checkpoint import checkpoints, newest, read_config
 from weights.files import dropped, fill, fill_translated, read_tensors, refuse_non_finite
 from weights.layouts import DIFFUSERS, DINO, JANUS, JANUS_HF, LDM, UNIX
@@ -234,6 +235,8 @@ def load(directory, ema=True, dtype=torch.float32):
         model, vae = load_ours(directory, config, ema, dtype)
     else:
         model, vae = load_theirs(directory, dtype)
+        if "open_unix" in config:       # an export of ours, which says itself what it knows
+            model.about = knowledge.recorded(config)
     tokenizer = load_tokenizer(directory, model.cfg)
     refuse_mismatch(model, vae, tokenizer, directory)
     return model, vae, tokenizer
@@ -269,6 +272,7 @@ def load_ours(directory, config, ema, dtype):
     cfg = our_config(UniXConfig, config["model"], directory)
     model = fill(without_storage(UniX, cfg), tensors, path, dtype)
     model.unused = unused
+    model.about = knowledge.recorded(config)
     vae = load_our_vae(directory, config, dtype) if "vae" in config else None
     return model, vae
 
@@ -294,8 +298,10 @@ def load_theirs(directory, dtype):
     names = read_tensors(directory).keys()
     if RELEASE_MARK in names:
         model = load_unix(directory, dtype=dtype)
+        model.about = {"knows": knowledge.TRAINED_ON["release"]}
     elif JANUS_MARK in names or PORT_MARK in names:
         model = load_janus(directory, dtype=dtype)
+        model.about = {"knows": knowledge.TRAINED_ON["janus"]}
     else:
         raise InputError(f"{directory} is no checkpoint that we know: "
                          "not ours, not the released UniX, not Janus-Pro.")
@@ -361,10 +367,11 @@ def model_tensors(model):
 
 
 def describe(model=None, vae=None):
-    """The part of config.json that says which networks the tensors belong to."""
+    """The part of config.json that says which networks the tensors belong to, and what they know.
+    """
     about = {"format": "open-unix"}
     if model is not None:
-        about["model"] = asdict(model.cfg)
+        about |= {"model": asdict(model.cfg), **model.about}
     if vae is not None:
         about["vae"] = asdict(vae.cfg)
     return about

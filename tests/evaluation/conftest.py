@@ -57,6 +57,7 @@ def words(phantom, run):
     """words("und", out, *options) -> the command line, over phantoms of the training split."""
     def command_line(command, out, *options, data=phantom):
         common = f"--checkpoint {run} --data {data} --split train --out {out} --device cpu"
+        common += " --dtype float32"        # what is compared here is compared in it
         common += " --max-tokens 12 --batch 4 --bootstrap 3 --limit 12"
         if command == "gen":
             common += " --encoder vision --steps 2 --shards 1 --show 2"

@@ -2,6 +2,7 @@
 import json
 import shutil
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,6 @@ from PIL import Image
 
 import sample
 from common.cli import InputError
-from common.files import append_jsonl
 from common.files import append_jsonl
 from common.processes import Process
 from evaluation import features, gen, und, worklist
@@ -83,6 +83,18 @@ def test_a_damaged_file_is_one_sentence(tmp_path, line):
     (tmp_path / "x.jsonl").write_text(line + "\n")
     with pytest.raises(InputError, match="x.jsonl is damaged: .* delete it to start anew"):
         worklist.read_rows(tmp_path / "x.jsonl")
+
+
+def test_rows_are_continued_in_the_number_format_of_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("common.processes.cpu_has_bf16", lambda: False)
+
+    def chosen(dtype="auto", overwrite=False):
+        cfg = SimpleNamespace(dtype=dtype, overwrite=overwrite)
+        return worklist.number_format(tmp_path, cfg, ALONE)
+    assert chosen() == "float32"
+    (tmp_path / "settings.json").write_text('{"dtype": "bfloat16"}')
+    assert chosen() == "bfloat16"
+    assert chosen(overwrite=True) == chosen("float32") == "float32"
 
 
 def claim(out, overwrite=False, **settings):

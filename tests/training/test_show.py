@@ -25,7 +25,7 @@ def test_drawn_images_stand_beside_the_given_ones(loaded, data, tmp_path):
     path = tmp_path / "samples" / "1.png"
     show_drawn(*loaded, data, path, n=2)
     sheet = Image.open(path)
-    assert sheet.text["notice"] == NOTICE and sheet.width == 4 * (256 + 4)
+    assert sheet.text["notice"].startswith(NOTICE) and sheet.width == 4 * (256 + 4)
     assert looks_like(sheet, data.image(0), column=0) and looks_like(sheet, data.image(1), column=2)
 
 
@@ -34,7 +34,7 @@ def test_a_sheet_shows_images_over_the_given_and_the_written_report(loaded, data
     path = tmp_path / "samples" / "1.png"
     show_written(model, tokenizer, data, path, n=2)
     sheet = Image.open(path)
-    assert sheet.text["notice"] == NOTICE
+    assert sheet.text["notice"].startswith(NOTICE)
     assert looks_like(sheet, data.image(0), column=0) and looks_like(sheet, data.image(1), column=1)
     assert (np.asarray(sheet)[262:, :256] < 128).any(), "words under the first image"
 
@@ -44,7 +44,7 @@ def test_what_is_written_can_be_read_in_a_terminal_too(loaded, data, tmp_path):
     show_written(model, tokenizer, data, tmp_path / "samples" / "1.png", n=2)
     text = (tmp_path / "samples" / "1.txt").read_text()
     assert text.count("given ") == text.count("written ") == 2
-    assert data.rows[1]["report"] in text and text.endswith(NOTICE + "\n")
+    assert data.rows[1]["report"] in text and NOTICE in text.splitlines()[-1]
 
 
 def test_a_run_goes_on_when_samples_are_no_numbers(loaded, data, tmp_path, monkeypatch, capsys):
