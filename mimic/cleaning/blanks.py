@@ -96,8 +96,8 @@ BLANK_BEFORE_NOUN = pattern(either(
     rf"(?:,? measur(?:es|ing) )?(?:(?:approximately|about|up to) )?{BLANK} ?[cm]m\b ?",
     # "a 10 ___ nodule"
     rf"\b\d+(?:\.\d+)? {BLANK} (?=(?:nodul|opaci|densit|mass|lesion))",
-    # "edema with ___ and effusion"
-    rf"(?<=\bwith ){BLANK} (?:and|or) (?=\w)",
+    # "edema with ___ and effusion", "normal in ___ and alignment"
+    rf"(?:(?<=\bwith )|(?<=\bnormal in )){BLANK} (?:and|or) (?=\w)",
     # "___ sternotomy ___": the wires and what kind it was
     rf"{BLANK} (?=sternotom)",
     rf"(?<=\bsternotomy) {BLANK}(?!\w)",
@@ -119,6 +119,8 @@ MORE_ADJECTIVES = "(?:" + either(
     "alveolar|interstitial|pulmonary|pleural|thoracic|multilevel|calcified|and") + " ){0,4}"
 AMOUNT = either(
     r"there (?:is|are)(?: an?| some| also)*", SEVERITY, "an?|the|some|multiple|several|few",
+    # "with" a finding, not "compared with ___"
+    "(?<!compared )(?<!comparison )(?<!discussed )(?<!reviewed )with|residual",
     "scattered|wedge|anterior|thoracic|bibasilar|basilar|basal|bilateral|biapical")
 ADJECTIVE_BEFORE_FINDING = pattern(either(
     rf"(?:^|\b{AMOUNT} |\blobe ){BLANK} (?:{BLANK} )?(?={MORE_ADJECTIVES}{DESCRIBED})",

@@ -181,7 +181,8 @@ CLASSES = {
     "Pleural Other": r"pleural thicken|pleural scar|fibrothorax",
     "Fracture": r"fracture",
     "Support Devices":
-        r"catheter|\btubes?\b|picc|pacemaker|\blines?\b|\bleads?\b|port-a-cath|stent|prosthetic",
+        r"catheter|\btubes?\b|picc|pacemaker|\blines?\b|\bleads?\b|port-a-cath|\bstents?\b|"
+        r"prosthetic",
 }
 
 # A negation before a finding reaches to the end of its clause; behind it, it follows at once.

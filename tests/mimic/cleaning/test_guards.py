@@ -53,6 +53,11 @@ def test_each_guard_sees_its_fault(clean, complaint):
         assert any(complaint in sentence for sentence in complaints), complaints
 
 
+def test_a_persistent_opacity_is_no_stent():
+    complaints, _ = guard("Persistent left base opacity.", "Left base opacity.")
+    assert complaints == []
+
+
 def test_a_lost_negative_only_warns():
     complaints, warnings = guard(RAW, "Moderate left effusion. Right PICC ends in the low SVC.")
     assert complaints == [] and warnings == ["lost negative: Pneumothorax"]

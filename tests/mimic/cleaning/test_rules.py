@@ -85,6 +85,8 @@ A blank for an adjective goes alone before a finding that one sees, unless it is
     There are ___ left opacities, ___ atelectasis. -> There are left opacities.
     Mild ___ deformity is noted. -> Mild deformity is noted.
     Minimal ___ scarring. -> Minimal scarring.
+    Low volumes with ___ opacities. -> Low volumes with opacities.
+    Bones normal in ___ and alignment. -> Bones normal in alignment.
     ___ atelectasis. -> nothing
     No displaced ___ fracture. -> nothing
     Possible ___ opacity. -> nothing
