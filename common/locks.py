@@ -6,9 +6,9 @@
 
 A lock is a small file `.lock-3f9c12ab` in the directory that is written to. It says who holds it:
 host, process number, and when that process began. Its name is drawn by lot, so that no two
-processes ever write or remove the same file. Whoever wants the place leaves his own file first and
-looks for those of others afterwards. Of two that come at one moment at least one sees the other;
-he takes his file away and tries again a little later.
+processes ever write or remove the same file. A process that wants the place leaves its own file
+first and looks for those of others afterwards. Of two that come at one moment at least one sees the
+other; it takes its file away and tries again a little later.
 
 A process that was killed leaves its file behind. On the same host it is seen that the process is
 gone, and the file is removed. What another host does cannot be seen from here: then a sentence says

@@ -1,5 +1,7 @@
 """training/log.py: lines survive kills and stay JSON; boards; the throughput of a run."""
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -60,6 +62,18 @@ def test_throughput_leaves_out_what_is_paused_and_what_was_before(monkeypatch):
             now[0] += 9
         meter.counts.update(img=8, flops=50)
         assert meter.rates() == pytest.approx({"img_s": 4, "wait": 0.25, "mfu": 0.25})
+
+
+def test_what_a_board_refuses_is_one_sentence(tmp_path, monkeypatch):
+    """Nobody has logged in to Weights & Biases, say."""
+    class Refused(Exception):
+        pass
+
+    def init(**_):
+        raise Refused("no API key")
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Error=Refused, init=init))
+    with pytest.raises(InputError, match="--boards wandb: no API key"):
+        log.open_boards("wandb", tmp_path, {})
 
 
 def test_tensorboard_gets_the_numbers_of_the_log(phantom, tmp_path):
