@@ -45,6 +45,8 @@ def extract_features(argv):
         raise InputError("say which images: `python evaluate.py features --images DIR --out "
                          "a.safetensors`.")
     refuse_unwritable(cfg.out)
+    if Path(cfg.out).exists():
+        features.load(cfg.out)          # what is no file of features is not replaced by one
     process = processes.setup(cfg.device)
     processes.on_first(process, partial(locks.take_files, cfg.out))
     # the images first: a wrong folder should stop us before a network is loaded
@@ -104,7 +106,7 @@ def main(argv):
     if process.world > 1:
         raise InputError("compare runs in one process; extract features under torchrun with "
                          "`evaluate.py features`.")
-    refuse_unwritable(f"{cfg.out}.json", f"{cfg.out}.md")
+    tables.begin(cfg.out, [".md"])
     with locks.take_files(cfg.out):
         if cfg.real.endswith(".jsonl") or cfg.generated.endswith(".jsonl"):
             return compare_reports(cfg, process)

@@ -30,7 +30,7 @@ import sample
 import weights
 from common import locks, processes
 from common.cli import override
-from common.files import refuse_unwritable, write_json
+from common.files import write_json
 from common.images import captioned, save_png
 from evaluation import features, image_metrics, scoring, tables
 from evaluation.settings import Sweep
@@ -66,7 +66,7 @@ class PhantomConfig(Sweep):
 
 def main(argv):
     cfg = override(PhantomConfig(), argv, __doc__)
-    refuse_unwritable(*(f"{cfg.out}{ending}" for ending in (".json", ".png", "-sweep.png")))
+    tables.begin(cfg.out, [".png", "-sweep.png"])
     with locks.take_files(cfg.out):
         examinee = load(cfg)
         if cfg.sweep:
@@ -190,12 +190,14 @@ def score(cfg, examinee):
         if cfg.num >= 2 * scoring.LEAST:           # intervals take halves
             by_features = feature_scores(cfg, examinee, phantoms, drawn, decoded)
         sheet = contact_sheet(cfg, phantoms, resized(drawn, examinee.size), read_again)
-        save_png(sheet, Path(f"{cfg.out}.png"), notice=notice(examinee.model),
-                 settings=tables.public_settings(cfg))
 
+    # the picture after the numbers, by which it is known as ours
     write_json(f"{cfg.out}.json", {
         "scores": scores, "images": by_features,
         "settings": tables.public_settings(cfg), "notice": notice(examinee.model)})
+    if examinee.vae is not None:
+        save_png(sheet, Path(f"{cfg.out}.png"), notice=notice(examinee.model),
+                 settings=tables.public_settings(cfg))
     print_scores(cfg, phantoms, scores, by_features)
 
 

@@ -14,7 +14,6 @@ from PIL import Image
 
 from common import locks
 from common.cli import InputError, override
-from common.files import refuse_unwritable
 from common.images import captioned, save_png
 from evaluation import features, image_metrics, scoring, tables
 
@@ -38,7 +37,7 @@ class PrivacyConfig:
 
 def main(argv):
     cfg = override(PrivacyConfig(), argv, __doc__)
-    refuse_unwritable(*(f"{cfg.out}{ending}" for ending in (".json", ".md", ".png")))
+    tables.begin(cfg.out, [".md", ".png"])
     locks.take_files(cfg.out)
     generated, train, held_out = load_sets(cfg)
     # looked for now: the closest pairs are shown at the end

@@ -8,7 +8,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from common.files import write_json, write_text
+from common.cli import InputError
+from common.files import read_json, refuse_unwritable, write_json, write_text
 from common.images import NOTICE
 from evaluation.text_metrics import POLICIES
 from mimic.annotations import FINDINGS
@@ -212,6 +213,24 @@ def markdown(result):
 
 
 # ---- files ----
+
+def begin(out, endings):
+    """Before the work: <out>.json and the files beside it can be written, and are no file of others
+    that would be replaced. InputError otherwise.
+
+    endings: of the other files, as ".md".
+    """
+    paths = [Path(f"{out}{ending}") for ending in (".json", *endings)]
+    refuse_unwritable(*paths)
+    there = [path for path in paths if path.exists()]
+    if not there:
+        return
+    # our results have a notice, and what lies beside one belongs to it
+    result = read_json(paths[0]) if paths[0].exists() else None
+    if not isinstance(result, dict) or "notice" not in result:
+        raise InputError(f"{there[0]} is no result of ours, and would be replaced; choose another "
+                         "--out.")
+
 
 def write(path, title, scores, settings, left_out=(), failures=(), **more):
     """Write <path>.json and <path>.md -> the Markdown.

@@ -51,6 +51,19 @@ def test_the_picture_says_what_a_generated_phantom_misses():
     assert phantom.mistakes(wanted, wanted) == ""
 
 
+@pytest.mark.parametrize("main, line, name", [
+    (phantom.main, "--checkpoint nowhere", "score.png"),
+    (phantom.main, "--checkpoint nowhere", "score.json"),
+    (compare.main, "nowhere.jsonl nowhere.jsonl", "score.md"),
+    (privacy.main, "--generated nowhere --train nowhere --held-out nowhere", "score.json"),
+    (compare.extract_features, "--images nowhere", "score")])
+def test_files_of_others_are_not_replaced(tmp_path, main, line, name):
+    (tmp_path / name).write_text('{"mine": 1}')
+    with pytest.raises(InputError, match="no result of ours|no file of features"):
+        main([*line.split(), "--out", str(tmp_path / "score")])
+    assert (tmp_path / name).read_text() == '{"mine": 1}'
+
+
 @pytest.mark.parametrize("main, line", [
     (phantom.main, "--checkpoint nowhere"),
     (compare.extract_features, "--images nowhere"),
