@@ -38,7 +38,8 @@ PUBLISHED = {
 LEFT_OUT = ("not frontal", "no findings", "another image", "not in --test-ids", "patient of",
             "understanding test", "beyond --limit", "report without image", "study without")
 # how reasons begin that another download may mend
-DOWNLOAD = ("image: it is truncated", "image: it is empty", "image: unfinished", "image: missing")
+DOWNLOAD = ("image: it is truncated", "image: it is empty", "image: it is a damaged",
+            "image: unfinished", "image: missing")
 
 
 # ---- before: are the files there? ----
