@@ -42,7 +42,7 @@ def read_prompts(path, failures):
         report = known_value(row, text)
         prompt = Prompt(id_of(row, known, number), report)
         # ids that differ in signs alone would be one file
-        name = file_name(prompt.id).lower()
+        name = short_name(prompt.id).lower()
         if report is None:
             reasons.append("are blank")
         elif not_text(report):
@@ -68,9 +68,13 @@ def id_of(row, known, number):
 
 
 def file_name(id):
-    """An id as a part of a file's name: signs that some system forbids become "_", and a very long
-    one is cut."""
-    return re.sub(r"[^\w.-]", "_", id)[:100]
+    """An id as the name of a file: what no file name may hold becomes "_"."""
+    return re.sub(r"[^\w.-]", "_", id)
+
+
+def short_name(id):
+    """The same, cut: a file's name may have 255 bytes, endings and numbers among them."""
+    return file_name(id)[:60]
 
 
 def picture_paths(out, prompts, num):
@@ -83,7 +87,7 @@ def picture_paths(out, prompts, num):
     for prompt in prompts:
         for k in range(num):
             if prompt.id:
-                name = file_name(prompt.id) + (f"-{k}" if num > 1 else "")
+                name = short_name(prompt.id) + (f"-{k}" if num > 1 else "")
             else:
                 name = f"{len(paths):03d}" if several else ""
             paths.append(out.with_name(f"{out.stem}-{name}.png") if name else out)

@@ -13,6 +13,7 @@ from common import processes
 from common.cli import InputError
 from common.files import settings_hash
 from common.images import save_png
+from common.prompts import file_name
 from evaluation import features, worklist
 from evaluation.reading import write_reports
 from evaluation.settings import sampling_of
@@ -48,7 +49,7 @@ def prompts_of(images):
     prompts = {}
     for number, n in enumerate(unique_captions(rows)):
         name = rows[n]["id"]
-        prompts[name] = Prompt(number, rows[n]["caption"], features.file_name(name) + ".png")
+        prompts[name] = Prompt(number, rows[n]["caption"], file_name(name) + ".png")
     # two ids with one file name: one image would overwrite the other, and be scored twice
     files = {prompt.file for prompt in prompts.values()}
     if len(files) < len(prompts):

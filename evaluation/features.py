@@ -12,7 +12,6 @@ with a hash of its weights, where the images lie, and which of them could not be
 features of the same encoder can be compared.
 """
 import json
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from common.finite import refuse_non_finite
 from common.images import IMAGES, look_into, read_image
 from common.packed import Packed
 from common.processes import gather, print0
+from common.prompts import file_name
 from evaluation.worklist import chunks, meet
 from vision import normalize, preprocess
 
@@ -40,11 +40,6 @@ FORMAT = "open-unix features 1"
 
 
 # ---- images: a folder, or a packed data set ----
-
-def file_name(name):
-    """An id as the name of a file: what no file name may hold becomes "_"."""
-    return re.sub(r"[^\w.-]", "_", name)
-
 
 class Folder:
     """All images below a folder; an image's id is its file name without the ending."""

@@ -93,6 +93,7 @@ def test_a_column_that_may_be_the_patient_is_no_label(tmp_path, name):
     else:
         with pytest.raises(InputError, match=f"is '{name}' the patient.*subject={name}"):
             items_of(path)
+        assert not any(item.labels for item in items_of(path, split_by="image")[1])
     _, items = items_of(path, columns=[f"subject={name}"])
     assert [item.subject for item in items] == ["0", "1", "0", "1"]
     assert all(not item.labels for item in items)
