@@ -150,7 +150,12 @@ WHOLE = pattern(
     r"\b(?:opacit(?:y|ies)|opacifications?|densit(?:y|ies)|nodules?|markings|deformit(?:y|ies)|",
     r"calcifications?|granulomas?|effusions?|scarring|thickening|blunting|atelectasis|fractures?|",
     r"consolidations?|edema|lucenc(?:y|ies)|changes|disease|cardiomegaly|lungs?|midlung|lobes?|",
-    r"zones?|bases?|ribs?|apex|apices|hemidiaphragm|aorta|spine|angles?|sulc(?:us|i))$")
+    r"zones?|bases?|ribs?|apex|apices|hemidiaphragm|aorta|spine|angles?|sulc(?:us|i)|lesions?|",
+    r"mass(?:es)?|(?:is|are) (?:seen|noted|present|identified|demonstrated))$")
+# the beginning of a place whose name is blank: "Calcifications are seen{ within the aortic} ___"
+PLACE_OF_BLANK = pattern(
+    r" (?:in|within|of|at|along|over|about|near|overlying|involving|throughout|on)",
+    r"(?: [\w-]+){0,3}$")
 # What is remarked on it hangs on it: "A nodule{ which is ___ calcified}"
 REMARK = pattern(r"(?:^|,? )(?:(?:most|several|some) of )?which\b")
 
@@ -230,18 +235,36 @@ def drop_statements_with_blanks(clause):
     before = ", ".join(statements[:first])
     gone = " ".join(statements[first:end])
     head = statements[first].partition(BLANK)[0].strip()
-    if re.search(r"\b(?:or|versus|vs\.?)$", head):         # "scar or ___ nodule": one of the two
-        head = ""
     remark = REMARK.search(head)
     if remark:
         # a doubt in it is not about what it is a remark on: "opacity, which may be ___"
-        head = head[:remark.start()]
         gone = pattern(DOUBT).sub("", gone)
-    head = without_dangling(head)
-    if head and (remark or WHOLE.search(head)) and not NEGATION_OR_DOUBT.search(head):
+    head = what_is_whole(head)
+    if head:
         before = f"{before}, {head}" if before else head
 
     # what goes may have denied what stands before: "Effusion, edema, or a ___ is not seen."
     if not FINDING.search(before) or NEGATION_OR_DOUBT.search(gone):
         before = ""
     return ended(", ".join(text for text in [before, *statements[end:]] if text))
+
+
+def what_is_whole(head):
+    """Of the words before a blank, those that stand without it, or "".
+
+    >>> what_is_whole("Calcifications within the aortic")
+    'Calcifications'
+    >>> what_is_whole("Scar or")
+    ''
+    """
+    remark = REMARK.search(head)
+    if remark:
+        head = head[:remark.start()]
+    elif re.search(r"\b(?:or|versus|vs\.?)$", head):       # one of the two
+        return ""
+    whole = without_dangling(head)
+    if not remark and not WHOLE.search(whole):
+        whole = without_dangling(PLACE_OF_BLANK.sub("", head))
+        if not WHOLE.search(whole):
+            return ""
+    return "" if NEGATION_OR_DOUBT.search(whole) else whole

@@ -99,6 +99,9 @@ A blank for an adjective goes alone before a finding that one sees, unless it is
 What is whole before its blank stays, unless it is denied or doubted behind it.
     Bibasilar opacities ___ atelectasis. -> Bibasilar opacities.
     Right nodule of 2 cm which is ___ calcified. -> Right nodule of 2 cm.
+    Calcifications are seen within the aortic ___. -> Calcifications are seen.
+    Mild calcifications of the aortic ___ are noted. -> Mild calcifications.
+    There are no fractures of the left ___. -> nothing
     A 10 ___ nodule in the right apex. -> A nodule in the right apex.
     Right opacity, which may be ___. -> Right opacity.
     Edema, with bibasilar opacities ___ infiltrate. -> Edema, with bibasilar opacities.
