@@ -128,16 +128,19 @@ def read_text(path):
         content = Path(path).read_bytes()
     except OSError:
         raise InputError(f"{path} is missing or not a text file in UTF-8.") from None
-    return from_utf8(content.removeprefix(codecs.BOM_UTF8), path)
+    return from_utf8(content, path)
 
 
 def from_utf8(content, path):
-    """Bytes -> text. InputError says where the first byte is that is no UTF-8, and what to do."""
+    """Bytes -> text without a byte-order mark. InputError says where the first byte is that is no
+    UTF-8, and what to do.
+    """
+    content = content.removeprefix(codecs.BOM_UTF8)
     # UTF-16 has a zero byte beside each Latin letter, which no text in UTF-8 holds
     no_text = f"{path} is not a text file in UTF-8"
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content:
-        raise InputError(f"{no_text}, it looks like UTF-16; save it as UTF-8, or convert it "
-                         "(iconv -f UTF-16 -t UTF-8).")
+        raise InputError(f"{no_text}, it looks like UTF-16, which has bytes of zero; save it "
+                         "as UTF-8, or convert it (iconv -f UTF-16 -t UTF-8).")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

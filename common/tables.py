@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.cli import InputError
-from common.files import json_values
+from common.files import from_utf8, json_values
 
 csv.field_size_limit(2**31 - 1)         # the default of 131,072 characters can be too few
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
@@ -42,10 +42,15 @@ def find(root, name, hint):
     raise InputError(f"there is no {name}[.gz] in {root} or the folders below it; {hint}")
 
 
+def open_bytes(path):
+    """Open a file, gzipped or not."""
+    return gzip.open(path) if Path(path).suffix == ".gz" else open(path, "rb")
+
+
 def open_text(path):
     """Open a UTF-8 text file, gzipped or not, with or without a byte-order mark."""
-    raw = gzip.open(path) if Path(path).suffix == ".gz" else open(path, "rb")
-    return io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")      # newline as csv wants it
+    # newline as csv wants it
+    return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="")
 
 
 @contextmanager
@@ -54,8 +59,9 @@ def named_damage(path):
     try:
         yield
     except UnicodeDecodeError:
-        raise InputError(f"{path} is not a text file in UTF-8; save it as UTF-8 (CSV UTF-8 in a "
-                         "spreadsheet program).") from None
+        # read whole, to say in which line: the reader of rows knows its own block alone
+        with open_bytes(path) as raw:
+            from_utf8(raw.read(), path)
     except (EOFError, gzip.BadGzipFile, zlib.error, csv.Error):
         raise InputError(f"{path} is damaged or no CSV table; download it again.") from None
 
@@ -98,10 +104,8 @@ def own_table(path):
     if not path.is_file():
         raise InputError(f"there is no table at {path}.")
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    with named_damage(path), open_text(path) as file:
-        text = file.read()
-    if "\0" in text:
-        raise InputError(f"{path} has bytes of zero, so it is no text; save it as CSV UTF-8.")
+    with named_damage(path), open_bytes(path) as file:
+        text = from_utf8(file.read(), path)
     if kind.lower() in (".jsonl", ".json", ".ndjson"):
         rows = json_rows(path, text)
         columns = list(dict.fromkeys(name for row in rows for name in row))

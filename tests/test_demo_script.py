@@ -23,7 +23,8 @@ def demo(folder, *words):
     (folder / "link.sh").symlink_to(repository / "demo.sh")
     python = folder / "my pythons" / "python"
     python.parent.mkdir()
-    python.write_text(f'#!/bin/sh\necho "$@" >> "{folder}/commands"\necho "$PWD" > "{folder}/place"\n')
+    notes = f'echo "$@" >> "{folder}/commands"\necho "$PWD" > "{folder}/place"\n'
+    python.write_text("#!/bin/sh\n" + notes)
     python.chmod(0o755)
     done = subprocess.run(["bash", str(folder / "link.sh"), *words], cwd=folder, text=True,
                           capture_output=True, env={"PATH": "/usr/bin:/bin", "PYTHON": str(python)})

@@ -70,7 +70,7 @@ LACKING = ("sched_getaffinity", "fork", "pread", "getuid", "mkfifo", "statvfs", 
 
 WITHOUT = f"""
 import importlib, multiprocessing, os, sys
-for name in ("resource", "pwd", "grp", "termios"):
+for name in ("fcntl", "resource", "pwd", "grp", "termios"):
     sys.modules[name] = None
 import torch, numpy, PIL.Image, tokenizers, safetensors.torch, tqdm
 for name in {LACKING}:
