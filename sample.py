@@ -80,6 +80,7 @@ class SampleConfig(Sampling):
     max_tokens: int = 0         # longest report; 0: as long as the checkpoint can
     device: str = "auto"        # auto, cpu, cuda, mps
     dtype: Literal[*DTYPES] = "auto"    # number format of the weights; auto: the fastest here
+    threads: int = 0            # CPU threads; 0 leaves it to torch; 1 is fastest beside other work
     raw: bool = False           # the raw weights of a training run instead of the averaged ones
 
     def __post_init__(self):
@@ -357,10 +358,9 @@ def main(argv):
         raise InputError(f"--out {out} cannot be written; name a .png file in a folder that exists "
                          "and is yours.")
 
-    device = setup(cfg.device).device
+    device = setup(cfg.device, cfg.threads).device
     dtype = number_format(cfg.dtype, device)
-    model, vae, tokenizer = weights.load(
-        cfg.checkpoint, ema=not cfg.raw, dtype=torch_dtype(dtype))
+    model, vae, tokenizer = weights.load(cfg.checkpoint, ema=not cfg.raw, dtype=torch_dtype(dtype))
     cfg = replace(preset_for(model, cfg, argv, __doc__), dtype=dtype)
     model = model.to(device)
     if vae is not None:

@@ -33,6 +33,7 @@ class FeaturesConfig(FeatureNetwork):
     batch: int = 32                 # images at once
     device: str = "auto"            # auto, cpu, cuda, mps
     dtype: Literal[*processes.DTYPES] = "auto"      # number format of the weights
+    threads: int = 0                # CPU threads; 0 leaves it to torch
 
     def __post_init__(self):
         assert self.batch > 0, "--batch must be at least 1."
@@ -47,7 +48,7 @@ def extract_features(argv):
     refuse_unwritable(cfg.out)
     if Path(cfg.out).exists():
         features.load(cfg.out)          # what is no file of features is not replaced by one
-    process = processes.setup(cfg.device)
+    process = processes.setup(cfg.device, cfg.threads)
     processes.on_first(process, partial(locks.take_files, cfg.out))
     # the images first: a wrong folder should stop us before a network is loaded
     images = features.open_images(cfg.images, cfg.split)
@@ -86,6 +87,7 @@ class CompareConfig(FeatureNetwork, ReportNetworks):
     batch: int = 32                 # images at once
     device: str = "auto"            # auto, cpu, cuda, mps
     dtype: Literal[*processes.DTYPES] = "auto"      # number format of the weights
+    threads: int = 0                # CPU threads; 0 leaves it to torch
 
     def __post_init__(self):
         assert min(*self.shards, self.k, self.batch) > 0, \
@@ -101,7 +103,7 @@ def main(argv):
     if not cfg.real or not cfg.generated:
         raise InputError("say what to compare: `python evaluate.py compare real.safetensors "
                          "generated.safetensors`.")
-    process = processes.setup(cfg.device)
+    process = processes.setup(cfg.device, cfg.threads)
     # extraction is what takes long; the metrics themselves take seconds
     if process.world > 1:
         raise InputError("compare runs in one process; extract features under torchrun with "

@@ -46,6 +46,7 @@ class GenConfig(Sweep, FeatureNetwork, ReportNetworks):
     show: int = 8                   # pairs in the picture
     device: str = "auto"            # auto, cpu, cuda, mps
     dtype: Literal[*processes.DTYPES] = "auto"      # number format of the weights
+    threads: int = 0                # CPU threads; 0 leaves it to torch
 
     def __post_init__(self):
         super().__post_init__()
@@ -57,7 +58,7 @@ class GenConfig(Sweep, FeatureNetwork, ReportNetworks):
 
 def main(argv):
     cfg = override(GenConfig(), argv, __doc__, sample.PRESETS)
-    process = processes.setup(cfg.device)
+    process = processes.setup(cfg.device, cfg.threads)
     processes.on_first(process, partial(locks.refuse_taken, cfg.out))
     out = Path(cfg.out)
     dtype = worklist.number_format(out, cfg, process)

@@ -55,6 +55,7 @@ class PhantomConfig(Sweep):
     batch: int = 32                 # images at once
     device: str = "auto"            # auto, cpu, cuda, mps
     dtype: Literal[*processes.DTYPES] = "auto"      # number format of the weights
+    threads: int = 0                # CPU threads; 0 leaves it to torch
 
     def __post_init__(self):
         super().__post_init__()
@@ -145,7 +146,7 @@ class Examinee:
 
 def load(cfg):
     """Load the checkpoint -> Examinee."""
-    device = processes.setup(cfg.device).device
+    device = processes.setup(cfg.device, cfg.threads).device
     cfg.dtype = processes.number_format(cfg.dtype, device)      # <out>.json says which it was
     dtype = processes.torch_dtype(cfg.dtype)
     model, vae, tokenizer = weights.load(cfg.checkpoint, dtype=dtype)

@@ -35,6 +35,7 @@ class UndConfig(ReportNetworks):
     batch: int = 16                 # images at once
     device: str = "auto"            # auto, cpu, cuda, mps
     dtype: Literal[*processes.DTYPES] = "auto"      # number format of the weights
+    threads: int = 0                # CPU threads; 0 leaves it to torch
 
     def __post_init__(self):
         assert self.batch > 0, "--batch must be at least 1."
@@ -47,7 +48,7 @@ def main(argv):
     out = Path(cfg.out)
 
     # the model, the images and what is asked about each
-    process = processes.setup(cfg.device)
+    process = processes.setup(cfg.device, cfg.threads)
     processes.on_first(process, partial(locks.refuse_taken, cfg.out))
     cfg.dtype = worklist.number_format(out, cfg, process)
     dtype = processes.torch_dtype(cfg.dtype)

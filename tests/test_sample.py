@@ -247,6 +247,15 @@ def pngs(folder):
     return sorted(path.name for path in folder.iterdir() if path.suffix == ".png")
 
 
+def test_threads_may_be_few(main):
+    """Beside other work, threads that wait for each other cost more than they give."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    assert main("--report", REPORTS[0], "--steps", 1, "--threads", 1) == 0
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(before)
+
+
 def test_numbers_that_are_none_end_in_a_sentence(main, tmp_path, monkeypatch, capsys):
     failing(monkeypatch, UniX, "velocity", 2, torch.nan)
     monkeypatch.setattr("sys.argv", ["sample.py"])
