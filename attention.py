@@ -146,6 +146,23 @@ class Heads(nn.Module):
         return q, k, v
 
 
+def behind(past, k, v):
+    """A block's k, v (B, H, T, D) behind those of the cache -> parts of keys, parts of values.
+
+    past: None for an empty cache; keys and values (B, H, S, D); or these and the slots (T,) that
+    the block fills in them, in place.
+    """
+    if past is None:
+        return [k], [v]
+    keys, values, *slots = past
+    if slots:
+        keys.index_copy_(2, slots[0], k.to(keys.dtype))
+        values.index_copy_(2, slots[0], v.to(values.dtype))
+        return [keys], [values]
+    # each keeps the dtype of the block that wrote it, so they may differ: the newest decides
+    return [keys.to(k.dtype), k], [values.to(v.dtype), v]
+
+
 @dataclass(eq=False)
 class Cache:
     """Keys and values of the clean blocks so far. Immutable: `append` returns a new cache.
@@ -163,12 +180,13 @@ class Cache:
         valid = torch.zeros(B, 0, dtype=torch.bool, device=device)
         return cls([], [], valid, torch.zeros(B, dtype=torch.long, device=device))
 
+    def past(self, layer, T):
+        """What a layer gets of the cache for a block of T tokens, as tensors: see `behind`."""
+        return (self.keys[layer], self.values[layer]) if self.keys else None
+
     def read(self, layer, k, v):
         """The block's k, v (B, H, T, D) behind the cache's -> parts of keys, parts of values."""
-        if not self.keys:
-            return [k], [v]
-        # each keeps the dtype of the block that wrote it, so they may differ: the newest decides
-        return [self.keys[layer].to(k.dtype), k], [self.values[layer].to(v.dtype), v]
+        return behind(self.past(layer, k.size(2)), k, v)
 
     def append(self, new, valid, advance):
         """The cache after a block: new holds (k, v) per layer, valid is (B, T); the block takes
@@ -205,7 +223,7 @@ class DecodeCache(Cache):
     """The same cache in buffers allocated once: in decoding, adding a token does not copy the
     earlier ones.
 
-    `read` lays the block into the free slots, `append` counts them in and returns the cache
+    A layer lays the block into the free slots, `append` counts them in and returns the cache
     itself. It writes in place, so there is no gradient.
     """
 
@@ -215,13 +233,12 @@ class DecodeCache(Cache):
         values = [with_room(v, room) for v in cache.values]
         super().__init__(keys, values, cache.valid, cache.next_position.clone())
 
-    def read(self, layer, k, v):
+    def past(self, layer, T):
         keys, values = self.keys[layer], self.values[layer]
-        end = self.length + k.size(2)
+        end = self.length + T
         assert end <= keys.size(2), f"the decode cache has {keys.size(2)} slots, {end} wanted"
-        keys[:, :, self.length:end] = k
-        values[:, :, self.length:end] = v
-        return [keys[:, :, :end]], [values[:, :, :end]]
+        slots = torch.arange(self.length, end, device=keys.device)
+        return keys[:, :, :end], values[:, :, :end], slots
 
     def append(self, new, valid, advance):
         self.length += valid.size(1)

@@ -27,7 +27,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from attention import Cache, Heads, RMSNorm, attend, rope, visible
+from attention import Cache, Heads, RMSNorm, attend, behind, rope, visible
 from vision import ViT, ViTConfig
 
 
@@ -108,8 +108,9 @@ class Layer(nn.Module):
     def forward(self, u, g, angles, past, bias, grad_u=True):
         """u (B, Tu, C), g (B, Tg, C) or None -> u, g, the block's k and v (B, H, Tu + Tg, D).
 
-        past(k, v) puts the keys and values of the cache in front of the block's. grad_u=False: no
-        gradient passes through the u stream, because the u branch is frozen.
+        past: keys and values of the cache, see `behind`. grad_u=False: no gradient passes through
+        the u stream, because the u branch is frozen. All that differs from layer to layer comes as
+        tensors, so torch.compile makes one graph of a kind of block for all layers.
         """
         Tu = u.size(1)
         Tg = 0 if g is None else g.size(1)
@@ -125,7 +126,7 @@ class Layer(nn.Module):
             v = torch.cat([v, v_g], dim=2)
 
         # one softmax over the cache and both streams (Eq. 4-5)
-        y_u, y_g = attend(q, *past(k, v), bias).split([Tu, Tg], dim=1)
+        y_u, y_g = attend(q, *behind(past, k, v), bias).split([Tu, Tg], dim=1)
 
         # output projection and MLP, by branch again
         with torch.set_grad_enabled(grad_u):
@@ -221,8 +222,8 @@ class UniX(nn.Module):
             # in training, a layer may forget what it computed and compute it again going backward
             run = layer
             if self.recompute and torch.is_grad_enabled():
-                run = partial(checkpoint, layer, use_reentrant=False)
-            u, g, kv = run(u, g, angles, partial(cache.read, i), bias, grad_u)
+                run = partial(checkpoint, layer, use_reentrant=False, preserve_rng_state=False)
+            u, g, kv = run(u, g, angles, cache.past(i, T), bias, grad_u)
             new.append(kv)
             if i + 1 in taps:
                 hiddens[i + 1] = g
