@@ -103,8 +103,10 @@ class GenStep(nn.Module):
         self.projector = projector
         self.cfg = cfg
         vae.requires_grad_(False)
+        self.blocks = list(unix.layers)         # what torch.compile takes one by one
         if encoder is not None:
             encoder.requires_grad_(False)
+            self.blocks += encoder.blocks
 
     def forward(self, batch):
         # the report's keys and values; without gradient while everything of u is frozen

@@ -88,6 +88,7 @@ class JointStep(nn.Module):
         super().__init__()
         self.draw = GenStep(unix, vae, None, None, cfg)
         self.read = UndStep(unix)
+        self.blocks = self.read.blocks          # the layers among them
 
     def forward(self, to_draw, to_read=None):
         mse, _ = self.draw(to_draw)

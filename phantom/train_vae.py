@@ -56,6 +56,7 @@ class TrainConfig(RunConfig):
     batch_size: int = 8                 # images a step at the largest size, over all processes
     lr: float = 3e-3                    # highest learning rate, Muon's and AdamW's
     warmup: int = 50                    # steps of linear warm-up; then a cosine down to 0
+    compile: bool = False               # torch.compile encoder and decoder: slow to start
     optimizer: Literal[*optim.OPTIMIZERS] = "muon"      # muon: for kernels, AdamW for the rest
     decay: Literal[*optim.DECAYS] = "cosine"            # learning rate after warm-up
     ema: float = 0.99                   # decay of the average, which is saved as the VAE
@@ -91,6 +92,7 @@ class VAEStep(nn.Module):
     def __init__(self, vae, cfg):
         super().__init__()
         self.vae = vae
+        self.blocks = [vae.encoder, vae.decoder]        # what --compile compiles
         self.cfg = cfg
 
     def penalty(self, error):

@@ -22,7 +22,7 @@ from weights import checkpoint
 # learning rate only)
 FREE = ("steps", "out", "overwrite", "save_every", "eval_every", "sample_every", "log_every",
         "boards", "keep", "max_skipped", "micro_batch", "device", "threads", "workers", "shard",
-        "recompute")
+        "recompute", "compile")
 
 
 # settings that runs of earlier versions hold, at the values that changed nothing

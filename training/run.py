@@ -18,7 +18,7 @@ had happened: everything random depends on (seed, step, index in the batch) alon
 import math
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from common.cli import InputError, differences, option, until_the_end
 from common.processes import all_sum, gather, on_first, print0
 from training import optim
 from training.batches import Samples, loader, refuse_uneven, repetition
+from training.compiled import compile_blocks
 from training.log import Log, Meter, open_boards, refuse_missing_boards
 from training.peak import peak_to_log
 from training.resume import begun_with, checkpoint_to_resume, optimizer_state, restore, tidy
@@ -60,7 +61,7 @@ class RunConfig:
     dtype: Literal[*processes.DTYPES] = "auto"      # of products; parameters stay float32
     threads: int = 0                    # CPU threads; 0 leaves it to torch
     shard: bool = False                 # spread the optimizer's state over the ranks (ZeRO 1)
-    compile: bool = False               # torch.compile the step: slow to start, then faster
+    compile: bool | None = None         # torch.compile the layers; on CUDA unless --no-compile
     deterministic: bool = False         # the same bits in every run, on CUDA too; slower
 
     def __post_init__(self):
@@ -212,7 +213,8 @@ class Run:
     def prepare(self, module, average_of, adamw_only=()):
         """Optimizer, average, DDP and log, once it is known what is frozen.
 
-        module: the step module; all its parameters that are not frozen are trained.
+        module: the step module; all its parameters that are not frozen are trained, and its
+        `blocks` are what is compiled, one by one.
         average_of: the part of it whose averaged weights are kept.
         adamw_only: parts of names of matrices that stay with AdamW when Muon has the others.
         """
@@ -226,9 +228,8 @@ class Run:
             self.step, skips = restore(self.resume, self.optimizers, self.ema)
         self.skipped = Skipped(cfg.max_skipped, skips)
 
-        # `module` is what the loop calls: compiled if asked, in DDP if there are others
-        if cfg.compile:
-            module.compile()
+        # `module` is what the loop calls: its blocks compiled, in DDP if there are others
+        self.compiled = compile_blocks(module.blocks, cfg.compile, self.device, cfg.deterministic)
         self.module = module
         if self.world > 1:
             self.module = DistributedDataParallel(
@@ -368,8 +369,13 @@ class Run:
 
     @contextmanager
     def average(self):
-        """In here the averaged weights are live, and the clock of the throughput stands still."""
-        with self.meter.paused(), self.ema.swapped():
+        """In here the averaged weights are live, and the clock of the throughput stands still.
+
+        Compiled layers run eagerly: validation and samples have shapes of their own, for which
+        compiling does not pay.
+        """
+        stance = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+        with self.meter.paused(), self.ema.swapped(), stance:
             yield
 
     def save(self, config, tensors, tokenizer=None):
