@@ -175,6 +175,7 @@ class UniX(nn.Module):
         self.lm_head = nn.Linear(C, cfg.vocab_size, bias=False)
         self.unused, self.about = {}, {}    # to save again: foreign tensors, what it was trained on
         self.recompute = False          # training only: compute layers twice, to save memory
+        self.frozen_u = False           # whether all of u is frozen, so that it passes no gradient
 
         # a fresh network; real runs load weights instead
         self.apply(init_weights)
@@ -235,8 +236,10 @@ class UniX(nn.Module):
 
     def boundary(self, B):
         """The start- and end-of-image tokens around an image or latent block: two (B, 1, C)."""
-        ids = torch.tensor([self.cfg.soi, self.cfg.eoi], device=self.embed.weight.device)
-        return self.embed(ids).expand(B, 2, -1).split(1, dim=1)
+        # filled on the device: for a copy from the host, the host would wait until it has arrived
+        soi, eoi = (self.embed.weight.new_full((1,), token, dtype=torch.long)
+                    for token in (self.cfg.soi, self.cfg.eoi))
+        return self.embed(torch.cat([soi, eoi])).expand(B, 2, -1).split(1, dim=1)
 
     def encode_image(self, pixels):
         """Normalised pixels (B, 3, H, W) -> vision tower, connector -> (B, N, C)."""
@@ -293,12 +296,11 @@ class UniX(nn.Module):
         g = latents + time[:, None] + table.to(time.dtype)
 
         # the u stream: the two boundary tokens
-        grad_u = any(p.requires_grad for p in self.u_parameters())
-        with torch.set_grad_enabled(grad_u and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(not self.frozen_u and torch.is_grad_enabled()):
             u = torch.cat(self.boundary(B), dim=1)                                      # (B, 2, C)
 
-        _, g, _, hiddens = self.block(
-            u, g, cache, cache.next_position[:, None], causal=False, taps=taps, grad_u=grad_u)
+        _, g, _, hiddens = self.block(u, g, cache, cache.next_position[:, None], causal=False,
+                                      taps=taps, grad_u=not self.frozen_u)
         v = self.latent_out(g).transpose(1, 2).unflatten(2, (h, w))                  # (B, 16, h, w)
         return v, hiddens
 
@@ -332,6 +334,8 @@ class UniX(nn.Module):
         """Freeze "u" (vision tower, connector, embeddings, head, u layers) or "g" (the rest)."""
         for p in {"u": self.u_parameters, "g": self.g_parameters}[branch]():
             p.requires_grad_(False)
+        if branch == "u":
+            self.frozen_u = True
 
     def copy_u_to_g(self):
         """Make the generation set (anew): layers and final norm copied from u, the rest fresh."""

@@ -124,8 +124,8 @@ def guided(model, blocks, sampling):
     low, high = sampling.cfg_interval
 
     def velocity(x, t):
-        inside = low < float(t[0]) <= high
-        x, t = x.to(dtype), t.to(x.device)
+        inside = low < float(t[0]) <= high          # times come from the host, which need not wait
+        x, t = x.to(dtype), t.to(x.device, non_blocking=True)
         if sampling.cfg == 1 or not inside:
             return model.velocity(x, t, cache).float()
         v = model.velocity(x.repeat(2, 1, 1, 1), t.repeat(2), with_and_without).float()

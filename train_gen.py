@@ -110,8 +110,7 @@ class GenStep(nn.Module):
 
     def forward(self, batch):
         # the report's keys and values; without gradient while everything of u is frozen
-        frozen = not any(p.requires_grad for p in self.unix.u_parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.unix.frozen_u):
             _, cache = self.unix.prefill_text(batch.ids, batch.valid)
 
         # from the clean latent towards noise

@@ -86,9 +86,9 @@ class UndStep(nn.Module):
         _, cache = self.unix.prefill_image(pixels)
         hidden, _ = self.unix.prefill_text(batch.ids, batch.valid, cache)           # (B, T, C)
 
-        # a label is the next token, or -100 outside the report: there no logits are computed
-        wanted = batch.labels != -100
-        return self.unix.report_loss(hidden[wanted], batch.labels[wanted]).sum()
+        # a label is the next token; outside the report there is none, and no logits are computed
+        hidden, labels = (x.flatten(0, 1)[batch.answers] for x in (hidden, batch.labels))
+        return self.unix.report_loss(hidden, labels).sum()
 
 
 # ---- what the loop starts from ----
@@ -128,7 +128,8 @@ def validate(run, module, val, n=256):
     for batch in run.validation_batches(val, n):
         with run.autocast():
             loss = module(batch)
-        total += torch.stack([loss, batch.tokens]).to(float64)
+        total[0] += loss
+        total[1] += len(batch.answers)
     loss, tokens = all_sum(total).tolist()
     return loss / tokens
 
@@ -163,7 +164,7 @@ def main(argv):
 
     for batches in run.steps(train):                # the micro-batches of one step
         # report tokens of the whole step, on all processes: every token weighs the same
-        tokens = all_sum(sum(batch.tokens for batch in batches).to(run.device))
+        tokens = run.total(sum(len(batch.answers) for batch in batches))
         losses = []
         for i, batch in enumerate(batches):
             run.exchange_gradients(i == len(batches) - 1)

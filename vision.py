@@ -152,6 +152,7 @@ def normalize(images, cfg, size=0):
     if images.shape[-1] != S:
         # bicubic overshoots at edges, hence the clamp
         images = F.interpolate(images, size=(S, S), mode="bicubic", antialias=True).clamp(0, 1)
-    mean = torch.tensor(cfg.mean, device=images.device, dtype=images.dtype).view(3, 1, 1)
-    std = torch.tensor(cfg.std, device=images.device, dtype=images.dtype).view(3, 1, 1)
+    # filled on the device: for a copy from the host, the host would wait until it has arrived
+    mean = torch.cat([images.new_full((1, 1, 1), value) for value in cfg.mean])     # (3, 1, 1)
+    std = torch.cat([images.new_full((1, 1, 1), value) for value in cfg.std])
     return (images - mean) / std

@@ -72,16 +72,19 @@ def batch_of(case):
     """Black images, random texts."""
     B = case.images
     T, size = (PROMPT + REPORT, 384) if case.stage == 1 else (REPORT, 16 * case.grid)
+    ids = torch.randint(4, 100_000, (B, T))
+    labels = None
+    if case.stage == 1:
+        labels = ids.roll(-1, 1)
+        labels[:, :PROMPT] = -100
     batch = Batch(
         index=torch.arange(B),
         images=torch.zeros(B, 1, size, size, dtype=torch.uint8),
-        ids=torch.randint(4, 100_000, (B, T)),
+        ids=ids,
         valid=torch.ones(B, T, dtype=torch.bool),
+        labels=labels,
     )
-    if case.stage == 1:
-        batch.labels = batch.ids.roll(-1, 1)
-        batch.labels[:, :PROMPT] = -100
-    else:
+    if case.stage > 1:
         batch.normal = torch.randn(B)
         batch.noise, batch.posterior = torch.randn(2, B, 16, case.grid, case.grid)
         batch.dropped = torch.zeros(B, dtype=torch.bool)

@@ -180,7 +180,7 @@ def main(argv):
         # report tokens of the whole step, on all processes: every token weighs the same
         tokens = 1
         if und is not None:
-            tokens = all_sum(sum(to_read.tokens for _, to_read in pairs).to(run.device))
+            tokens = run.total(sum(len(to_read.answers) for _, to_read in pairs))
         losses, names = [], []
         for i, (to_draw, to_read) in enumerate(pairs):
             run.exchange_gradients(i == len(pairs) - 1)

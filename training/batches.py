@@ -27,6 +27,7 @@ class Batch:
     valid: torch.Tensor                     # (B, T) bool, which of them are no padding
     # to read
     labels: torch.Tensor | None = None      # (B, T) the next token if it is the report's, else -100
+    answers: torch.Tensor | None = None     # (M,) places of the tokens with a label, in B * T
     # to draw
     normal: torch.Tensor | None = None      # (B,) standard normal draws, which become times
     noise: torch.Tensor | None = None       # (B, z, h, w) the noise to start from
@@ -34,10 +35,10 @@ class Batch:
     dropped: torch.Tensor | None = None     # (B,) bool, whose text is dropped
     moments: torch.Tensor | None = None     # (B, 2, z, h, w) posterior, stored: mean, log-variance
 
-    @property
-    def tokens(self):
-        """How many tokens carry loss, as a tensor on the batch's device."""
-        return (self.labels != -100).sum()
+    def __post_init__(self):
+        # a batch is made on the CPU, where this is at hand: of a GPU the host would have to wait
+        if self.labels is not None and self.answers is None:
+            self.answers = (self.labels.flatten() != -100).nonzero()[:, 0]
 
     def map(self, function):
         """A batch with every tensor changed by a function."""

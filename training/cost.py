@@ -207,7 +207,7 @@ def counted(cfg, step, gen=None, und=None):
     if gen is not None:
         step = replace(step, report=gen.ids.shape[1])
     if und is not None:
-        step = replace(step, text=und.ids.shape[1], answer=int(und.tokens) / len(und.ids))
+        step = replace(step, text=und.ids.shape[1], answer=len(und.answers) / len(und.ids))
     reading = step.und * (cfg.vision.grid ** 2 + 2 + step.text)
     return {
         "img": step.gen if step.gen else step.und,

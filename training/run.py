@@ -115,7 +115,7 @@ class Stop:
 
     One more signal, three seconds later or more, ends at once. (A cluster signals torchrun and all
     processes, and torchrun forwards its signal, so several within three seconds count as one.) A
-    signal reaches processes at different moments, so all of them call `agree` after every step, and
+    signal reaches processes at different moments, so all of them add up `asking` in every step, and
     all get the same answer.
     """
 
@@ -131,10 +131,9 @@ class Stop:
         if not self.asked:
             self.asked = time.monotonic()
 
-    def agree(self, device):
-        """Whether any process was asked to stop."""
-        asked = torch.tensor(bool(self.asked), dtype=torch.int, device=device)
-        return bool(all_sum(asked))
+    def asking(self, device):
+        """How many processes were asked to stop, as a tensor on the device."""
+        return all_sum(torch.full((), float(self.asked > 0), device=device))
 
     def release(self):
         """Signals mean again what they meant before."""
@@ -290,6 +289,10 @@ class Run:
         """
         self.module.require_backward_grad_sync = now
 
+    def total(self, number):
+        """The sum of a whole number over all processes, as a tensor on the device."""
+        return all_sum(torch.full((), number, device=self.device))
+
     def autocast(self):
         """Matrix products in cfg.dtype."""
         return processes.autocast(self.device, self.cfg.dtype)
@@ -304,9 +307,12 @@ class Run:
         losses: one tensor a micro-step, without gradient. names: for each, the ids of its samples.
         A step whose gradient is no number is skipped, and the samples to blame are logged.
         """
-        # the norm is the same on all processes: DDP has made their gradients equal
+        # the norm is the same on all processes, since DDP has made their gradients equal; a signal
+        # reaches them at different moments, so here they agree on the step. Both in one transfer
         cfg = self.cfg
-        self.norm = float(clip_grad_norm_(self.trained.parameters(), cfg.clip))     # CPU-GPU sync
+        norm = clip_grad_norm_(self.trained.parameters(), cfg.clip)
+        self.norm, asking = torch.stack([norm, self.stop.asking(self.device)]).tolist()     # sync
+        self.stopping = asking > 0
         self.lr = optim.lr_at(self.step, cfg.lr, cfg.warmup, cfg.steps, cfg.decay)
         # a step whose gradient is not finite is counted, but changes nothing
         self.step += 1
@@ -317,9 +323,7 @@ class Run:
             optim.step_all(self.optimizers, self.lr)
             self.ema.update()
         self.saver.check()
-        # a signal reaches the processes at different moments; here they agree on the step
         self.bar.update()
-        self.stopping = self.stop.agree(self.device)
 
     # ---- between steps ----
 

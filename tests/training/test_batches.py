@@ -50,7 +50,7 @@ def rows_of(batch):
         row = {}
         for field in fields(batch):
             tensor = getattr(batch, field.name)
-            if tensor is None or field.name == "valid":
+            if tensor is None or field.name in ("valid", "answers"):
                 continue
             row[field.name] = tensor[i]
             if field.name in ("ids", "labels"):
@@ -153,7 +153,8 @@ def test_only_the_report_carries_loss(root):
         assert batch.valid[i].tolist() == [True] * len(ids) + [False] * padding
         assert batch.labels[i].tolist() == labels + [-100] * padding
         carrying += len(report) + 1
-    assert batch.tokens == carrying
+    assert torch.equal(batch.answers, (batch.labels != -100).flatten().nonzero()[:, 0])
+    assert len(batch.answers) == carrying
 
 
 def test_what_is_drawn_from_is_the_report_alone(root):

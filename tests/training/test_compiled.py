@@ -54,10 +54,9 @@ def batch_of(stage, T, B=2):
     generator = torch.Generator().manual_seed(T)
     ids = torch.randint(4, 60, (B, T), generator=generator)
     images = torch.randint(0, 256, (B, 1, 32, 32), generator=generator, dtype=torch.uint8)
-    batch = Batch(index=torch.arange(B), images=images, ids=ids, valid=torch.ones_like(ids).bool())
+    batch = Batch(index=torch.arange(B), images=images, ids=ids, valid=torch.ones_like(ids).bool(),
+                  labels=ids if stage == 1 else None)
     if stage == 1:
-        batch.labels = ids.roll(-1, 1)
-        batch.labels[:, :4] = -100
         return batch
     batch.normal = torch.randn(B, generator=generator)
     batch.noise, batch.posterior = torch.randn(2, B, 4, 4, 4, generator=generator)
