@@ -29,8 +29,10 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        # the gain follows the dtype of x, or a bf16 activation would come out in fp32
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        # a gain in fp32 is not rounded to a bf16 x; and such an x does not come out in fp32
+        dtype = torch.promote_types(x.dtype, self.weight.dtype)
+        gain = self.weight.to(dtype)
+        return F.rms_norm(x.to(dtype), gain.shape, gain, self.eps).to(x.dtype)
 
 
 def rope(positions, dim, theta):
@@ -59,14 +61,15 @@ def visible(valid, T, causal):
     """The mask rule as a bias added to the scores: 0 where a query sees a key, else -inf.
 
     valid (B, S) marks the slots of the cache that hold a token -> (B, 1, T, S + T), or (B, 1, 1,
-    S + T) for a full block, whose queries all see the same, or None where everything is visible.
+    S + T) for a full block, whose queries all see the same. None on an empty cache, where a query
+    sees the whole block, or of a causal one what stands up to itself: kernels know that by a word.
 
     Padding inside the block needs no mask: it lies on the right, so no causal query of a real
     token reaches it. A padded query sees itself, which keeps NaN away (a softmax over nothing),
     and nobody reads its result.
     """
     B, S = valid.shape
-    if S == 0 and not causal:
+    if S == 0:
         return None
     queries = T if causal else 1            # one row of the mask serves all queries of a full block
 
@@ -79,7 +82,11 @@ def visible(valid, T, causal):
     earlier = valid[:, None].expand(B, queries, S)
     allowed = torch.cat([earlier, inside.expand(B, queries, T)], dim=-1)    # (B, T or 1, S + T)
     bias = torch.zeros(allowed.shape, device=valid.device)
-    return bias.masked_fill_(~allowed, float("-inf"))[:, None]
+    bias = bias.masked_fill_(~allowed, float("-inf"))[:, None]
+
+    # kernels want rows that begin at multiples of 8 numbers. Tokens must not be padded for that:
+    # S + T = 64 modulo 128 with a mask is what cuDNN's backward pass fails at (pytorch#196678)
+    return F.pad(bias, (0, -(S + T) % 8))[..., :S + T]
 
 
 def join(parts, dim):
@@ -87,11 +94,12 @@ def join(parts, dim):
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
-def attend(q, keys, values, bias):
+def attend(q, keys, values, bias, causal=False):
     """softmax(q k^T / sqrt(D) + bias) v, the only softmax over tokens -> (B, T, H, D).
 
     q (B, H, T, D); keys, values: lists of parts (B, H, S_i, D) of one sequence, namely the cache's
-    and the block's own. Computed in the dtype of the keys, returned in that of q.
+    and the block's own; bias of `visible`: where it is None, causal says what it leaves unsaid.
+    Computed in the dtype of the keys, returned in that of q.
 
     There are two ways to the same result. On CUDA, and for a single query, torch's fused kernel
     is the fastest. For several queries on a CPU plain products are two to three times as fast in
@@ -105,7 +113,8 @@ def attend(q, keys, values, bias):
 
     # one fused kernel
     if q.is_cuda or T == 1:
-        y = F.scaled_dot_product_attention(q, join(keys, 2), join(values, 2), attn_mask=bias)
+        y = F.scaled_dot_product_attention(q, join(keys, 2), join(values, 2), attn_mask=bias,
+                                           is_causal=causal and bias is None)
         return y.transpose(1, 2).to(dtype)
 
     # plain products: scores of all parts side by side for one softmax, then each part's share
@@ -113,6 +122,9 @@ def attend(q, keys, values, bias):
     scores = join([q @ k.transpose(-1, -2) for k in keys], dim=-1)                # (B, H, T, S)
     if bias is not None:
         scores = scores.add_(bias)
+    elif causal:
+        later = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill_(later, float("-inf"))
     weights = scores.softmax(dim=-1).split([k.size(2) for k in keys], dim=-1)
     y = weights[0] @ values[0]                                                    # (B, H, T, D)
     for weight, v in zip(weights[1:], values[1:]):

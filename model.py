@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from attention import Cache, Heads, RMSNorm, attend, behind, rope, visible
-from vision import ViT, ViTConfig
+from vision import ViT, ViTConfig, filled
 
 
 @dataclass
@@ -105,12 +105,11 @@ class Layer(nn.Module):
         self.u = Branch(cfg)
         self.g = Branch(cfg) if cfg.generation else None
 
-    def forward(self, u, g, angles, past, bias, grad_u=True):
+    def forward(self, u, g, angles, past, bias, causal, grad_u=True):
         """u (B, Tu, C), g (B, Tg, C) or None -> u, g, the block's k and v (B, H, Tu + Tg, D).
 
-        past: keys and values of the cache, see `behind`. grad_u=False: no gradient passes through
-        the u stream, because the u branch is frozen. All that differs from layer to layer comes as
-        tensors, so torch.compile makes one graph of a kind of block for all layers.
+        past: of the cache, see `behind`; as tensors, so that torch.compile makes one graph for all
+        layers. bias, causal: see `attend`. grad_u=False: no gradient passes through the u stream.
         """
         Tu = u.size(1)
         Tg = 0 if g is None else g.size(1)
@@ -126,7 +125,7 @@ class Layer(nn.Module):
             v = torch.cat([v, v_g], dim=2)
 
         # one softmax over the cache and both streams (Eq. 4-5)
-        y_u, y_g = attend(q, *behind(past, k, v), bias).split([Tu, Tg], dim=1)
+        y_u, y_g = attend(q, *behind(past, k, v), bias, causal).split([Tu, Tg], dim=1)
 
         # output projection and MLP, by branch again
         with torch.set_grad_enabled(grad_u):
@@ -224,7 +223,7 @@ class UniX(nn.Module):
             run = layer
             if self.recompute and torch.is_grad_enabled():
                 run = partial(checkpoint, layer, use_reentrant=False, preserve_rng_state=False)
-            u, g, kv = run(u, g, angles, cache.past(i, T), bias, grad_u)
+            u, g, kv = run(u, g, angles, cache.past(i, T), bias, causal, grad_u)
             new.append(kv)
             if i + 1 in taps:
                 hiddens[i + 1] = g
@@ -236,10 +235,8 @@ class UniX(nn.Module):
 
     def boundary(self, B):
         """The start- and end-of-image tokens around an image or latent block: two (B, 1, C)."""
-        # filled on the device: for a copy from the host, the host would wait until it has arrived
-        soi, eoi = (self.embed.weight.new_full((1,), token, dtype=torch.long)
-                    for token in (self.cfg.soi, self.cfg.eoi))
-        return self.embed(torch.cat([soi, eoi])).expand(B, 2, -1).split(1, dim=1)
+        ids = filled([self.cfg.soi, self.cfg.eoi], self.embed.weight.device)
+        return self.embed(ids).expand(B, 2, -1).split(1, dim=1)
 
     def encode_image(self, pixels):
         """Normalised pixels (B, 3, H, W) -> vision tower, connector -> (B, N, C)."""
@@ -334,8 +331,7 @@ class UniX(nn.Module):
         """Freeze "u" (vision tower, connector, embeddings, head, u layers) or "g" (the rest)."""
         for p in {"u": self.u_parameters, "g": self.g_parameters}[branch]():
             p.requires_grad_(False)
-        if branch == "u":
-            self.frozen_u = True
+        self.frozen_u |= branch == "u"
 
     def copy_u_to_g(self):
         """Make the generation set (anew): layers and final norm copied from u, the rest fresh."""

@@ -24,7 +24,7 @@ import weights
 from common.cli import InputError, cli, override
 from common.packed import Packed
 from common.processes import all_sum, print0, widest_float
-from training import cost
+from training import cost, frozen
 from training.batches import Samples
 from training.run import Run, UniXRunConfig
 from training.show import show_drawn
@@ -228,6 +228,19 @@ def validate(run, module, val, n=256, bins=5):
     return float(errors.sum() / counts.sum()), (errors / counts).tolist()
 
 
+def to_device(module, run):
+    """Put the networks where they run, in the formats that are fast there.
+
+    -> the frozen parameters that have changed for it, as a checkpoint holds them.
+    """
+    module.to(run.device)
+    if run.device.type == "cuda":
+        module.vae.to(memory_format=torch.channels_last)        # convolutions like it
+    if module.encoder is not None:
+        frozen.in_bfloat16(module.encoder, run.device, run.cfg.dtype)
+    return frozen.in_bfloat16(module.unix, run.device, run.cfg.dtype, keep=run.master)
+
+
 # ---- the run ----
 
 def settings(argv):
@@ -261,9 +274,8 @@ def main(argv):
     encoder, projector = repa_parts(cfg, model)
     if run.resume and projector is not None:
         projector.load_state_dict(load_file(run.resume / "projector.safetensors"))
-    module = GenStep(model, vae, encoder, projector, cfg).to(run.device).train()
-    if run.device.type == "cuda":
-        vae.to(memory_format=torch.channels_last)   # convolutions like it
+    module = GenStep(model, vae, encoder, projector, cfg).train()
+    originals = to_device(module, run)
 
     # data: one permutation an epoch; every process takes its share of each batch
     train = samples(cfg, model, vae, tokenizer, "train")
@@ -302,7 +314,7 @@ def main(argv):
                 path = Path(cfg.out) / "samples" / f"{run.step:08d}.png"
                 show_drawn(model, vae, tokenizer, val.data, path)
         if run.saving:
-            tensors = {"model": weights.model_tensors(model), "vae": vae.state_dict()}
+            tensors = {"model": weights.model_tensors(model) | originals, "vae": vae.state_dict()}
             if projector is not None:
                 tensors["projector"] = projector.state_dict()
             run.save(weights.describe(model, vae), tensors, tokenizer.json)

@@ -78,7 +78,7 @@ class UndStep(nn.Module):
     def __init__(self, unix):
         super().__init__()
         self.unix = unix
-        self.blocks = [*unix.layers, *unix.vision.blocks]       # what torch.compile takes one by one
+        self.blocks = [*unix.layers, *unix.vision.blocks]       # what is compiled, one by one
 
     def forward(self, batch):
         # the image block, then prompt and report on top of its cache

@@ -142,6 +142,11 @@ def preprocess(image, size, pad):
     return torch.from_numpy(canvas)
 
 
+def filled(numbers, device, dtype=None):
+    """A vector of a few numbers. For a copy to a GPU, the host would wait until it has arrived."""
+    return torch.cat([torch.full((1,), number, device=device, dtype=dtype) for number in numbers])
+
+
 def normalize(images, cfg, size=0):
     """Grey images in [0, 1] (B, 1, H, W) -> what a tower reads (B, 3, S, S), mean 0 and deviation
     1.
@@ -152,7 +157,6 @@ def normalize(images, cfg, size=0):
     if images.shape[-1] != S:
         # bicubic overshoots at edges, hence the clamp
         images = F.interpolate(images, size=(S, S), mode="bicubic", antialias=True).clamp(0, 1)
-    # filled on the device: for a copy from the host, the host would wait until it has arrived
-    mean = torch.cat([images.new_full((1, 1, 1), value) for value in cfg.mean])     # (3, 1, 1)
-    std = torch.cat([images.new_full((1, 1, 1), value) for value in cfg.std])
+    mean, std = (filled(values, images.device, images.dtype)[:, None, None]
+                 for values in (cfg.mean, cfg.std))
     return (images - mean) / std

@@ -84,7 +84,7 @@ def override(cfg, argv, doc="", presets=None):
         raise InputError(str(error)) from None
 
 
-FLAGS = (bool, bool | None)             # None: a default that depends on the machine
+SWITCHES = (bool, bool | None)          # None: a default that depends on the machine
 
 
 def parse(argv, types, with_preset=False):
@@ -99,7 +99,7 @@ def parse(argv, types, with_preset=False):
                 f"'{word}' stands alone; options look like --key value, and --help lists them.")
         key, equals, value = word[2:].partition("=")
         key = key.replace("-", "_")
-        negated = key.startswith("no_") and types.get(key[3:]) in FLAGS
+        negated = key.startswith("no_") and types.get(key[3:]) in SWITCHES
         if negated:
             key = key[3:]
         if key not in types and not (key == "preset" and with_preset):
@@ -107,7 +107,7 @@ def parse(argv, types, with_preset=False):
         kind = types.get(key, str)
 
         # flags take no value, though True and False may follow
-        if kind in FLAGS:
+        if kind in SWITCHES:
             if not equals and words and words[0].lower() in ("true", "false"):
                 value = words.pop(0)
             if equals and value.lower() not in ("true", "false"):

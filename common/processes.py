@@ -48,6 +48,10 @@ def setup(device="auto", threads=0, deterministic=False):
         torch.use_deterministic_algorithms(True)
 
     device = device_name(device)
+    if device.startswith("cuda"):
+        # texts differ in length, which left gaps of 5 GB in memory; read when CUDA starts
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+        torch.set_float32_matmul_precision("high")      # TF32, as convolutions have it anyway
 
     # torchrun sets RANK for each process that it starts; every rank gets a GPU of its own
     if not started_by_torchrun():

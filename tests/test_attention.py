@@ -11,18 +11,30 @@ from attention import Cache, DecodeCache, attend, join, rope, rotate, visible
 from helpers import close, normal
 
 
-@pytest.mark.parametrize("S", [0, 4])
 @pytest.mark.parametrize("causal", [False, True])
-def test_visible_is_the_rule(S, causal):
+def test_visible_is_the_rule(causal):
     """Every valid token of earlier blocks; inside the block all tokens, or those up to itself."""
-    valid, T = normal(3, S) > 0, 3
+    S, T = 4, 3
+    valid = normal(3, S) > 0
     bias = visible(valid, T, causal)
-    if bias is None:
-        bias = torch.zeros(())
+    assert all(stride % 8 == 0 for stride in bias.stride()[:-1]), "rows begin as kernels want it"
     bias = bias.expand(3, 1, T, S + T)
     for row, query, key in itertools.product(range(3), range(T), range(S + T)):
         sees = valid[row, key] if key < S else not causal or key - S <= query
         assert bias[row, 0, query, key] == (0 if sees else float("-inf"))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_on_an_empty_cache_no_mask_is_needed(causal):
+    """A query sees its whole block, or what stands up to itself."""
+    q, k, v = (normal(2, 2, 3, 8, seed=seed) for seed in range(3))
+    bias = visible(torch.zeros(2, 0, dtype=torch.bool), 3, causal)
+    assert bias is None
+    y = attend(q, [k], [v], bias, causal)
+    for query in range(3):
+        end = query + 1 if causal else 3
+        close(y[:, query:query + 1],
+              attend(q[:, :, query:query + 1], [k[:, :, :end]], [v[:, :, :end]], None), 1e-6)
 
 
 def test_rotation_is_in_fp32_for_bf16_input():

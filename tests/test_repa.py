@@ -1,10 +1,13 @@
 """repa.py: targets resampled in two dimensions, and a loss that is one cosine a token."""
+from dataclasses import replace
+
 import pytest
 import torch
 
+import repa
 from helpers import normal
 from repa import Projector, repa_loss, targets
-from vision import ViT, ViTConfig
+from vision import RAD_DINO, ViT, ViTConfig
 
 
 class Ramp:
@@ -36,6 +39,17 @@ def test_the_encoder_gets_its_size_and_an_equal_grid_is_untouched():
     features = targets(encoder, torch.rand(2, 1, 24, 24), (6, 6))
     assert encoder.pixels.shape == (2, 3, 12, 12)
     assert torch.equal(features, encoder(encoder.pixels))
+
+
+def test_rad_dino_at_224_pixels_has_the_grid_of_256_pixel_latents(monkeypatch):
+    """So no feature is resampled."""
+    encoder = ViT(replace(RAD_DINO, n_layer=1, n_head=1, n_embd=4, n_inner=4)).to("meta")
+    images = torch.zeros(1, 1, 256, 256, device="meta")
+    assert targets(encoder, images, (16, 16)).shape == (1, 256, 4)      # from 37 x 37 patches
+    monkeypatch.setattr(repa, "F", None)
+    assert targets(encoder, images, (16, 16), size=224).shape == (1, 256, 4)
+    with pytest.raises(AttributeError):
+        targets(encoder, images, (16, 16))
 
 
 def test_the_loss_is_the_negative_mean_cosine_of_each_image():

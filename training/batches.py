@@ -121,6 +121,11 @@ class Samples:
             self.order = order
         return int(order[1][position])
 
+    def length(self, step, index):
+        """Tokens of its texts."""
+        n = self.number(step, index)
+        return sum(len(texts[n]) for texts in self.texts.values())
+
     def __getitem__(self, key):
         """(step, index) -> a dictionary with the fields of a Batch, ids and labels as lists."""
         step, index = key
@@ -176,21 +181,25 @@ def refuse_uneven(batch_size, process, micro_batch):
                          f"{together}.")
 
 
-def micro_batches(batch_size, process, micro_batch, start, stop):
-    """This process's micro-batches as lists of (step, index), in order, for steps start..stop-1."""
-    refuse_uneven(batch_size, process, micro_batch)
+def micro_batches(samples, process, micro_batch, start, stop):
+    """This process's micro-batches as lists of (step, index), for steps start..stop-1.
+
+    The samples of a step are dealt out by the length of their texts: a micro-batch is padded to its
+    longest, and neighbours, on all processes, are about as long.
+    """
+    refuse_uneven(samples.batch_size, process, micro_batch)
     together = process.world * micro_batch          # samples of all processes in one micro-step
 
     def keys():
         for step in range(start, stop):
-            for n in range(batch_size // together):
-                first = n * together + process.rank * micro_batch
-                yield [(step, first + i) for i in range(micro_batch)]
+            order = sorted((samples.length(step, i), i) for i in range(samples.batch_size))
+            for first in range(process.rank * micro_batch, len(order), together):
+                yield [(step, i) for _, i in order[first:first + micro_batch]]
     return keys()
 
 
 def loader(samples, process, micro_batch, start, steps, workers=0):
-    """This process's micro-batches as Batch, in order, from step `start` up to `steps`.
+    """This process's micro-batches as Batch, from step `start` up to `steps`.
 
     workers: threads that read ahead (decoding an image does not hold Python's lock); 0 reads when
     asked, -1 takes four with a GPU, else none.
@@ -198,7 +207,7 @@ def loader(samples, process, micro_batch, start, steps, workers=0):
     cuda = process.device.type == "cuda"
     if workers < 0:
         workers = 4 if cuda else 0
-    keys = micro_batches(samples.batch_size, process, micro_batch, start, steps)
+    keys = micro_batches(samples, process, micro_batch, start, steps)
 
     def batch(keys):
         batch = Samples.collate([samples[key] for key in keys])

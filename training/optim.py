@@ -103,7 +103,9 @@ def optimizers(module, cfg, adamw_only=(), shard=False):
     AdamW = torch.optim.AdamW
     if shard and dist.is_initialized():
         from torch.distributed.optim import ZeroRedundancyOptimizer      # two seconds to import
-        AdamW = partial(ZeroRedundancyOptimizer, optimizer_class=AdamW)
+        # the parameters of a process lie together, so that it sends a few buckets, not each of them
+        AdamW = partial(ZeroRedundancyOptimizer, optimizer_class=AdamW,
+                        parameters_as_bucket_view=True)
     rest = [p for name, p in trained.items() if name not in with_muon]
     adamw = AdamW(
         rest, lr=cfg.lr, betas=(0.9, 0.95), eps=1e-15, weight_decay=cfg.weight_decay, fused=True)

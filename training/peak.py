@@ -9,6 +9,8 @@ from common.processes import print0
 # Dense bf16 products with fp32 sums (V100: fp16) in operations a second, without sparsity, from the
 # vendors' data sheets. Longer names stand before the shorter ones that they contain.
 PEAKS = {
+    "B200": 2250e12, "GH200": 989e12, "H800 PCIe": 756e12, "H800": 989e12, "A800": 312e12,
+    "H20": 148e12, "L20": 119.5e12,
     "H200 NVL": 835e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
     "A100": 312e12, "A40": 150e12, "A30": 165e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12,
     "RTX 6000 Ada": 364e12, "RTX A6000": 155e12, "RTX 4090": 165e12, "RTX 3090": 71e12,

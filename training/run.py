@@ -212,8 +212,7 @@ class Run:
     def prepare(self, module, average_of, adamw_only=()):
         """Optimizer, average, DDP and log, once it is known what is frozen.
 
-        module: the step module; all its parameters that are not frozen are trained, and its
-        `blocks` are what is compiled, one by one.
+        module: the step module; what is not frozen is trained, its `blocks` are compiled.
         average_of: the part of it whose averaged weights are kept.
         adamw_only: parts of names of matrices that stay with AdamW when Muon has the others.
         """
@@ -307,8 +306,7 @@ class Run:
         losses: one tensor a micro-step, without gradient. names: for each, the ids of its samples.
         A step whose gradient is no number is skipped, and the samples to blame are logged.
         """
-        # the norm is the same on all processes, since DDP has made their gradients equal; a signal
-        # reaches them at different moments, so here they agree on the step. Both in one transfer
+        # the norm is the same on all processes; a signal is not, and here they agree on the step
         cfg = self.cfg
         norm = clip_grad_norm_(self.trained.parameters(), cfg.clip)
         self.norm, asking = torch.stack([norm, self.stop.asking(self.device)]).tolist()     # sync
@@ -373,11 +371,8 @@ class Run:
 
     @contextmanager
     def average(self):
-        """In here the averaged weights are live, and the clock of the throughput stands still.
-
-        Compiled layers run eagerly: validation and samples have shapes of their own, for which
-        compiling does not pay.
-        """
+        """In here the averaged weights are live, and the clock of the throughput stands still."""
+        # eagerly: validation and samples have shapes of their own, for which compiling does not pay
         stance = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
         with self.meter.paused(), self.ema.swapped(), stance:
             yield

@@ -9,10 +9,15 @@ from common.cli import InputError
 from common.packed import Packed
 from common.processes import Process
 from helpers import NOISE_SIZE, noise_picture, pack_noise
-from training.batches import Samples, loader, repetition
+from training.batches import Samples, loader, micro_batches, repetition
 
 N, BATCH, STEPS = 13, 4, 10     # images to train on, samples of a step, three epochs
 KEYS = [(step, i) for step in range(STEPS) for i in range(BATCH)]
+
+
+def by_length(data):
+    """KEYS as they are dealt out: the samples of a step by the length of their texts."""
+    return sorted(KEYS, key=lambda key: (key[0], data.length(*key)))
 
 
 class Letters:
@@ -68,7 +73,7 @@ def same(ours, theirs):
 
 
 def loaded(root, task, world=1, micro=BATCH, first_step=0, workers=0):
-    """What all processes together see, in the order of the index in the batch."""
+    """What all processes together see, in the order in which a step is dealt out."""
     streams = []
     for rank in range(world):
         process = Process(rank, world, torch.device("cpu"))
@@ -86,13 +91,26 @@ def loaded(root, task, world=1, micro=BATCH, first_step=0, workers=0):
 @pytest.mark.parametrize("task", ["und", "gen"])
 def test_a_sample_depends_on_its_key_alone(root, task):
     """Not on order, processes, micro-batches, threads or where a run goes on. The seed counts."""
-    rows = rows_of(collate(samples(root, task), KEYS))
-    assert same(rows_of(collate(samples(root, task), KEYS[::-1])), rows[::-1])
+    keys = by_length(samples(root, task))
+    rows = rows_of(collate(samples(root, task), keys))
+    assert same(rows_of(collate(samples(root, task), keys[::-1])), rows[::-1])
     for world, micro in ((1, 4), (1, 1), (2, 2), (2, 1), (4, 1)):
         assert same(loaded(root, task, world, micro), rows), (world, micro)
     assert same(loaded(root, task, first_step=3), rows[3 * BATCH:])
     assert same(loaded(root, task, workers=3, micro=1), rows)
-    assert not same(rows_of(collate(samples(root, task, seed=1), KEYS)), rows)
+    assert not same(rows_of(collate(samples(root, task, seed=1), keys)), rows)
+
+
+def test_a_step_is_dealt_out_by_length(root):
+    """The same samples as always, whatever the processes; with little to pad."""
+    data = samples(root)
+    assert sorted(by_length(data)) == KEYS
+    for world, micro in ((1, 2), (2, 1)):
+        dealt = []
+        for rank in range(world):
+            process = Process(rank, world, torch.device("cpu"))
+            dealt.append(list(micro_batches(data, process, micro, 0, STEPS)))
+        assert [key for keys in zip(*dealt) for part in keys for key in part] == by_length(data)
 
 
 def test_a_batch_that_does_not_divide_is_refused(root):

@@ -7,7 +7,8 @@ from training import peak
 
 @pytest.mark.parametrize("name, best", [
     ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA H100 PCIe", 756e12),
-    ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA L40S", 362e12), ("NVIDIA RTX A4000", None)])
+    ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA L40S", 362e12), ("NVIDIA RTX A4000", None),
+    ("NVIDIA GH200 480GB", 989e12), ("NVIDIA H20", 148e12), ("NVIDIA L20", 119.5e12)])
 def test_the_peak_of_a_gpu_goes_by_its_name(monkeypatch, capsys, name, best):
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: name)
     assert peak.peak_flops(torch.device("cuda")) == best

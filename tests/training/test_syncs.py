@@ -52,7 +52,7 @@ def as_on_a_gpu(monkeypatch):
     plain = torch.tensor
 
     def tensor(data, *, device=None, **kwargs):
-        assert device is None or torch.device(device) != META, f"the host waits for {data} to arrive"
+        assert device is None or torch.device(device) != META, f"the host waits for {data}"
         return plain(data, device=device, **kwargs)
     monkeypatch.setattr(torch, "tensor", tensor)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())

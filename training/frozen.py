@@ -1,0 +1,21 @@
+"""Frozen matrices in bf16, the format in which autocast's products take them anyway."""
+import torch
+import torch.nn as nn
+
+
+def in_bfloat16(module, device, dtype, keep=False):
+    """Turn frozen linear layers to bf16 -> {name: parameter as it was, on the CPU}, if to be kept.
+
+    Autocast casts them to the same bits, but at every use: it remembers only what it has cast of
+    trained parameters. Nothing is changed where products are not in bf16, or not on CUDA.
+    """
+    originals = {}
+    if device.type != "cuda" or dtype != "bfloat16":
+        return originals
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear) and not layer.weight.requires_grad:
+            for part, parameter in layer.named_parameters():
+                if keep:
+                    originals[f"{name}.{part}"] = parameter.detach().cpu()
+            layer.to(torch.bfloat16)
+    return originals
