@@ -76,9 +76,7 @@ class MLP(nn.Module):
 
 
 class Branch(nn.Module):
-    """One modality's set of parameters in one layer: a pre-norm block, before and after the
-    softmax.
-    """
+    """One modality's parameters in one layer: a pre-norm block, before and after the softmax."""
 
     def __init__(self, cfg):
         super().__init__()

@@ -123,8 +123,8 @@ def samples(cfg, model, tokenizer, split):
 @torch.no_grad()
 def validate(run, module, val, n=256):
     """Mean cross-entropy per report token on the first n validation images, over all processes."""
-    float64 = widest_float(run.device)
-    total = torch.zeros(2, dtype=float64, device=run.device)            # cross-entropy, tokens
+    # cross-entropy, tokens
+    total = torch.zeros(2, dtype=widest_float(run.device), device=run.device)
     for batch in run.validation_batches(val, n):
         with run.autocast():
             loss = module(batch)

@@ -16,8 +16,6 @@ when its directory holds a checkpoint of the same settings, and goes on bit for 
 had happened: everything random depends on (seed, step, index in the batch) alone.
 """
 import math
-import signal
-import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -39,6 +37,7 @@ from training.log import Log, Meter, open_boards, refuse_missing_boards
 from training.peak import peak_to_log
 from training.resume import begun_with, checkpoint_to_resume, optimizer_state, restore, tidy
 from training.saving import Saver
+from training.stop import Stop
 from weights import checkpoint
 
 
@@ -109,37 +108,6 @@ def check_ranks_agree(cfg):
 
 
 # ---- what may happen to a run ----
-
-class Stop:
-    """SIGTERM and SIGINT ask for a checkpoint and an end.
-
-    One more signal, three seconds later or more, ends at once. (A cluster signals torchrun and all
-    processes, and torchrun forwards its signal, so several within three seconds count as one.) A
-    signal reaches processes at different moments, so all of them add up `asking` in every step, and
-    all get the same answer.
-    """
-
-    def __init__(self):
-        self.asked = 0.0                # when, in seconds of the clock; 0: not yet
-        self.before = {}                # handlers that were there
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.before[number] = signal.signal(number, self.ask)
-
-    def ask(self, number, frame):
-        if self.asked and time.monotonic() - self.asked > 3:
-            raise KeyboardInterrupt
-        if not self.asked:
-            self.asked = time.monotonic()
-
-    def asking(self, device):
-        """How many processes were asked to stop, as a tensor on the device."""
-        return all_sum(torch.full((), float(self.asked > 0), device=device))
-
-    def release(self):
-        """Signals mean again what they meant before."""
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
 
 class Skipped:
     """Steps whose gradient is no number: weights, optimizer and average stay, and the run goes on.
