@@ -236,9 +236,10 @@ def to_device(module, run):
     module.to(run.device)
     if run.device.type == "cuda":
         module.vae.to(memory_format=torch.channels_last)        # convolutions like it
-    if module.encoder is not None:
+    originals = frozen.in_bfloat16(module.unix, run.device, run.cfg.dtype, keep=run.master)
+    if module.encoder is not None:      # it may be the vision tower of the model: kept by now
         frozen.in_bfloat16(module.encoder, run.device, run.cfg.dtype)
-    return frozen.in_bfloat16(module.unix, run.device, run.cfg.dtype, keep=run.master)
+    return originals
 
 
 # ---- the run ----

@@ -1,10 +1,13 @@
 """What the training scripts share; the loops themselves are theirs.
 
-    run          Run: joins processes, resumes, updates, saves; signals and skipped steps
+    run          Run: joins processes, resumes, updates, saves; skipped steps
+    stop         signals, on which all processes agree
     resume       which checkpoint a run goes on from, and what it needs besides weights
     log          log.jsonl, boards, throughput
     optim        learning rate, AdamW and Muon, the average of the weights
     batches      which image a step sees and everything random about it; read ahead by threads
+    compiled     torch.compile, one layer at a time
+    frozen       frozen matrices in bf16 on a GPU
     cost         operations and memory of a step
     peak         how many operations a second the device can do at best
     latents      posteriors of the VAE stored beside the packed images

@@ -13,7 +13,7 @@ class Stop:
     One more signal, three seconds later or more, ends at once. (A cluster signals torchrun and all
     processes, and torchrun forwards its signal, so several within three seconds count as one.) A
     signal reaches processes at different moments, so all of them add up `asking` in every step, and
-    all get the same answer.
+    all get the same answer; it is read with the norm of the gradient, before the update.
     """
 
     def __init__(self):

@@ -71,7 +71,8 @@ def test_a_signal_saves_and_ends_and_later_the_run_goes_on(whole, tmp_path, caps
     finally:
         hook.remove()
     step = int(checkpoint.newest(tmp_path / "run").name)
-    assert step in (1, 2)               # Muon and AdamW step one after the other
+    # Muon and AdamW step one after the other; a signal during an update is seen in the next step
+    assert step in (2, 3)
     assert f"{step} of 6 steps" in capsys.readouterr().out
     assert signal.getsignal(number) is before
     train(tmp_path / "run")
