@@ -196,15 +196,11 @@ class Cache:
         """What a layer gets of the cache for a block of T tokens, as tensors: see `behind`."""
         return (self.keys[layer], self.values[layer]) if self.keys else None
 
-    def read(self, layer, k, v):
-        """The block's k, v (B, H, T, D) behind the cache's -> parts of keys, parts of values."""
-        return behind(self.past(layer, k.size(2)), k, v)
-
     def append(self, new, valid, advance):
         """The cache after a block: new holds (k, v) per layer, valid is (B, T); the block takes
         `advance` positions, one number or (B,)."""
         # whoever kept the earlier cache keeps it unchanged, so several contexts may share a prefix
-        parts = [self.read(layer, k, v) for layer, (k, v) in enumerate(new)]
+        parts = [behind(self.past(i, k.size(2)), k, v) for i, (k, v) in enumerate(new)]
         keys = [join(key_parts, 2) for key_parts, _ in parts]
         values = [join(value_parts, 2) for _, value_parts in parts]
         valid = torch.cat([self.valid, valid], dim=1)

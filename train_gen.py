@@ -228,20 +228,6 @@ def validate(run, module, val, n=256, bins=5):
     return float(errors.sum() / counts.sum()), (errors / counts).tolist()
 
 
-def to_device(module, run):
-    """Put the networks where they run, in the formats that are fast there.
-
-    -> the frozen parameters that have changed for it, as a checkpoint holds them.
-    """
-    module.to(run.device)
-    if run.device.type == "cuda":
-        module.vae.to(memory_format=torch.channels_last)        # convolutions like it
-    originals = frozen.in_bfloat16(module.unix, run.device, run.cfg.dtype, keep=run.master)
-    if module.encoder is not None:      # it may be the vision tower of the model: kept by now
-        frozen.in_bfloat16(module.encoder, run.device, run.cfg.dtype)
-    return originals
-
-
 # ---- the run ----
 
 def settings(argv):
@@ -276,7 +262,7 @@ def main(argv):
     if run.resume and projector is not None:
         projector.load_state_dict(load_file(run.resume / "projector.safetensors"))
     module = GenStep(model, vae, encoder, projector, cfg).train()
-    originals = to_device(module, run)
+    originals = frozen.to_device(module, run)
 
     # data: one permutation an epoch; every process takes its share of each batch
     train = samples(cfg, model, vae, tokenizer, "train")

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from attention import Cache, DecodeCache, attend, join, rope, rotate, visible
+from attention import Cache, DecodeCache, attend, behind, join, rope, rotate, visible
 from helpers import close, normal
 
 
@@ -70,7 +70,7 @@ def content(cache):
 def test_it_is_read_in_the_dtype_of_the_newest_block(cache):
     """Under autocast blocks differ."""
     k, v = block(1, 20)[0]
-    keys, values = cache.read(0, k.bfloat16(), v.bfloat16())
+    keys, values = behind(cache.past(0, 1), k.bfloat16(), v.bfloat16())
     assert {x.dtype for x in keys + values} == {torch.bfloat16}
 
 
@@ -79,7 +79,7 @@ def test_a_dropped_row_sees_its_block_alone(cache):
     assert dropped.next_position.tolist() == [0, 2, 0]
     k, v = block(3, 30)[0]
     q = normal(3, 2, 3, 4, seed=40)
-    y = attend(q, *dropped.read(0, k, v), visible(dropped.valid, 3, causal=False))
+    y = attend(q, *behind(dropped.past(0, 3), k, v), visible(dropped.valid, 3, causal=False))
     alone = attend(q, [k], [v], None)
     close(y[[0, 2]], alone[[0, 2]], 1e-6)
     assert (y[1] - alone[1]).abs().max() > 1e-2
@@ -92,11 +92,11 @@ def test_the_decode_cache_is_the_cache_without_copies(cache):
     for n in range(5):
         new = block(1, 50 + 30 * n)
         for layer, (k, v) in enumerate(new):
-            for a, b in zip(slow.read(layer, k, v), fast.read(layer, k, v)):
+            for a, b in zip(*(behind(cache.past(layer, 1), k, v) for cache in (slow, fast))):
                 assert torch.equal(join(a, 2), join(b, 2))
         slow, fast = slow.append(new, ONE, 1), fast.append(new, ONE, 1)
         assert torch.equal(slow.valid, fast.valid)
         assert torch.equal(slow.next_position, fast.next_position)
     assert [x.data_ptr() for x in fast.keys + fast.values] == buffers
     with pytest.raises(AssertionError, match="slots"):
-        fast.read(0, *block(1, 99)[0])
+        fast.past(0, 1)

@@ -1,4 +1,4 @@
-"""Frozen matrices in bf16, the format in which autocast's products take them anyway."""
+"""Networks on a GPU: frozen matrices in bf16, in which autocast's products take them anyway."""
 import torch
 import torch.nn as nn
 
@@ -18,4 +18,18 @@ def in_bfloat16(module, device, dtype, keep=False):
                 if keep:
                     originals[f"{name}.{part}"] = parameter.detach().cpu()
             layer.to(torch.bfloat16)
+    return originals
+
+
+def to_device(module, run):
+    """Put a step module of drawing where it runs, in the formats that are fast there.
+
+    -> the frozen parameters of its UniX that have changed for it, as a checkpoint holds them.
+    """
+    module.to(run.device)
+    if run.device.type == "cuda":
+        module.vae.to(memory_format=torch.channels_last)        # convolutions like it
+    originals = in_bfloat16(module.unix, run.device, run.cfg.dtype, keep=run.master)
+    if module.encoder is not None:      # it may be the vision tower of the model: kept by now
+        in_bfloat16(module.encoder, run.device, run.cfg.dtype)
     return originals
