@@ -196,6 +196,10 @@ class Cache:
         """What a layer gets of the cache for a block of T tokens, as tensors: see `behind`."""
         return (self.keys[layer], self.values[layer]) if self.keys else None
 
+    def bias(self, T, causal):
+        """The mask of a block of T tokens behind the cache, as a bias: see `visible`."""
+        return visible(self.valid, T, causal)
+
     def append(self, new, valid, advance):
         """The cache after a block: new holds (k, v) per layer, valid is (B, T); the block takes
         `advance` positions, one number or (B,)."""
@@ -228,28 +232,35 @@ def with_room(x, room):
 
 
 class DecodeCache(Cache):
-    """The same cache in buffers allocated once: in decoding, adding a token does not copy the
-    earlier ones.
+    """The same cache in buffers of one size, for decoding: a token at a time.
 
-    A layer lays the block into the free slots, `append` counts them in and returns the cache
-    itself. It writes in place, so there is no gradient.
+    A layer writes the token's keys and values into the next free slot, and attention runs over all
+    slots, of which the mask hides the free ones. The slot, the mask and the positions are tensors
+    written in place too. So every token runs the same operations on the same memory, which lets
+    CUDA record them once (common.processes.Recorded). There is no gradient.
     """
 
     def __init__(self, cache, room):
-        self.length = cache.valid.size(1)
+        B, S = cache.valid.shape
+        room += -(S + room) % 8         # kernels like rows of the mask that are multiples of 8
         keys = [with_room(k, room) for k in cache.keys]
         values = [with_room(v, room) for v in cache.values]
-        super().__init__(keys, values, cache.valid, cache.next_position.clone())
+        valid = torch.cat([cache.valid, cache.valid.new_zeros(B, room)], dim=1)
+        super().__init__(keys, values, valid, cache.next_position.clone())
+        self.slot = torch.full((1,), S, device=valid.device)            # the next free one
+        self.mask = keys[0].new_zeros(B, 1, 1, S + room)
+        self.mask.masked_fill_(~valid[:, None, None], float("-inf"))
 
     def past(self, layer, T):
-        keys, values = self.keys[layer], self.values[layer]
-        end = self.length + T
-        assert end <= keys.size(2), f"the decode cache has {keys.size(2)} slots, {end} wanted"
-        slots = torch.arange(self.length, end, device=keys.device)
-        return keys[:, :, :end], values[:, :, :end], slots
+        return self.keys[layer], self.values[layer], self.slot
+
+    def bias(self, T, causal):
+        """What the token sees: the slots that are valid, and its own."""
+        assert T == 1, f"a decode cache takes one token at a time, not {T}"
+        return self.mask.index_fill_(3, self.slot, 0)
 
     def append(self, new, valid, advance):
-        self.length += valid.size(1)
-        self.valid = torch.cat([self.valid, valid], dim=1)
-        self.next_position = self.next_position + advance
+        self.valid.index_copy_(1, self.slot, valid)
+        self.slot += 1
+        self.next_position += advance
         return self

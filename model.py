@@ -27,7 +27,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from attention import Cache, Heads, RMSNorm, attend, behind, rope, visible
+from attention import Cache, Heads, RMSNorm, attend, behind, rope
 from vision import ViT, ViTConfig, filled
 
 
@@ -214,7 +214,7 @@ class UniX(nn.Module):
         """
         T = u.size(1) + (0 if g is None else g.size(1))
         angles = rope(positions, self.cfg.n_embd // self.cfg.n_head, self.cfg.rope_theta)
-        bias = visible(cache.valid, T, causal)
+        bias = cache.bias(T, causal)
         new, hiddens = [], {}                   # keys and values by layer; what REPA taps
         for i, layer in enumerate(self.layers):
             # in training, a layer may forget what it computed and compute it again going backward

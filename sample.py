@@ -21,17 +21,17 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 import flow
 import weights
 from attention import DecodeCache
-from common.cli import InputError, Text, cli, override
+from common.cli import InputError, Text, cli, override, report_failures
 from common.finite import Watch, refuse_non_finite
-from common.images import captioned, checked, image_files, read_image, save_png
-from common.processes import DTYPES, decoding, generator, number_format, setup, torch_dtype
-from common.prompts import Prompt, picture_paths, read_prompts
+from common.images import checked, image_files, read_image
+from common.processes import (DTYPES, Recorded, decoding, generator, number_format, setup,
+                              torch_dtype)
+from common.prompts import Pictures, Prompt, read_prompts
 from tokenizer import pad
 from vision import normalize, preprocess
 from weights.knowledge import notice, tell_unknown
@@ -123,14 +123,20 @@ def guided(model, blocks, sampling):
     with_and_without = cache.rows(row % B).drop(row >= B)
     low, high = sampling.cfg_interval
 
+    def with_report(x, t):
+        return model.velocity(x.to(dtype), t, cache).float()
+
+    def with_guidance(x, t):
+        x = x.to(dtype).repeat(2, 1, 1, 1)
+        v_cond, v_uncond = model.velocity(x, t.repeat(2), with_and_without).float().chunk(2)
+        return flow.guide(v_cond, v_uncond, sampling.cfg, sampling.renorm)
+
+    plain, with_both = Recorded(with_report, device), Recorded(with_guidance, device)
+
     def velocity(x, t):
         inside = low < float(t[0]) <= high          # times come from the host, which need not wait
-        x, t = x.to(dtype), t.to(x.device, non_blocking=True)
-        if sampling.cfg == 1 or not inside:
-            return model.velocity(x, t, cache).float()
-        v = model.velocity(x.repeat(2, 1, 1, 1), t.repeat(2), with_and_without).float()
-        v_cond, v_uncond = v.chunk(2)
-        return flow.guide(v_cond, v_uncond, sampling.cfg, sampling.renorm)
+        chosen = with_both if inside and sampling.cfg != 1 else plain
+        return chosen(x, t.to(x.device, non_blocking=True))
 
     return velocity
 
@@ -215,6 +221,7 @@ def generate_reports(model, tokenizer, images, prompt=PROMPT, temperature=0.0, t
     if max_tokens > 0:
         room = min(room, max_tokens)
     prompt_ids = torch.tensor(tokenizer.prompt(prompt), device=device)
+    ask_every = 1 if device.type == "cpu" else 16
 
     reports = []
     starts = range(0, len(images), batch)
@@ -229,22 +236,30 @@ def generate_reports(model, tokenizer, images, prompt=PROMPT, temperature=0.0, t
         # then BOS and token after token, until every row has met its EOS
         cache = DecodeCache(cache, room)
         token = torch.full((B, 1), tokenizer.bos, device=device)
+        answers = torch.full((B, room), tokenizer.eos, device=device)
         rngs = [generator(seed, start + i) for i in range(B)]
         done = torch.zeros(B, dtype=torch.bool, device=device)
-        answers = []
+
+        def next_logits(token):
+            hidden, _ = model.prefill_text(token, cache=cache)
+            return model.logits(hidden[:, -1]).float()                                # (B, V)
+
         watch = Watch()
         with decoding(B, device):
-            while len(answers) < room and not done.all():
-                hidden, cache = model.prefill_text(token, cache=cache)
-                logits = model.logits(hidden[:, -1]).float()                          # (B, V)
-                watch(f"a logit of token {len(answers) + 1}", logits)
+            step = Recorded(next_logits, device)
+            for n in range(room):
+                logits = step(token)
+                watch(f"a logit of token {n + 1}", logits)
                 token = choose(logits, temperature, top_p, rngs)
+                answers[:, n] = token[:, 0]
                 done |= token[:, 0] == tokenizer.eos
-                answers.append(token)
+                # to ask a GPU is to wait for it, so it is asked now and then
+                if (n + 1) % ask_every == 0 and done.all():
+                    break
         watch.check()
 
         # what a row says after its EOS, while others go on, is cut off by `decode`
-        reports += [tokenizer.decode(ids) for ids in torch.cat(answers, dim=1).tolist()]
+        reports += [tokenizer.decode(ids) for ids in answers.tolist()]
     return reports
 
 
@@ -277,39 +292,19 @@ def draw(cfg, model, vae, tokenizer, prompts, failures):
     numbered = [(f"report {prompt.id if prompt.id else i}", prompt)
                 for i, prompt in enumerate(prompts, start=1)]
     prompts = [prompt for _, prompt in checked(numbered, fits, failures)]
-    paths = picture_paths(cfg.out, prompts, cfg.num)
-    rows = [(prompt, k) for prompt in prompts for k in range(cfg.num)]
-    drawn = []
-    for start in range(0, len(rows), cfg.batch):
-        batch = rows[start:start + cfg.batch]
-        pictures = generate_images(model, vae, tokenizer, [prompt.report for prompt, _ in batch],
-                                   cfg, numbers=[k for _, k in batch])[:, 0]
-        # every picture carries its settings, and is written before the next batch is drawn
-        about = {setting.name: getattr(cfg, setting.name) for setting in fields(Sampling)}
-        about |= {"checkpoint": Path(cfg.checkpoint).name, "dtype": cfg.dtype, "num": cfg.num,
-                  "size": pictures.shape[-1], "notice": notice(model)}
-        drawn += list(pictures) if cfg.grid else []
-        for path, (prompt, k), picture in zip(paths[start:], batch, pictures):
-            if not cfg.grid:
-                save_png(Image.fromarray(picture), path, reports=prompt.report, image=k, **about)
-                tell(cfg, path, prompt, k, about["notice"])
+    pictures = Pictures(cfg.out, prompts, cfg.num, cfg.grid, cfg.json)
+    about = {setting.name: getattr(cfg, setting.name) for setting in fields(Sampling)}
+    about |= {"checkpoint": Path(cfg.checkpoint).name, "dtype": cfg.dtype, "num": cfg.num,
+              "size": latent_side(model, vae, cfg.size) * vae.factor, "notice": notice(model)}
 
-    if cfg.grid and rows:
-        sheet = captioned(drawn, [prompt.report for prompt, _ in rows])
-        save_png(sheet, cfg.out, reports=[prompt.report for prompt in prompts], **about)
-        for prompt, k in rows:
-            tell(cfg, cfg.out, prompt, k, about["notice"])
-    elif rows and about["size"] < 256:
-        print(f"{about['size']} x {about['size']} pixels a picture; with --grid a sheet of them, "
-              "enlarged, over the reports.", file=sys.stderr)
-    return len(rows)
-
-
-def tell(cfg, path, prompt, k, notice):
-    """A line about a picture that is written."""
-    result = {"id": prompt.id} if prompt.id else {}
-    result |= {"file": str(path), "report": prompt.report, "image": k, "notice": notice}
-    print(json.dumps(result) if cfg.json else f"{path}: {prompt.report}", flush=True)
+    # every picture is written before the next batch is drawn, and carries its settings
+    for start in range(0, len(pictures.rows), cfg.batch):
+        batch = pictures.rows[start:start + cfg.batch]
+        reports, numbers = [prompt.report for prompt, _ in batch], [k for _, k in batch]
+        drawn = generate_images(model, vae, tokenizer, reports, cfg, numbers=numbers)
+        pictures.add(drawn[:, 0], about)
+    pictures.finish()
+    return len(pictures.rows)
 
 
 def read(cfg, model, tokenizer, files, failures):
@@ -375,15 +370,6 @@ def main(argv):
     if files:
         results += read(cfg, model, tokenizer, files, failures)
     return report_failures(failures, results)
-
-
-def report_failures(failures, results):
-    """Print the sentences about what was left out -> the exit code: 0, 1 for some, 2 for all."""
-    for sentence in failures:
-        print(f"error: {sentence}", file=sys.stderr)
-    if not failures:
-        return 0
-    return 1 if results else 2
 
 
 if __name__ == "__main__":

@@ -273,6 +273,15 @@ def differences(theirs, ours, free=()):
 
 # ---- the end of a script ----
 
+def report_failures(failures, results):
+    """Print the sentences about what was left out -> the exit code: 0, 1 for some, 2 for all."""
+    for sentence in failures:
+        print(f"error: {sentence}", file=sys.stderr)
+    if not failures:
+        return 0
+    return 1 if results else 2
+
+
 # what is given back or brought to an end when a script ends, well or badly: locks, a checkpoint
 # that is being written
 until_the_end = contextlib.ExitStack()

@@ -283,6 +283,37 @@ def ahead(pool, make, keys, depth):
 
 # ---- torch on a CPU ----
 
+class Recorded:
+    """A function of tensors that runs the same kernels on the same shapes at every call.
+
+    On CUDA its second call records them as one graph, and from then on a call is one launch in
+    place of hundreds, which take the CPU longer than the GPU where a batch is small. What else the
+    function reads or writes must stay where it is in memory. Elsewhere it is just called.
+    """
+
+    def __init__(self, function, device):
+        self.function = function
+        self.records = device.type == "cuda"
+        self.inputs = None              # where the recorded kernels read
+        self.graph = None
+
+    def __call__(self, *inputs):
+        if not self.records:
+            return self.function(*inputs)
+        # libraries set themselves up in the first call, which cannot be recorded
+        if self.inputs is None:
+            self.inputs = [tensor.clone() for tensor in inputs]
+            return self.function(*self.inputs)
+        for mine, tensor in zip(self.inputs, inputs, strict=True):
+            mine.copy_(tensor)
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):          # recorded, not run
+                self.output = self.function(*self.inputs)
+        self.graph.replay()
+        return self.output.clone()      # the next replay writes there
+
+
 @contextmanager
 def decoding(rows, device):
     """Wrap the decoding of `rows` sequences at once. It turns oneDNN off for a single one on a CPU.

@@ -1,16 +1,22 @@
-"""Reports to draw, from a file of any kind, and what the pictures of them are called.
+"""Reports to draw, from a file of any kind, and the pictures of them, written as they are drawn.
 
     prompts = read_prompts("prompts.csv", failures)             # [Prompt(id, report)]
     paths = picture_paths("out.png", prompts, num=2)            # out-<id>-0.png, out-<id>-1.png, …
+    pictures = Pictures("out.png", prompts, num=2)
 """
+import json
 import re
+import sys
 from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from PIL import Image
+
 from common.cli import InputError
 from common.columns import known_value, name_of, not_text, refuse_missing, understand
 from common.files import text_lines
+from common.images import captioned, save_png
 from common.tables import own_table
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
@@ -95,3 +101,54 @@ def picture_paths(out, prompts, num):
     if twice:
         raise InputError(f"two pictures would be called {twice[0]}; draw them in two runs.")
     return paths
+
+
+class Pictures:
+    """The pictures of prompts: a file each, written with its batch, or one sheet at the end.
+
+    rows: (prompt, number of its picture) in the order in which they are drawn. A line about each
+    goes to standard output, of text or of JSON.
+    """
+
+    def __init__(self, out, prompts, num=1, grid=False, as_json=False):
+        self.out = out
+        self.prompts = prompts
+        self.grid = grid
+        self.as_json = as_json
+        self.rows = [(prompt, k) for prompt in prompts for k in range(num)]
+        self.paths = picture_paths(out, prompts, num)
+        self.drawn = []
+
+    def add(self, pictures, about):
+        """The next pictures (N, S, S) uint8. about: the settings that each one carries."""
+        self.about = about
+        for picture in pictures:
+            n = len(self.drawn)
+            self.drawn.append(picture if self.grid else None)
+            if not self.grid:
+                prompt, k = self.rows[n]
+                save_png(Image.fromarray(picture), self.paths[n], reports=prompt.report, image=k,
+                         **about)
+                self.tell(n, self.paths[n])
+
+    def finish(self):
+        """Write the sheet, if one is wanted, or say how to get it where pictures are small."""
+        if not self.drawn:
+            return
+        if self.grid:
+            sheet = captioned(self.drawn, [prompt.report for prompt, _ in self.rows])
+            reports = [prompt.report for prompt in self.prompts]
+            save_png(sheet, self.out, reports=reports, **self.about)
+            for n in range(len(self.rows)):
+                self.tell(n, self.out)
+        elif self.about["size"] < 256:
+            print(f"{self.about['size']} x {self.about['size']} pixels a picture; with --grid a "
+                  "sheet of them, enlarged, over the reports.", file=sys.stderr)
+
+    def tell(self, n, path):
+        """The line about a picture."""
+        prompt, k = self.rows[n]
+        result = {"id": prompt.id} if prompt.id else {}
+        result |= {"file": str(path), "report": prompt.report, "image": k,
+                   "notice": self.about["notice"]}
+        print(json.dumps(result) if self.as_json else f"{path}: {prompt.report}", flush=True)

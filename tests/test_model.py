@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 import torch.nn.functional as F
 
 from attention import DecodeCache
@@ -167,6 +168,45 @@ def test_token_by_token_is_the_block_at_once(tiny):
             hiddens.append(hidden)
         close(torch.cat(hiddens, dim=1), at_once)
         assert cache.next_position.tolist() == [1 + 3 + 6, 1 + 8 + 6]
+
+
+class Operations(TorchDispatchMode):
+    """Every operation with the shapes of its tensors, and the addresses of those that stay."""
+
+    def __init__(self, staying):
+        super().__init__()
+        self.addresses = {tensor.data_ptr() for tensor in staying}
+        self.log = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = {} if kwargs is None else kwargs
+        seen = []
+        for value in torch.utils._pytree.tree_leaves((args, kwargs)):
+            if torch.is_tensor(value):
+                address = value.data_ptr()
+                seen.append((value.shape, address if address in self.addresses else None))
+            else:
+                seen.append(value)
+        self.log.append((str(function), seen))
+        return function(*args, **kwargs)
+
+
+@torch.no_grad()
+def test_every_decoded_token_runs_the_same_operations_on_the_same_memory(tiny):
+    """So they can be recorded once; and none of them waits for a number from the GPU."""
+    _, prefix = tiny.prefill_text(*pad(TEXTS[:2]))
+    cache, token = DecodeCache(prefix, room=6), torch.tensor([[BOS], [BOS]])
+    staying = [*tiny.parameters(), *tiny.buffers(), *cache.keys, *cache.values, cache.valid,
+               cache.slot, cache.mask, cache.next_position, token]
+    logs = []
+    for _ in range(3):
+        with Operations(staying) as operations:
+            hidden, cache = tiny.prefill_text(token, cache=cache)
+            tiny.logits(hidden)
+        logs.append(operations.log)
+    assert logs[0] == logs[1] == logs[2]
+    names = {name for name, _ in logs[0]}
+    assert names and not any("local_scalar" in name or "nonzero" in name for name in names)
 
 
 @torch.no_grad()

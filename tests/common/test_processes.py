@@ -1,6 +1,7 @@
 """common/processes.py: devices, random numbers by key, read-ahead, torch on a CPU."""
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from common import processes
 from common.cli import InputError
 from common.processes import (
+    Recorded,
     ahead,
     autocast,
     decoding,
@@ -181,3 +183,40 @@ def test_decoding_turns_onednn_off_for_a_single_sequence(rows, without_onednn):
         assert torch.backends.mkldnn.enabled == (before and not without_onednn)
         raise KeyError
     assert torch.backends.mkldnn.enabled == before
+
+
+# ---- recorded functions ----
+
+@pytest.mark.parametrize("kind, runs", [("cpu", 4), ("cuda", 2)])
+def test_a_recorded_function_does_its_work_once_a_call(kind, runs, monkeypatch):
+    """The first call runs it, the second records and plays it, later ones play it alone.
+
+    The recording is stood in for: it puts back what recording has computed, since nothing runs
+    then, and a replay computes from the recorded inputs into the recorded output.
+    """
+    total, calls = torch.zeros(1), []
+
+    def add(number):
+        total.add_(number)
+        return total * 2
+
+    def function(number):
+        calls.append(number)
+        return add(number)
+
+    recorded = Recorded(function, torch.device(kind))
+
+    class Graph:
+        def replay(self):
+            recorded.output.copy_(add(*recorded.inputs))
+
+    @contextmanager
+    def recording(graph):
+        before = total.clone()
+        yield
+        total.copy_(before)
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    results = [recorded(torch.tensor([number])) for number in (1, 2, 3, 4)]
+    assert torch.cat(results).tolist() == [2, 6, 12, 20] and len(calls) == runs
