@@ -6,7 +6,7 @@ from PIL import Image
 import flow
 import train_gen
 import train_und
-from common.cli import InputError
+from common.cli import InputError, until_the_end
 from common.images import NOTICE
 from tiny_runs import gen, identical, log, tensors, und
 from weights import checkpoint
@@ -85,7 +85,9 @@ def test_too_many_in_a_row_end_the_run(phantom, stage2, tmp_path, monkeypatch):
     more = ("--repa", 0, "--save-every", 1, "--keep", 9, "--max-skipped", 3)
     poison(monkeypatch, *range(2, 99))
     train_gen.main(gen(phantom, tmp_path, stage2, *more, "--steps", 2))
-    with pytest.raises(InputError, match="3 steps in a row; the samples of the last: train-"):
+    # a script's end waits for the checkpoint that is being written
+    with pytest.raises(InputError, match="3 steps in a row; the samples of the last: train-"), \
+            until_the_end:
         train_gen.main(gen(phantom, tmp_path, stage2, *more, "--steps", 9))
     assert checkpoint.newest(tmp_path).name == "00000003"
     assert identical(tensors(tmp_path / "00000001"), tensors(tmp_path))
