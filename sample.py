@@ -17,6 +17,7 @@ import os
 import sys
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
@@ -210,11 +211,11 @@ def check_report(name, report, model, tokenizer):
 
 @torch.inference_mode()
 def generate_reports(model, tokenizer, images, prompt=PROMPT, temperature=0.0, top_p=1.0,
-                     max_tokens=0, seed=0, batch=16, progress=True, title="reading"):
+                     max_tokens=0, seed=0, batch=16, progress=True, title="reading", first=0):
     """Report on images (N, S, S) uint8, `vision.preprocess`ed to the tower's size -> N strings.
 
-    temperature 0 is greedy; otherwise the draws for image i depend on (seed, i) alone.
-    max_tokens 0: the longest text that the model reads. title: what the progress bar says.
+    temperature 0 is greedy; otherwise the draws for image i depend on (seed, i) alone, counted from
+    `first`. max_tokens 0: the longest text that the model reads. title: what the progress bar says.
     """
     device, dtype = model.embed.weight.device, model.embed.weight.dtype
     room = model.cfg.max_text - 1                       # BOS takes one
@@ -237,7 +238,7 @@ def generate_reports(model, tokenizer, images, prompt=PROMPT, temperature=0.0, t
         cache = DecodeCache(cache, room)
         token = torch.full((B, 1), tokenizer.bos, device=device)
         answers = torch.full((B, room), tokenizer.eos, device=device)
-        rngs = [generator(seed, start + i) for i in range(B)]
+        rngs = [generator(seed, first + start + i) for i in range(B)]
         done = torch.zeros(B, dtype=torch.bool, device=device)
 
         def next_logits(token):
@@ -309,26 +310,27 @@ def draw(cfg, model, vae, tokenizer, prompts, failures):
 
 def read(cfg, model, tokenizer, files, failures):
     """--image: print the reports -> how many there are. Unreadable files: `failures`."""
-    limit = model.cfg.max_text
-    if len(tokenizer.prompt(cfg.prompt)) > limit:
-        raise InputError(f"--prompt is longer than the {limit} tokens that this checkpoint reads; "
-                         "shorten it.")
+    if len(tokenizer.prompt(cfg.prompt)) > model.cfg.max_text:
+        raise InputError(f"--prompt is longer than the {model.cfg.max_text} tokens that this "
+                         "checkpoint reads; shorten it.")
 
     def load(name, path):
         return preprocess(read_image(path), model.cfg.vision.image_size, model.cfg.vision.pad)
 
-    images = checked(files, load, failures)
-    if not images:
-        return 0
-    stack = torch.stack([image for _, image in images])
-    reports = generate_reports(model, tokenizer, stack, cfg.prompt, cfg.temperature, cfg.top_p,
-                               cfg.max_tokens, cfg.seed, cfg.batch)
-    for (name, _), report in zip(images, reports):
-        if cfg.json:
-            print(json.dumps({"file": name, "report": report, "notice": notice(model)}))
-        else:
-            print(report if len(files) == 1 else f"{name}: {report}")
-    return len(images)
+    # the reports of a batch are printed before the next images are read
+    images = chain.from_iterable(checked([file], load, failures) for file in files)
+    done = 0
+    while batch := list(islice(images, cfg.batch)):
+        reports = generate_reports(
+            model, tokenizer, torch.stack([image for _, image in batch]), cfg.prompt,
+            cfg.temperature, cfg.top_p, cfg.max_tokens, cfg.seed, cfg.batch, first=done,
+            title=f"reading {done + 1}/{len(files)}")
+        for (name, _), report in zip(batch, reports):
+            line = {"file": name, "report": report, "notice": notice(model)}
+            text = report if len(files) == 1 else f"{name}: {report}"
+            print(json.dumps(line) if cfg.json else text, flush=True)
+        done += len(batch)
+    return done
 
 
 def main(argv):
@@ -364,9 +366,7 @@ def main(argv):
     # draw and read, and say what was left out
     print(notice(model), file=sys.stderr)
     tell_unknown(model, tokenizer, [cfg.prompt, *(prompt.report for prompt in prompts)])
-    results = 0
-    if prompts:
-        results += draw(cfg, model, vae, tokenizer, prompts, failures)
+    results = draw(cfg, model, vae, tokenizer, prompts, failures)
     if files:
         results += read(cfg, model, tokenizer, files, failures)
     return report_failures(failures, results)

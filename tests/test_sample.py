@@ -324,6 +324,29 @@ def test_a_stop_loses_the_batch_in_flight_alone(main, tmp_path, monkeypatch, cap
     assert len(capsys.readouterr().out.splitlines()) == 4
 
 
+def test_a_stop_loses_the_reports_of_the_batch_in_flight_alone(main, tmp_path, monkeypatch, capsys):
+    """And they are what one large batch writes, drawn words too, whatever lies between them."""
+    (tmp_path / "inputs" / "films" / "film00.png").write_bytes(b"no image")
+    line = "--image inputs/films --temperature 1 --max-tokens 8 --dtype float32".split()
+    assert main(*line) == 1
+    whole = capsys.readouterr().out.splitlines()
+    assert main(*line, "--batch", 1) == 1
+    assert capsys.readouterr().out.splitlines() == whole and len(whole) == 3
+
+    write, batches = sample.generate_reports, []
+
+    def stopped(*args, **kwargs):
+        batches.append(1)
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(sample, "generate_reports", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        main(*line, "--batch", 1)
+    assert capsys.readouterr().out.splitlines() == whole[:2]
+
+
 def test_a_folder_is_read(main, capsys):
     assert main("--image", "inputs/films", "--max-tokens", 6, "--json") == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
