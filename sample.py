@@ -222,7 +222,9 @@ def generate_reports(model, tokenizer, images, prompt=PROMPT, temperature=0.0, t
     if max_tokens > 0:
         room = min(room, max_tokens)
     prompt_ids = torch.tensor(tokenizer.prompt(prompt), device=device)
-    ask_every = 1 if device.type == "cpu" else 16
+    # how often a GPU is asked whether all rows are done, which is to wait for it; and how many
+    # slots a decode cache has for tokens: few are read in vain, many are recorded at once
+    ask_every, room_at_once = (1, 64) if device.type == "cpu" else (16, 256)
 
     reports = []
     starts = range(0, len(images), batch)
@@ -235,7 +237,6 @@ def generate_reports(model, tokenizer, images, prompt=PROMPT, temperature=0.0, t
         _, cache = model.prefill_text(prompt_ids.expand(B, -1), cache=cache)
 
         # then BOS and token after token, until every row has met its EOS
-        cache = DecodeCache(cache, room)
         token = torch.full((B, 1), tokenizer.bos, device=device)
         answers = torch.full((B, room), tokenizer.eos, device=device)
         rngs = [generator(seed, first + start + i) for i in range(B)]
@@ -247,14 +248,15 @@ def generate_reports(model, tokenizer, images, prompt=PROMPT, temperature=0.0, t
 
         watch = Watch()
         with decoding(B, device):
-            step = Recorded(next_logits, device)
             for n in range(room):
+                if n % room_at_once == 0:
+                    cache = DecodeCache(cache, min(room_at_once, room - n))
+                    step = Recorded(next_logits, device)
                 logits = step(token)
                 watch(f"a logit of token {n + 1}", logits)
                 token = choose(logits, temperature, top_p, rngs)
                 answers[:, n] = token[:, 0]
                 done |= token[:, 0] == tokenizer.eos
-                # to ask a GPU is to wait for it, so it is asked now and then
                 if (n + 1) % ask_every == 0 and done.all():
                     break
         watch.check()

@@ -156,6 +156,26 @@ def test_reports_are_greedy_and_batches_do_not_matter(loaded):
         assert reports == [early.decode(row) for row in ids]
 
 
+@torch.no_grad()
+def test_a_long_report_is_that_of_the_growing_cache(loaded, monkeypatch):
+    """One longer than the 64 slots for tokens that a decode cache has on a CPU."""
+    model, vae, tokenizer = loaded
+    monkeypatch.setattr(model.cfg, "max_text", 200)
+    image, ids = films(1), [tokenizer.bos]
+    _, cache = model.prefill_image(normalize(image[:, None].float() / 255, model.cfg.vision))
+    _, cache = model.prefill_text(torch.tensor([tokenizer.prompt("Describe.")]), cache=cache)
+    for _ in range(150):
+        hidden, cache = model.prefill_text(torch.tensor([ids[-1:]]), cache=cache)
+        ids.append(int(model.logits(hidden[0, -1]).argmax()))
+    endless = copy.copy(tokenizer)              # no word ends a report
+    endless.eos = -1
+    endless.prompt = tokenizer.prompt
+    endless.decode = list
+    report, = sample.generate_reports(
+        model, endless, image, "Describe.", max_tokens=150, progress=False)
+    assert report == ids[1:]
+
+
 def test_drawn_words_depend_on_seed_and_image_number(loaded):
     draw = dict(temperature=1.0, top_p=0.9)
     alone = written(loaded, batch=1, **draw)
