@@ -307,8 +307,9 @@ def cli(main, doc=""):
     code = 1                            # of a bug, whose traceback is shown
     try:
         with terminable(), until_the_end:
-            code = 0
-            if not doc or not helps(sys.argv[1:], doc):
+            if doc and helps(sys.argv[1:], doc):
+                code = 0
+            else:
                 code = main(sys.argv[1:])
         sys.stdout.flush()              # now, while a reader who has gone is listened for
     except (InputError, FloatingPointError) as error:
