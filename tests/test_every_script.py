@@ -73,7 +73,7 @@ def test_names_of_all_kinds_lose_no_report(tmp_path, monkeypatch, capsys):
     for name in names:
         Image.new("L", (32, 32)).save(tmp_path / "new.png")
         os.rename(tmp_path / "new.png", os.path.join(os.fsencode(tmp_path), name))
-    monkeypatch.setattr(sample, "generate_reports", lambda *_: ["Clear."] * 4)
+    monkeypatch.setattr(sample, "generate_reports", lambda *_, **_named: ["Clear."] * 4)
     line = ["sample.py", "--image", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", line)
     with pytest.raises(SystemExit) as end:
