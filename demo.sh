@@ -14,6 +14,8 @@ data=datasets/phantom out=out/phantom
 few_images= few_vae= few_und= few_gen64= few_gen128= few_scores=
 case "${1-}" in
     "") ;;
+    -h | --help)
+        sed -n '2,/^[^#]/s/^# \{0,1\}//p' demo.sh; exit ;;
     short)
         data=datasets/phantom-short out=out/phantom-short
         short="--warmup 10 --ema 0.9 --log-every 10"
@@ -24,7 +26,7 @@ case "${1-}" in
         few_gen128="$short --steps 30 --batch-size 16 --micro-batch 16"
         few_scores="--num 16 --steps 8 --bootstrap 0"
         echo "The short way: it shows every step, and its results are not meant to be good." ;;
-    *)  echo "error: demo.sh knows 'short' and nothing else, got '$1'." >&2; exit 2 ;;
+    *)  echo "error: demo.sh knows 'short' and --help, got '$1'." >&2; exit 2 ;;
 esac
 mkdir -p "$out"
 

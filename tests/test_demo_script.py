@@ -68,7 +68,14 @@ def test_the_short_way_says_so_and_stays_apart(tmp_path):
         assert "phantom-short" in vars(settings(command)).get("out", "phantom-short")
 
 
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_is_the_head_of_the_script(tmp_path, word):
+    code, printed, commands = demo(tmp_path, word)
+    assert code == 0 and not commands and "PYTHON=" in printed
+    assert printed.startswith("The laptop run: ") and "\n    bash demo.sh short " in printed
+
+
 def test_another_word_is_a_sentence(tmp_path):
     code, printed, commands = demo(tmp_path, "shrot")
-    assert code == 2 and printed == "error: demo.sh knows 'short' and nothing else, got 'shrot'.\n"
+    assert code == 2 and printed == "error: demo.sh knows 'short' and --help, got 'shrot'.\n"
     assert not commands
