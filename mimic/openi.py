@@ -16,6 +16,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from common.cli import InputError
+from common.images import is_image
 from common.tables import find, read_header, read_table
 from mimic.items import FRONTAL, Item, hashed_split
 
@@ -52,12 +53,13 @@ def open_i(cfg, left_out):
         study = f"CXR{uid}"
         findings, impression, labels = texts.get(uid, (None, None, []))
         items.append(Item(
-            Path(name).stem, study, study, hashed_split(study), "frontal", name,
+            Path(name).stem, study, study, hashed_split(study), "frontal",
+            name.removesuffix(".png"),          # it may have become a JPEG, or still be DICOM
             (findings, impression, "openi"), {label: 1.0 for label in labels}))
 
     # Kaggle's archive has the images one or two folders down
     below = ("", "images_normalized", "images/images_normalized", "NLMCXR_png")
-    with_images = [root / name for name in below if any((root / name).glob("*.png"))]
+    with_images = [root / name for name in below if any(map(is_image, (root / name).glob("*")))]
     return (with_images[0] if with_images else root), items
 
 

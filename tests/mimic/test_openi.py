@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.cli import InputError
-from mimic import check, openi, sources
+from mimic import check, openi, pixels, sources
 from mimic.items import LeftOut
 from mimic_tree import write_table
 from prepare_mimic import Settings
@@ -60,6 +60,18 @@ def test_from_xml_and_from_kaggles_tables(tmp_path):
     assert {item.split for item in from_xml} == {"train", "val", "test"}
 
 
+@pytest.mark.parametrize("ending", [".jpg", ".dcm", ".PNG", ".tif"])
+def test_images_may_have_any_ending(tmp_path, ending):
+    """The tables and the XML say .png or nothing."""
+    folder = tmp_path / "images_normalized"
+    folder.mkdir()
+    (folder / f"CXR1_IM-0001-1001{ending}").write_bytes(b"")
+    write_xml(tmp_path, 1, ["CXR1_IM-0001-1001"])
+    root, (item,), _ = items_of(images=tmp_path)
+    assert item.id == "CXR1_IM-0001-1001"
+    assert pixels.locate(root / item.image) == folder / f"CXR1_IM-0001-1001{ending}"
+
+
 # image numbers of one report with the view that DICOM names, and which is taken with the DICOM
 # table and without one
 REPORTS = [
@@ -96,8 +108,7 @@ def test_the_frontal_image_by_the_dicom_table_and_without_it(tmp_path, named):
     for number, given in ((1, tmp_path if named == "folder" else tables), (2, "")):
         _, items, left_out = items_of(**where, tables=given)
         taken = {item.study: item.image.rpartition("-")[2] for item in items}
-        expected = {f"CXR{n}": f"{report[number]}.png" for n, report in enumerate(REPORTS, 1)
-                    if report[number]}
+        expected = {f"CXR{n}": report[number] for n, report in enumerate(REPORTS, 1) if report[number]}
         assert taken == expected
         # all others have a reason, and a report without any image has one of its own
         without = {id for id, _, reason in left_out if reason.startswith("study without")}
