@@ -8,6 +8,7 @@
 CheXGenBench's split has such patients: it pools MIMIC-CXR and deals it anew. There they are said.
 """
 import hashlib
+import shlex
 from itertools import combinations
 
 from common.cli import InputError
@@ -38,7 +39,8 @@ def refuse_shared_patients(directory, info, rows):
     if shared and not pooled(info):
         column, patient = shared[0]
         number = sum(name == column for name, _ in shared)
-        known = "" if column == "subject" else f" by '{column}' (--columns subject={column})"
+        option = shlex.quote(f"subject={column}")
+        known = "" if column == "subject" else f" by '{column}' (--columns {option})"
         raise InputError(f"{directory}: {number} patients are in more than one split, the first is "
                          f"{patient}: prepare it anew with one split a patient{known}.")
     if shared:

@@ -8,6 +8,7 @@ images would be split one by one, and a patient could train and test: that must 
 """
 import os
 import re
+import shlex
 from pathlib import Path
 
 from common import columns
@@ -89,9 +90,10 @@ def refuse_unknown_patients(cfg, path, names, rows, known):
     if len(set(ids)) < len(ids):
         maybe.append(known["id"])
     if maybe:
+        option = shlex.quote(f"subject={maybe[0]}")
         raise InputError(
-            f"{path}: is '{maybe[0]}' the patient? Then say --columns subject={maybe[0]}; if no "
-            "column names the patients, --split-by image, and one of them may train and test.")
+            f"{path}: is '{maybe[0]}' the patient? Then say --columns {option}; if no column names "
+            "the patients, --split-by image, and one of them may train and test.")
     if "split" not in known:
         study = "" if "study" not in known else ", or each study is another one, --split-by study"
         raise InputError(

@@ -1,6 +1,8 @@
 """A table of one's own: its columns, patients, splits, values; and tables that cannot be read."""
 import gzip
 import json
+import re
+import shlex
 
 import pytest
 
@@ -83,7 +85,8 @@ def test_columns_may_be_named(tmp_path):
 
 # ---- patients ----
 
-@pytest.mark.parametrize("name", ["patient", "case_no", "CaseID", "Person", "pat_id", "mrn_hash"])
+@pytest.mark.parametrize("name", ["patient", "case_no", "CaseID", "Person", "pat_id", "mrn_hash",
+                                  "Subject No"])
 def test_a_column_that_may_be_the_patient_is_no_label(tmp_path, name):
     rows = [{"image": f"{n}.png", "report": "Clear.", name: n % 2, "split": "train"}
             for n in range(4)]
@@ -91,8 +94,11 @@ def test_a_column_that_may_be_the_patient_is_no_label(tmp_path, name):
     if name == "patient":
         assert [item.subject for item in items_of(path)[1]] == ["0", "1", "0", "1"]
     else:
-        with pytest.raises(InputError, match=f"is '{name}' the patient.*subject={name}"):
+        # the words that are offered can be typed as they are
+        with pytest.raises(InputError, match=f"is '{name}' the patient") as refusal:
             items_of(path)
+        offered = shlex.split(re.search("say --columns (.*); if no", str(refusal.value))[1])
+        assert offered == [f"subject={name}"]
         assert not any(item.labels for item in items_of(path, split_by="image")[1])
     _, items = items_of(path, columns=[f"subject={name}"])
     assert [item.subject for item in items] == ["0", "1", "0", "1"]
