@@ -169,13 +169,14 @@ def convert(key, value, kind):
 
 def whole_text(key, value):
     """A word of the command line that people read, not a path: it must be UTF-8."""
-    # Python keeps other bytes as half characters, which no tokenizer knows
-    half = re.search("[\ud800-\udfff]", value)
-    if half:
-        byte = ord(half[0]) - 0xdc00
+    # Python keeps bytes that it cannot decode as half characters, which no tokenizer knows; where the
+    # system's encoding is ASCII these are all letters beyond it
+    try:
+        return value.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
         raise InputError(f"{option(key)} holds the byte 0x{byte:02x}, which is no UTF-8; type it "
-                         "anew.")
-    return value
+                         "anew.") from None
 
 
 def at_home(key, value):

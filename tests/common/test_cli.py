@@ -160,6 +160,9 @@ def test_a_text_that_is_no_utf8_is_a_sentence(name):
     with pytest.raises(InputError, match=f"{name} holds the byte 0xff, which is no UTF-8"):
         override(sample.SampleConfig(), [name, os.fsdecode(b"small \xff effusion")])
     assert override(sample.SampleConfig(), [name, "é…"])
+    # what Python makes of it where the system's encoding is ASCII
+    ascii = "é…".encode().decode("ascii", "surrogateescape")
+    assert "é…" in vars(override(sample.SampleConfig(), [name, ascii]))[name[2:]]
     assert override(sample.SampleConfig(), ["--image", os.fsdecode(b"\xff.png")])
 
 
