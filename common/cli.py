@@ -169,8 +169,8 @@ def convert(key, value, kind):
 
 def whole_text(key, value):
     """A word of the command line that people read, not a path: it must be UTF-8."""
-    # Python keeps bytes that it cannot decode as half characters, which no tokenizer knows; where the
-    # system's encoding is ASCII these are all letters beyond it
+    # Python keeps bytes that it cannot decode as half characters, which no tokenizer knows; where
+    # the system's encoding is ASCII these are all letters beyond it
     try:
         return value.encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeDecodeError as error:

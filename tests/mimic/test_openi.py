@@ -108,7 +108,8 @@ def test_the_frontal_image_by_the_dicom_table_and_without_it(tmp_path, named):
     for number, given in ((1, tmp_path if named == "folder" else tables), (2, "")):
         _, items, left_out = items_of(**where, tables=given)
         taken = {item.study: item.image.rpartition("-")[2] for item in items}
-        expected = {f"CXR{n}": report[number] for n, report in enumerate(REPORTS, 1) if report[number]}
+        expected = {f"CXR{n}": report[number] for n, report in enumerate(REPORTS, 1)
+                    if report[number]}
         assert taken == expected
         # all others have a reason, and a report without any image has one of its own
         without = {id for id, _, reason in left_out if reason.startswith("study without")}
