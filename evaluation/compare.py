@@ -122,6 +122,7 @@ def compare_images(cfg, process):
 
     # the same names on both sides are pairs: put into one order, they fall into the same blocks
     failures = real.failures | generated.failures
+    code = tables.report_failures(failures)
     ids = [name for name in real.ids if name not in failures]
     generated_ids = [name for name in generated.ids if name not in failures]
     paired = set(ids) == set(generated_ids)
@@ -141,7 +142,7 @@ def compare_images(cfg, process):
     print(tables.write(
         Path(cfg.out), f"{cfg.real} and {cfg.generated}", {"generation": scores}, vars(cfg),
         failures=failures, encoder=real.encoder, paired=paired, warnings=warnings))
-    return tables.report_failures(failures)
+    return code
 
 
 def load_features(cfg, process):

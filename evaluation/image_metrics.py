@@ -43,7 +43,9 @@ def checked(features, name, least):
     features = torch.as_tensor(features).double()
     shape = tuple(features.shape)
     if features.ndim != 2 or shape[0] < least or shape[1] == 0:
-        raise InputError(f"{name}: {least} or more rows of features are needed, there are {shape}.")
+        here = " x ".join(map(str, shape))
+        raise InputError(f"{name}: features of {least} or more images are needed, these are {here} "
+                         "numbers.")
     # one nan would spread to every number of the table
     bad_rows = (~features.isfinite().all(1)).nonzero()[:, 0].tolist()
     if bad_rows:

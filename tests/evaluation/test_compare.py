@@ -69,6 +69,15 @@ def test_what_failed_on_one_side_is_left_out_on_both(feature_files, train, tmp_p
     assert "23 of 24 and 23 names are in both sets" in page["warnings"][1]
 
 
+def test_what_failed_is_named_even_where_too_few_images_are_left(train, tmp_path, capsys):
+    lost = {"lost": "it is damaged"}
+    few = features.Features(train.ids[:3], train.x[:3], train.encoder, "", lost)
+    features.save(tmp_path / "few.safetensors", few)
+    with pytest.raises(InputError, match="features of 6 or more images are needed, these are 3 x "):
+        compare.main([str(tmp_path / "few.safetensors")] * 2 + ["--out", str(tmp_path / "out")])
+    assert capsys.readouterr().err == "error: lost: it is damaged\n"
+
+
 def test_few_images_of_other_names(feature_files, train, tmp_path, compared):
     """They are compared as two sets, and without the blocks that they are too few for."""
     names = [f"theirs {name}" for name in train.ids[:20]]

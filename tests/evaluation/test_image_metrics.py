@@ -169,8 +169,8 @@ def test_bootstrap_of_a_mean():
 # ---- what goes in ----
 
 @pytest.mark.parametrize("bad, sentence", [
-    (np.zeros((5, 8)), "6 or more rows of features are needed"),
-    (np.zeros(8), "6 or more rows of features are needed"),
+    (np.zeros((5, 8)), "features of 6 or more images are needed"),
+    (np.zeros(8), "features of 6 or more images are needed"),
     (np.array([[0.0] * 8, [np.nan] * 8, [np.inf] * 8] + [[1.0] * 8] * 9), "2 of 12 rows.*row 1"),
     (np.zeros((12, 9)), "two encoders"),
 ])
