@@ -19,7 +19,7 @@ OPEN_I_BLANK = re.compile(r"X{4,}|\bx{4,}\b")
 RESTORED = (
     (re.compile(r"\b([Xx])-X{4,}"), r"\1-ray"),                             # "Ray" is a name, too
     (re.compile(r"\b([Ll]ymph) X{4,}"), r"\1 nodes"),
-    (re.compile(r"\b((?:[Ll]eft|[Rr]ight) (?:lateral |posterior )?costophrenic) X{4,}"),
+    (re.compile(r"\b((?:[Ll]eft|[Rr]ight) (?:lateral |posterior )?(?:cost|cardi)ophrenic) X{4,}"),
      r"\1 angle"),
     (re.compile(r"\b([Cc]ostophrenic) X{4,}(?= blunting)"), r"\1 angle"),
     (re.compile(r"\b([Cc]ostophrenic) X{4,}"), r"\1 angles"),
@@ -32,6 +32,8 @@ def marked_blanks(text):
 
     >>> marked_blanks("Chest x-XXXX of XXXX. XXXX-XXXX catheter.")
     'Chest x-ray of ___. ___-___ catheter.'
+    >>> marked_blanks("Density in the left cardiophrenic XXXX.")
+    'Density in the left cardiophrenic angle.'
     """
     for blank, whole in RESTORED:
         text = blank.sub(whole, text)

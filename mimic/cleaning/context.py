@@ -281,9 +281,15 @@ ADVICE = pattern(either(
     r"\b(?:should|could|may|can) be (?:obtained|performed|repeated|followed)\b",
     r"\bwould be helpful\b",
     r"\bsuggest (?:a |an )?(?:CT|follow|repeat|further)",
-    r"\bconsider (?:a |an )?(?:chest |dedicated |repeat )?(?:CT|follow|repeat|ultrasound|MRI)",
+    r"\bconsider (?:an? |chest |dedicated |repeat |additional |further |rib |decubitus ){0,3}"
+    "(?:CT|follow|repeat|ultrasound|MRI|views|series|imaging)",
+    r"\b(?:consider |could be |can be |may be )?further evaluat(?:ion|ed) with\b",
+    r"\bwould benefit from\b",
     # when and what for
     r"\bif (?:clinically )?(?:indicated|warranted|desired|needed)\b",
+    r"\bif (?:there is )?(?:high |continued )?clinical concern\b",
+    r"\bif (?:no )?(?:prior|comparison) \w+ (?:are|exist)\b",
+    r"(?:^| however,? )(?:in )?the absence of (?:any )?(?:prior|comparison)\b",
     r"\bfor further (?:evaluation|assessment|characterization)\b",
     r"\bfollow-?up (?:to|until|imaging|radiographs?|CT)\b",
     # "Correlate clinically."
@@ -297,5 +303,11 @@ def drop_advice(clause):
     ''
     >>> drop_advice("Right upper lobe nodule, for which CT is recommended.")
     'Right upper lobe nodule.'
+    >>> drop_advice("If clinical concern persists, consider dedicated rib series.")
+    ''
+    >>> drop_advice("Opacity, however the absence of comparison exam, CT is advised.")
+    'Opacity.'
     """
-    return cut_clause(clause, ADVICE)
+    left = cut_clause(clause, ADVICE)
+    # "if needed, consider CT": one cut may leave the next
+    return left if left == clause else drop_advice(left)

@@ -90,7 +90,7 @@ ADJECTIVES = "(?:" + either(
 
 # "There is {a new} effusion": a word of change before what it belongs to. The first group holds its
 # article, the second the next letter, by which a new article is chosen.
-SLIGHTLY = "(?:slightly |markedly |mildly )?"
+SLIGHTLY = "(?:slightly |markedly |mildly |significantly |substantially |somewhat |further )?"
 LARGELY = "(?:grossly |largely |relatively |essentially )?"
 CHANGE_WORD = pattern(
     r"(\ban? )?\b",
@@ -176,6 +176,8 @@ def drop_change_words(clause):
     'mild cardiomegaly'
     >>> drop_change_words("again seen is a pacemaker.")
     'a pacemaker is seen.'
+    >>> drop_change_words("Significantly improved aeration.")
+    'aeration.'
     >>> drop_change_words("improved edema") + ", " + drop_change_words("increased opacity")
     'edema, increased opacity'
     >>> drop_change_words("There continues to be a small effusion.")
