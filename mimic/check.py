@@ -214,6 +214,9 @@ def open_set(directory):
     """-> the content of dataset.json, and the data set; InputError if either has another form."""
     try:
         info = read_json(directory / "dataset.json")
+        if isinstance(info, dict) and "hash" in info and "sha256" not in info:
+            raise InputError(f"{directory} has no hashes to verify: phantoms have none, and "
+                             "`python -m phantom.prepare --overwrite` draws them again.")
         if not isinstance(info, dict) or any(type(info.get(key)) is not kind
                                              for key, kind in KEYS.items()):
             raise ValueError("dataset.json")

@@ -47,6 +47,11 @@ def test_check_and_show_are_content_with_what_we_write_and_quote_nothing(copy, c
     assert Image.open(sheet).size[0] > 4 * 48 and sheet.stat().st_mode & 0o077 == 0
 
 
+def test_phantoms_are_not_called_damaged(phantom):
+    with pytest.raises(InputError, match="has no hashes to verify: phantoms have none"):
+        check.check(phantom)
+
+
 def flip(path):
     """Change one bit."""
     content = bytearray(path.read_bytes())
