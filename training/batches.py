@@ -176,9 +176,10 @@ def refuse_uneven(batch_size, process, micro_batch):
     """InputError if a batch cannot be cut into equal micro-batches on all processes."""
     together = process.world * micro_batch
     if batch_size % together:
-        raise InputError(f"--batch-size {batch_size} does not divide into {process.world} "
-                         f"processes with micro-batches of {micro_batch}; choose a multiple of "
-                         f"{together}.")
+        raise InputError(f"--batch-size {batch_size} cannot be dealt out evenly: {process.world} x "
+                         f"--micro-batch {micro_batch} (processes x samples at once) take "
+                         f"{together} at a time; choose a multiple of {together}, or a smaller "
+                         "--micro-batch.")
 
 
 def micro_batches(samples, process, micro_batch, start, stop):

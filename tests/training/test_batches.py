@@ -114,7 +114,7 @@ def test_a_step_is_dealt_out_by_length(root):
 
 
 def test_a_batch_that_does_not_divide_is_refused(root):
-    with pytest.raises(InputError, match="multiple of 6"):
+    with pytest.raises(InputError, match="2 x --micro-batch 3 .*multiple of 6, or a smaller"):
         loader(samples(root), Process(0, 2, torch.device("cpu")), 3, 0, 1)
 
 
