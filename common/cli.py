@@ -163,7 +163,8 @@ def convert(key, value, kind):
         if kind is float and not math.isfinite(number):
             raise ValueError("not finite")
     except ValueError:
-        raise InputError(f"{option(key)} wants {kind.__name__}, got '{value}'.") from None
+        wanted = "a whole number" if kind is int else "a number"
+        raise InputError(f"{option(key)} wants {wanted}, got '{value}'.") from None
     return number
 
 
