@@ -44,16 +44,43 @@ OURS = re.compile(r"(\.tmp-)?(\d{5}\.(bin|idx\.npy|jsonl|latents\.safetensors|do
                   r"|dataset\.json|settings\.json)")
 
 
-def refuse_foreign(directory):
-    """InputError for a directory that holds files, but none of a packed data set."""
+# the files that say what a data set was made with
+ABOUT = ("dataset.json", "settings.json")
+# a setting that only one of the two commands has which make data sets
+MAKERS = {"dataset": "prepare_mimic.py", "vocab_size": "phantom.prepare"}
+
+
+def settings_of(directory):
+    """What a data set that is finished or begun was made with; None where no file says so."""
+    for name in ABOUT:
+        try:
+            settings = read_json(Path(directory) / name)["settings"]
+        except (InputError, KeyError, TypeError):       # missing, damaged, or of another program
+            continue
+        if isinstance(settings, dict):
+            return settings
+    return None
+
+
+def refuse_foreign(directory, maker=""):
+    """InputError for a directory that holds files, but none of a packed data set, or a data set
+    that another command than `maker` has made or begun.
+    """
     directory = Path(directory)
     if not directory.exists():
         return
     names = sorted(path.name for path in directory.iterdir())
     others = [name for name in names if not name.startswith(".")]
-    if others and not any(OURS.fullmatch(name) for name in names):
+    # many programs call a file dataset.json or settings.json
+    shards = [name for name in names if OURS.fullmatch(name) and name not in ABOUT]
+    settings = settings_of(directory)
+    if others and not shards and settings is None:
         raise InputError(f"{directory} holds files and no data set of ours ({others[0]}): choose "
                          "another --out, so that nothing of yours is replaced.")
+    for setting, command in MAKERS.items():
+        if settings and maker and command != maker and setting in settings:
+            raise InputError(f"{directory} was made by {command}, and {maker} replaces no such "
+                             "data set: choose another --out.")
 
 
 def clear(directory, number=None):
@@ -226,6 +253,9 @@ class Packed:
         if not (self.directory / "dataset.json").exists():
             raise InputError(self.how_to_make(task))
         info = read_json(self.directory / "dataset.json")
+        if not isinstance(info, dict) or not info.keys() >= {*describe("", 0, {}), "counts"}:
+            raise InputError(f"{self.directory}/dataset.json is no packed data set's; choose "
+                             "another folder.")
         if info["schema"] != SCHEMA:
             raise InputError(f"{self.directory} has schema {info['schema']}, this code reads "
                              f"{SCHEMA}; prepare it anew.")

@@ -6,6 +6,8 @@ import os
 import platform
 import sys
 from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,7 +18,7 @@ import torch.distributed as dist
 
 from common.cli import InputError, sentence_of
 from common.ending import rank_given
-from common.platforms import keep_memory
+from common.platforms import end_with_parent, keep_memory
 
 
 # ---- processes and devices ----
@@ -279,6 +281,23 @@ def ahead(pool, make, keys, depth):
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+@contextmanager
+def worker_pool(workers):
+    """A ProcessPoolExecutor that ends with the block, and with this process if that is killed.
+
+    InputError if a worker is killed. multiprocessing.Pool would wait for that one for ever, and now
+    and then does not come back from its end.
+    """
+    pool = ProcessPoolExecutor(workers, initializer=end_with_parent)
+    try:
+        yield pool
+    except BrokenProcessPool:
+        raise InputError("a worker was killed, most likely for want of memory; run again with "
+                         "fewer --workers.") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 # ---- torch on a CPU ----

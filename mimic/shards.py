@@ -19,8 +19,6 @@ import os
 import subprocess
 import zlib
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -34,8 +32,8 @@ from common.files import read_json, write_json
 from common.images import Unusable
 from common.packed import (
     Shard, clear, describe, other_sizes, refuse_foreign, remove_leftovers)
-from common.platforms import end_with_parent, usable_cores
-from common.processes import ahead
+from common.platforms import usable_cores
+from common.processes import ahead, worker_pool
 from mimic import pixels
 from mimic.cleaning import llm
 from mimic.rows import PROMPTS, UnusableReport, row_of
@@ -139,7 +137,7 @@ def refuse_other_settings(sets, overwrite):
     """InputError for data sets that were begun with other settings. Nothing is deleted here."""
     for data_set in sets:
         refuse_git(data_set.directory)                  # it may be a link
-        refuse_foreign(data_set.directory)
+        refuse_foreign(data_set.directory, "prepare_mimic.py")
         changes = changed_settings(data_set)
         if changes and not overwrite:
             raise InputError(f"{data_set.directory} was begun with other settings or inputs "
@@ -268,32 +266,26 @@ def pack_all(cfg, root, sets, jobs, reports, answers):
     """
     # processes, because the cleaning rules are plain Python: threads would take turns
     workers = cfg.workers if cfg.workers else usable_cores()
-    pool = ProcessPoolExecutor(workers, initializer=end_with_parent)
-    try:
-        with tqdm(total=len(jobs), unit="images", smoothing=0.05) as bar:
-            for number, shard_jobs in enumerate(shards_of(jobs, cfg.shard)):
-                unfinished = [data_set for data_set in sets if not finished(data_set, number)]
-                if not unfinished:
-                    bar.initial += len(shard_jobs)      # the rate is that of this run's images
-                    bar.update(len(shard_jobs))
-                    continue
+    bar = tqdm(total=len(jobs), unit="images", smoothing=0.05)
+    with worker_pool(workers) as pool, bar:
+        for number, shard_jobs in enumerate(shards_of(jobs, cfg.shard)):
+            unfinished = [data_set for data_set in sets if not finished(data_set, number)]
+            if not unfinished:
+                bar.initial += len(shard_jobs)      # the rate is that of this run's images
+                bar.update(len(shard_jobs))
+                continue
 
-                # stamps first: a file that changes while it is packed is noticed by the next run
-                tasks = {data_set.task for data_set in unfinished}
-                stamps = {task: [stamp(root, reports, job, task) for job in shard_jobs]
-                          for task in tasks}
-                # sets whose shard is finished already are not made again
-                targets = [(data_set.task, data_set.size) for data_set in unfinished]
-                work = partial(pack_image, cfg, root, targets)
-                texts = with_texts(shard_jobs, tasks, reports, answers)
-                # so far ahead and no further: a slow disk must not let pictures fill the memory
-                results = ahead(pool, work, texts, depth=8 * workers)
-                pack_shard(unfinished, number, shard_jobs, stamps, results, bar)
-    except BrokenProcessPool:
-        raise InputError("a worker was killed, most likely for want of memory; run again with "
-                         "fewer --workers.") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+            # stamps first: a file that changes while it is packed is noticed by the next run
+            tasks = {data_set.task for data_set in unfinished}
+            stamps = {task: [stamp(root, reports, job, task) for job in shard_jobs]
+                      for task in tasks}
+            # sets whose shard is finished already are not made again
+            targets = [(data_set.task, data_set.size) for data_set in unfinished]
+            work = partial(pack_image, cfg, root, targets)
+            texts = with_texts(shard_jobs, tasks, reports, answers)
+            # so far ahead and no further: a slow disk must not let pictures fill the memory
+            results = ahead(pool, work, texts, depth=8 * workers)
+            pack_shard(unfinished, number, shard_jobs, stamps, results, bar)
 
 
 def pack_shard(sets, number, jobs, stamps, results, bar):

@@ -7,7 +7,6 @@ What can be found stands in phantom/facts.py, how it is drawn in phantom/draw.py
 on the seed, its split and its number alone: more pictures, or more workers, change no other one.
 """
 import io
-import multiprocessing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,8 +19,9 @@ from common import locks
 from common.cli import InputError, cli, differences, override
 from common.files import read_json, settings_hash, write_json, write_text
 from common.images import captioned, save_png
-from common.packed import Writer, other_sizes, refuse_foreign
+from common.packed import Writer, other_sizes, refuse_foreign, settings_of
 from common.platforms import usable_cores
+from common.processes import worker_pool
 from phantom.draw import draw
 from phantom.facts import PROMPTS, TABLE, facts_to_report, sample_facts
 
@@ -132,8 +132,8 @@ def write_data_set(cfg):
     reports = []
     jobs = [(cfg, split, i) for split in SPLITS for i in range(vars(cfg)[split])]
     workers = cfg.workers if cfg.workers else usable_cores()
-    with multiprocessing.Pool(workers) as pool:
-        packed = pool.imap(pack, jobs, chunksize=16)
+    with worker_pool(workers) as pool:
+        packed = pool.map(pack, jobs, chunksize=16)
         for row, picture, half in tqdm(packed, total=len(jobs), unit="images"):
             und.add(picture, row)
             gen_small.add(half, row)
@@ -176,19 +176,23 @@ def prepare(cfg, out):
     """Write the data sets, unless they are there."""
     # the marker is written last: it is there when all the rest is
     marker = out / "phantom.json"
+    made = read_json(marker) if marker.exists() else {"vocab_size": None}
+    if not isinstance(made, dict) or "vocab_size" not in made:
+        raise InputError(f"{out} holds a phantom.json that is no phantom's; choose another --out.")
     if not cfg.overwrite:
-        if marker.exists() and not changed(read_json(marker), cfg):
+        if marker.exists() and not changed(made, cfg):
             print(f"{out} is there already, with these settings")
             return
         for path in out.glob("*/dataset.json"):
-            other = changed(read_json(path)["settings"], cfg)
+            settings = settings_of(path.parent)         # None for other programs' dataset.json
+            other = changed(settings, cfg) if settings is not None else {}
             if other:
                 names = ", ".join(f"{name}={theirs}" for name, (theirs, _) in other.items())
                 raise InputError(f"{out} holds a data set of other settings ({names}): choose "
                                  "another --out, or --overwrite it.")
     # nothing of anybody else's goes, and nothing at all before everything has been looked at
     for directory in directories(cfg):
-        refuse_foreign(directory)
+        refuse_foreign(directory, "phantom.prepare")
     begun = marker.exists() or any(directory.exists() for directory in directories(cfg))
     if (out / "tokenizer.json").exists() and not begun:
         raise InputError(f"{out} holds a tokenizer.json that is no phantom's; choose another "

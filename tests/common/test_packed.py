@@ -78,6 +78,8 @@ def drop_row(path):
     ("00001.bin", lambda path: path.unlink(), "cut short"),
     ("00003.jsonl", lambda path: path.unlink(), "lacks a shard"),
     ("dataset.json", cut, "damaged"),
+    ("dataset.json", lambda path: path.write_text("[]"), "no packed data set's"),
+    ("dataset.json", lambda path: path.write_text('{"labels": {}}'), "no packed data set's"),
     ("dataset.json", lambda path: edit(path, schema=99), "schema 99"),
     ("dataset.json", lambda path: edit(path, size=32), "renamed"),
     ("dataset.json", lambda path: edit(path, task="gen"), "renamed")])

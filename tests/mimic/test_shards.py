@@ -10,7 +10,7 @@ import pytest
 
 import prepare_mimic
 from common.cli import InputError
-from common.packed import Packed
+from common.packed import Packed, Writer
 from helpers import ROOT, lock_of_another
 from mimic import shards
 from mimic_tree import hashes, make, prepare
@@ -191,6 +191,15 @@ def test_a_folder_of_other_files_is_refused(packed_mimic, tmp_path):
     with pytest.raises(InputError, match="gen-32 holds files and no data set of ours .film.png."):
         prepare(packed_mimic, tmp_path, "--limit", 8, "--overwrite")
     assert list(tmp_path.rglob("*")) == [mine.parent, mine]
+
+
+def test_phantoms_are_never_replaced_by_radiographs(packed_mimic, tmp_path):
+    with Writer(tmp_path / "gen-32", "gen", 32, {"vocab_size": 512}) as writer:
+        writer.add(b"phantom", {"id": "a", "split": "train", "report": ""})
+    before = hashes(tmp_path)
+    with pytest.raises(InputError, match="gen-32 was made by phantom.prepare"):
+        prepare(packed_mimic, tmp_path, "--limit", 8, "--overwrite")
+    assert hashes(tmp_path) == before
 
 
 def test_a_size_of_an_earlier_run_is_named(packed_mimic, tmp_path, capsys):

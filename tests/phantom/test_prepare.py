@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 
 from common.cli import InputError
 from common.files import digest
-from common.packed import Packed
+from common.packed import Packed, describe
 from helpers import ROOT, lock_of_another
 from phantom import prepare
 from phantom.facts import PROMPTS, facts_to_report, report_to_facts, sample_facts
@@ -109,15 +110,39 @@ def test_another_data_set_is_replaced_only_if_told_to(root, tmp_path):
 
 @pytest.mark.parametrize("name, words", [
     ("gen-64/film.png", "gen-64 holds files and no data set of ours .film.png."),
+    ("gen-64/settings.json", "gen-64 holds files and no data set of ours .settings.json."),
+    ("gen-64/dataset.json", "gen-64 holds files and no data set of ours .dataset.json."),
+    ("phantom.json", "phantom.json that is no phantom's"),
     ("tokenizer.json", "tokenizer.json that is no phantom's")])
 def test_what_is_not_its_own_is_never_deleted(tmp_path, name, words):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
-    path.write_text("mine")
+    path.write_text('{"mine": 1}')
     for more in ([], ["--overwrite"]):
         with pytest.raises(InputError, match=words):
             run(tmp_path, *more)
-    assert path.read_text() == "mine" and not (tmp_path / "und-64").exists()
+    assert path.read_text() == '{"mine": 1}' and not (tmp_path / "und-64").exists()
+
+
+def test_radiographs_are_never_replaced_by_phantoms(tmp_path):
+    """Nor those whose preparation is not finished, and is the work of a day."""
+    folder = tmp_path / "gen-32"
+    folder.mkdir()
+    (folder / "00000.bin").write_bytes(b"films")
+    about = describe("gen", 32, {"dataset": "mimic"})
+    for name in ("settings.json", "dataset.json"):
+        (folder / name).write_text(json.dumps(about))
+        for more in ([], ["--overwrite"]):
+            with pytest.raises(InputError, match="gen-32 .* prepare_mimic.py|other settings"):
+                run(tmp_path, *more)
+    assert (folder / "00000.bin").read_bytes() == b"films"
+
+
+def test_a_folder_beside_it_that_has_a_dataset_json_of_another_kind(root, tmp_path):
+    (tmp_path / "nnunet").mkdir()
+    (tmp_path / "nnunet" / "dataset.json").write_text('{"labels": {}}')
+    run(tmp_path)
+    assert (tmp_path / "phantom.json").exists()
 
 
 @pytest.mark.slow
@@ -131,6 +156,17 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'und-64'}/.tmp-00000.bin ")
     assert not list(tmp_path.rglob("dataset.json")) and not list(tmp_path.rglob(".lock-*"))
     prepare.main(line)
+
+
+def killed(job):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_ends_it_with_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "pack", killed)
+    with pytest.raises(InputError, match="a worker was killed.*fewer --workers"):
+        run(tmp_path, "--workers", "1")
+    assert not list(tmp_path.rglob("dataset.json"))
 
 
 def test_two_processes_in_one_place(tmp_path):
