@@ -97,6 +97,10 @@ def refuse_others(directory, settings, overwrite):
     if not isinstance(theirs, dict) or "checkpoint" not in theirs:
         raise InputError(f"{directory} holds files and no scores of ours ({others[0]}): choose "
                          "another --out, so that nothing of yours is replaced.")
+    # those that draw have a solver: reports of hours are not replaced by images, nor the reverse
+    if ("solver" in theirs) != ("solver" in settings):
+        raise InputError(f"{directory} holds the scores of another command of evaluate.py; choose "
+                         "another --out.")
     changed = differences(theirs, settings)
     if changed and not overwrite:
         raise InputError(

@@ -29,12 +29,15 @@ FREE = ("steps", "out", "overwrite", "save_every", "eval_every", "sample_every",
 GONE = {"keep_every": 0, "train_u": False, "und_share": 0.0}
 
 
-def checkpoint_to_resume(cfg):
+def checkpoint_to_resume(cfg, stage=None):
     """The newest checkpoint of the run in cfg.out, or None to start anew. Nothing is deleted here.
 
     A run made with other settings is refused, except for those in FREE, which change no result.
+    stage: what is trained; --overwrite replaces no run of another stage.
     """
     refuse_foreign(cfg.out, cfg.overwrite)
+    if cfg.overwrite:
+        refuse_needed(cfg, stage)
     # thorough: every byte is hashed, since a run must not go on from one that has changed
     if cfg.overwrite or not checkpoint.checkpoints(cfg.out):
         return None
@@ -85,6 +88,27 @@ def refuse_foreign(out, overwrite):
         if others:
             raise InputError(f"{out} holds no run that --overwrite could replace, but other files "
                              f"({others[0]}); choose another --out.")
+
+
+def refuse_needed(cfg, stage):
+    """InputError if --overwrite would delete a run of another stage, or what this run begins with.
+    """
+    for name in ("init", "vae"):
+        source = vars(cfg).get(name)
+        if not source:
+            continue
+        source = Path(source).resolve()
+        if Path(cfg.out).resolve() in (source, *source.parents):
+            raise InputError(f"--overwrite would delete {cfg.out}, and --{name} {source} lies in "
+                             "it: choose another --out.")
+    for directory in checkpoint.checkpoints(cfg.out):
+        try:
+            theirs = checkpoint.read_config(directory).get("stage")
+        except InputError:              # a damaged one is of no use to anybody
+            continue
+        if None not in (theirs, stage) and theirs != stage:
+            raise InputError(f"{cfg.out} holds a run of stage {theirs}, and this is stage {stage}: "
+                             "choose another --out, so that --overwrite does not delete it.")
 
 
 def is_log(path):

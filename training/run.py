@@ -171,7 +171,7 @@ class Run:
         # no other process that writes there; then the checkpoint to go on from, or None
         on_first(self.process, partial(locks.refuse_taken, cfg.out))
         self.seen = checkpoint.checkpoints(cfg.out)
-        self.resume = checkpoint_to_resume(cfg)
+        self.resume = checkpoint_to_resume(cfg, stage)
         # it goes on in the number format that it began with; machines may differ in what auto is
         begun = begun_with(self.resume, "dtype")
         cfg.dtype = processes.number_format(cfg.dtype, self.device, begun)

@@ -113,6 +113,14 @@ def test_an_output_directory_belongs_to_one_choice_of_settings(tmp_path):
     assert not (out / "images.jsonl").exists(), "begun anew"
 
 
+def test_scores_of_reading_are_not_replaced_by_those_of_drawing(tmp_path):
+    for theirs, ours in (({}, {"solver": "ab2"}), ({"solver": "ab2"}, {})):
+        out = tmp_path / f"out{len(theirs)}"
+        claim(out, **theirs)
+        with pytest.raises(InputError, match="scores of another command"):
+            claim(out, True, **ours)
+
+
 def test_overwriting_deletes_what_these_commands_write_and_nothing_else(tmp_path):
     claim(tmp_path, steps=2)
     ours = ("reports.jsonl", "again.part3.jsonl", "real.safetensors", "result.json")

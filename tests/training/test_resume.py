@@ -154,6 +154,21 @@ def test_what_no_run_has_written_is_never_deleted(tmp_path, name, words):
     assert path.read_text() == '{"mine": 1}\n'
 
 
+@pytest.mark.parametrize("settings, stage, words", [
+    ({"init": "run"}, 1, "--init .*run lies in it"),
+    ({"init": "run/00000005"}, 1, "--init .*run/00000005 lies in it"),
+    ({}, 2, "holds a run of stage 1, and this is stage 2")])
+def test_a_run_never_replaces_one_of_another_stage_or_its_own_beginning(
+        tmp_path, settings, stage, words):
+    cfg = TrainConfig(out=str(tmp_path / "run"), overwrite=True)
+    checkpoint.save(cfg.out, 5, config={"settings": asdict(cfg), "stage": 1},
+                    tensors={"model": {"a": torch.zeros(3)}})
+    assert checkpoint_to_resume(cfg, stage=1) is None
+    settings = {name: str(tmp_path / value) for name, value in settings.items()}
+    with pytest.raises(InputError, match=words):
+        checkpoint_to_resume(replace(cfg, **settings), stage)
+
+
 def test_a_checkpoint_is_deleted_whole_or_is_none(tmp_path, monkeypatch):
     """What a kill in the middle of deleting leaves is no checkpoint, and goes the next time."""
     write_checkpoint(TrainConfig(out=str(tmp_path)), 5)
