@@ -73,6 +73,8 @@ def test_lines_are_added_without_windows_line_ends(tmp_path, monkeypatch):
     (b"\xef\xbb\xbfone\n\n\xff", "byte 0xff in line 3"),
     ("one".encode("utf-16"), "looks like UTF-16.*iconv -f UTF-16"),
     ("one".encode("utf-16-le"), "looks like UTF-16"),
+    (b"PK\3\4\0\0", "is an Excel workbook or an archive, no text"),
+    (b"\xd0\xcf\x11\xe0\0\0", "is an Excel workbook or an archive, no text"),
 ])
 @pytest.mark.parametrize("read", [files.text_lines, files.read_json, files.read_jsonl])
 def test_another_encoding_is_told_by_its_first_byte(tmp_path, read, content, sentence):
