@@ -104,7 +104,15 @@ def refuse_unknown_patients(cfg, path, names, rows, known):
 
 
 def settle_splits(path, known, items):
-    """Give every patient without a split one by a hash; InputError for a patient who has two."""
+    """Give every patient without a split one by a hash; InputError for a patient who has two, or who
+    may be another one in other capitals.
+    """
+    patients = {}
+    for item in items if "subject" in known else []:
+        first = patients.setdefault(item.subject.casefold(), item.subject)
+        if first != item.subject:
+            raise InputError(f"{path}: the patients {first} and {item.subject} differ in capitals "
+                             "alone: as two, one might train and test; write each in one way.")
     stated = {}
     for item in items:
         if item.split:

@@ -105,6 +105,15 @@ def test_a_column_that_may_be_the_patient_is_no_label(tmp_path, name):
     assert all(not item.labels for item in items)
 
 
+def test_patients_that_differ_in_capitals_are_one_or_two(tmp_path):
+    """Which, nobody can tell; as two, one patient would train and test."""
+    rows = [{"image": f"{name}.png", "report": "Clear.", "patient": name} for name in ("p7", "P7 ")]
+    with pytest.raises(InputError, match="the patients p7 and P7 differ in capitals alone"):
+        items_of(written(tmp_path, *rows))
+    images = [{"image": name, "report": "Clear."} for name in ("a.png", "A.png")]
+    assert len(items_of(written(tmp_path, *images), split_by="image")[1]) == 2
+
+
 def test_a_split_by_image_is_asked_for(tmp_path):
     rows = [{"image": f"{n}.png", "report": "Clear.", "patient_age": 60, "study": f"s{n // 2}"}
             for n in range(60)]
