@@ -166,7 +166,7 @@ def prepare(cfg, out):
 
     # what became of everything; an image that both tasks skip for one reason counts once
     images = {item.id for item in asked}
-    return check.report(cfg, out, sets, list(dict.fromkeys(skipped)), len(images))
+    return check.report(cfg, out, sets, list(dict.fromkeys(skipped)), images)
 
 
 if __name__ == "__main__":

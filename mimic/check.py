@@ -82,11 +82,11 @@ def in_short(left_out):
 
 # ---- after: what became of everything ----
 
-def report(cfg, out, sets, skipped, asked):
+def report(cfg, out, sets, skipped, images):
     """Write ids and reasons to files, print counts -> the exit code.
 
-    skipped: [(id, path, reason)]. asked: how many images were to be packed. The exit code is 1 if
-    the data is to blame for more than the share --max-bad of them.
+    skipped: [(id, path, reason)]. images: the ids that were to be packed. The exit code is 1 if the
+    data is to blame for more than the share --max-bad of them and of those that are left out.
     """
     # ids go into files, so that others can compare them, and counts to the screen
     for data_set in sets:
@@ -110,10 +110,11 @@ def report(cfg, out, sets, skipped, asked):
         print("  (damaged or missing images: download them again, then run again with --overwrite)")
 
     # a third of MIMIC-CXR is not frontal: what the protocol leaves out is no fault
-    bad = len({id for id, _, reason in skipped if not reason.startswith(LEFT_OUT)})
+    bad = {id for id, _, reason in skipped if not reason.startswith(LEFT_OUT)}
+    looked_at = len(images | bad)
     allowed = 0 if cfg.strict else cfg.max_bad
-    if bad > allowed * asked:
-        print(f"{bad} of {asked} images or reports are unusable, more than {allowed:.1%} "
+    if len(bad) > allowed * looked_at:
+        print(f"{len(bad)} of {looked_at} images or reports are unusable, more than {allowed:.1%} "
               "(--max-bad).")
         return 1
     return 0

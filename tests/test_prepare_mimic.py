@@ -10,6 +10,7 @@ from PIL import Image
 import mimic_tree
 import prepare_mimic
 from common.cli import InputError
+from common.files import write_jsonl
 from common.packed import Packed
 from llm_server import Server, report_in
 from mimic_tree import hashes, prepare
@@ -90,6 +91,18 @@ def test_pictures_are_those_of_the_files(packed_mimic):
 def test_too_much_bad_data_is_an_exit_code(packed_mimic, tmp_path):
     assert prepare(packed_mimic, tmp_path, "--max-bad", 0.01) == 1
     assert prepare(packed_mimic, tmp_path, "--strict") == 1             # --max-bad 1 is no excuse
+
+
+def test_rows_that_are_no_images_count_among_the_unusable(tmp_path, capsys):
+    """2 of 4, and not of the two that are left."""
+    films = [{"image": f"{n}.png", "patient": n, "report": "Clear."} for n in range(3)]
+    rows = [*films[:2], {**films[2], "patient": None}, {**films[2], "image": None}]
+    write_jsonl(tmp_path / "mine.jsonl", rows)
+    for n in range(2):
+        Image.fromarray(mimic_tree.film(n)).save(tmp_path / f"{n}.png")
+    line = f"--dataset table --reports {tmp_path}/mine.jsonl --out {tmp_path}/out --task und"
+    assert prepare_mimic.main([*line.split(), "--und-sizes", "48", "--workers", "1"]) == 1
+    assert "\n2 of 4 images or reports are unusable" in capsys.readouterr().out
 
 
 def test_cleaned_by_a_language_model_which_is_asked_once(packed_mimic, tmp_path):
