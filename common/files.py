@@ -140,8 +140,8 @@ def from_utf8(content, path):
     """
     content = content.removeprefix(codecs.BOM_UTF8)
     if content.startswith(PACKED):
-        raise InputError(f"{path} is an Excel workbook or an archive, no text; save its table as CSV "
-                         "(Excel calls it \"CSV UTF-8\"), or unpack it.")
+        raise InputError(f"{path} is an Excel workbook or an archive, no text; save its table as "
+                         "CSV (Excel calls it \"CSV UTF-8\"), or unpack it.")
     # UTF-16 has a zero byte beside each Latin letter, which no text in UTF-8 holds
     no_text = f"{path} is not a text file in UTF-8"
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content:

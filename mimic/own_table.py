@@ -104,8 +104,8 @@ def refuse_unknown_patients(cfg, path, names, rows, known):
 
 
 def settle_splits(path, known, items):
-    """Give every patient without a split one by a hash; InputError for a patient who has two, or who
-    may be another one in other capitals.
+    """Give every patient without a split one by a hash; InputError for a patient who has two, or
+    who may be another one in other capitals.
     """
     patients = {}
     for item in items if "subject" in known else []:
