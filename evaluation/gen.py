@@ -139,8 +139,9 @@ def refuse_what_cannot_end(cfg, reports, encoder, labeller):
     shards = max(cfg.shards, default=1)
     least = scoring.LEAST * shards
     if encoder and reports < least:
+        fewer = f"--shards 1 needs {scoring.LEAST}" if shards > 1 else "take more of them (--limit)"
         raise InputError(f"--shards {shards} needs {least} reports or more, there are {reports}; "
-                         f"--shards 1 needs {scoring.LEAST}.")
+                         f"{fewer}.")
     if cfg.sweep and not encoder and not labeller:
         raise InputError("--sweep has nothing to measure: RAD-DINO and CheXbert are not there; "
                          "--encoder vision needs neither.")

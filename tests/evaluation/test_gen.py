@@ -206,7 +206,9 @@ def test_real_images_may_come_from_a_folder_or_a_feature_file(phantom, again, ge
 # ---- what is refused before the hours of drawing ----
 
 @pytest.mark.parametrize("options, sentence", [
-    ("--limit 20 --shards 4", "--shards 4 needs 24 reports or more, there are 20"),
+    ("--limit 20 --shards 4", "--shards 4 needs 24 reports or more, there are 20; --shards 1 "
+                              "needs 6"),
+    ("--limit 4 --shards 1", "--shards 1 needs 6 reports or more, there are 4; take more of them"),
     ("--sweep steps=1 --sweep-num 5", "--sweep-num must be 6 or more"),
     ("--sweep steps=1 --encoder rad-dino --rad-dino no", "--sweep has nothing to measure"),
     ("--sweep steps=0", "is not like steps=4,8"),
