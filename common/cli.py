@@ -70,6 +70,8 @@ def override(cfg, argv, doc="", presets=None):
         sys.exit(0)
     given = parse(argv, types, with_preset=bool(presets))
 
+    refuse_empty(cfg, given)
+
     # `preset` may be a field of cfg, whose default counts then, or only a word of the command line
     if "preset" in types:
         name = given.get("preset", cfg.preset)
@@ -82,6 +84,18 @@ def override(cfg, argv, doc="", presets=None):
         return dataclasses.replace(cfg, **values)
     except AssertionError as error:         # a __post_init__ that checks its fields
         raise InputError(str(error)) from None
+
+
+# places of which "" is none: as a path it would be the folder that one stands in
+PLACES = ("out", "checkpoint", "data", "image")
+
+
+def refuse_empty(cfg, given):
+    """InputError for an empty word in the place of a path, if it does not stand for the default."""
+    for key in PLACES:
+        if key in given and "" in (given[key], *given[key]) and getattr(cfg, key) != "":
+            raise InputError(f"{option(key)} is empty; name a place, or leave it out (is a "
+                             "variable of the shell not set?).")
 
 
 SWITCHES = (bool, bool | None)          # None: a default that depends on the machine
@@ -293,6 +307,8 @@ def sentence_of(error):
     """What an OSError says, for people."""
     # not every OSError knows its file: a full disk, for one
     name = error.filename if error.filename else "a file"
+    if error.filename2:                 # a temporary file was to take the place of this one
+        name = error.filename2
     reason = error.strerror if error.strerror else error
     return f"{name} could not be read or written: {reason}."
 
@@ -305,9 +321,13 @@ def cli(main, doc=""):
     Bad input, numbers that are none, a full disk or a missing permission is one sentence and exit
     code 2. Output that nobody reads any more (`| head`) ends the script in silence.
     """
+    keep_standard_streams()
     print_anything()
     code = 1                            # of a bug, whose traceback is shown
     try:
+        if not __debug__:
+            raise InputError("python -O and PYTHONOPTIMIZE leave out the checks of settings and "
+                             "files; start without them.")
         with terminable(), until_the_end:
             if doc and helps(sys.argv[1:], doc):
                 code = 0
@@ -334,6 +354,23 @@ def cli(main, doc=""):
         if dist.is_initialized():
             leave_at_once(code)
     sys.exit(code)
+
+
+def keep_standard_streams():
+    """Put /dev/null where standard input, output or error is closed (`>&-`).
+
+    The next file that is opened would get its number, and what is printed would go into that file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)              # takes the lowest number that is free
+    # Python has None for a stream that was closed when it began
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")
 
 
 def print_anything():

@@ -43,7 +43,10 @@ def say(sentence):
     """
     if not speaks_for_all():
         return
-    print(f"error: {sentence}", file=sys.stderr)
+    try:
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+    except OSError:                     # standard error is full or gone: the exit code says it
+        return
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         # the form of torch.distributed.elastic.multiprocessing.errors
         about = {"message": sentence, "extraInfo": {"timestamp": str(int(time.time()))}}

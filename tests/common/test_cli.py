@@ -14,6 +14,7 @@ import sample
 import train_gen
 import train_und
 from common.cli import InputError, cli, differences, help_text, override
+from common.files import replacing
 from helpers import ROOT
 from phantom import prepare, train_vae
 
@@ -51,7 +52,7 @@ def parse(line):
     ("--no-shuffle", "shuffle", False),
     ("--shuffle=False", "shuffle", False),
     ("--out=a=b", "out", "a=b"),
-    ("--out=", "out", ""),
+    ("--preset=", "preset", ""),
     ("--sizes 1 2 --steps 5 --sizes=3", "sizes", [1, 2, 3]),
     ("--solver euler", "solver", "euler"),
     ("--tasks draw read", "tasks", ["draw", "read"]),
@@ -145,6 +146,14 @@ def test_differences_of_two_runs():
 
 # ---- home, letters, pipes ----
 
+@pytest.mark.parametrize("line", ["--image=", "--out=", "--checkpoint=", "--image=a --image="])
+def test_an_empty_word_is_no_path(line):
+    """A shell's variable that was never set: "" would be the folder one stands in."""
+    with pytest.raises(InputError, match=r"--\w+ is empty; .*variable"):
+        override(sample.SampleConfig(), line.split())
+    assert override(train_und.TrainConfig(), ["--init="]).init == "", "it means something here"
+
+
 def test_a_home_is_found_or_missed_in_a_sentence(monkeypatch):
     """A shell leaves --out=~/run as it is. A text is no path."""
     monkeypatch.setenv("HOME", "/home/ann")
@@ -203,13 +212,37 @@ def test_anything_can_be_printed_in_any_encoding(encoding, line):
     ("| head -1", 141, b"x ", b""),
     ("2>&1 | true", 141, b"", b""),
     ("> /dev/full", 2, b"", b"error: a file could not be read or written: No space left"),
+    ("2> /dev/full", 2, b"x ", b""),
+    (">&- 2>&-", 2, b"", b""),
+    (">&-", 2, b"", b"error: no "),
 ])
 def test_output_that_nobody_takes(redirect, code, out, err):
     """`| head` ends a script as it ends other programs: at once, without a word."""
     printed_out, printed_err, exit_code = printed("x", "long", redirect=redirect)
-    assert printed_out.startswith(out) and printed_out.count(b"\n") <= 1
+    assert printed_out.startswith(out) and (printed_out.count(b"\n") <= 1 or "2>" in redirect)
     assert printed_err.startswith(err) and printed_err.count(b"\n") == bool(err)
     assert exit_code == code
+
+
+def test_what_is_printed_never_goes_into_a_file_that_is_opened_later(tmp_path):
+    """A closed standard output leaves its number to the next file."""
+    program = ("import os\nfrom common.cli import cli\n"
+               "def main(argv):\n"
+               "    with open(argv[0], 'w') as file:\n"
+               "        os.system('echo a word')\n"
+               "        file.write('content')\ncli(main)")
+    line = f'{shlex.quote(sys.executable)} -c "$PROGRAM" {tmp_path / "file"} >&-'
+    subprocess.run(["bash", "-c", line], cwd=ROOT, check=True,
+                   env={**os.environ, "PROGRAM": program})
+    assert (tmp_path / "file").read_text() == "content"
+
+
+def test_checks_that_python_was_told_to_leave_out():
+    """`python -O` runs no assert: settings would go unchecked."""
+    line = [sys.executable, "-O", "sample.py", "--steps", "0", "--report", "x"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: python -O") and done.stderr.count("\n") == 1
 
 
 def test_help_that_nobody_reads_to_its_end():
@@ -228,6 +261,11 @@ def missing_folder(argv):
     open("nowhere/x", "w")
 
 
+def folder_in_the_way(argv):
+    with replacing(ROOT / "common") as temporary:
+        temporary.touch()
+
+
 def interrupted(argv):
     raise KeyboardInterrupt
 
@@ -244,6 +282,8 @@ def one_of_two_failed(argv):
     (bad_input, 2, "error: the picture is missing.\n"),
     (missing_folder, 2, "error: nowhere/x could not be read or written: No such file or "
                         "directory.\n"),
+    (folder_in_the_way, 2, f"error: {ROOT / 'common'} could not be read or written: Is a "
+                           "directory.\n"),
     (interrupted, 130, ""),
     (reader_has_gone, 141, ""),
     (one_of_two_failed, 1, ""),
