@@ -368,7 +368,7 @@ def main(argv):
     # draw and read, and say what was left out
     print(notice(model), file=sys.stderr)
     tell_unknown(model, tokenizer, [cfg.prompt, *(prompt.report for prompt in prompts)])
-    results = draw(cfg, model, vae, tokenizer, prompts, failures)
+    results = draw(cfg, model, vae, tokenizer, prompts, failures) if prompts else 0
     if files:
         results += read(cfg, model, tokenizer, files, failures)
     return report_failures(failures, results)

@@ -376,6 +376,14 @@ def test_a_folder_is_read(main, capsys):
     assert capsys.readouterr().out.strip() == rows[1]["report"]
 
 
+def test_a_model_of_stage_1_reads(stage1, tmp_path, capsys):
+    """It has neither a VAE nor a branch to draw with."""
+    Image.fromarray(films(1)[0].numpy()).save(tmp_path / "film.png")
+    line = ["--checkpoint", str(stage1), "--device", "cpu", "--max-tokens", "4", "--image"]
+    assert sample.main([*line, str(tmp_path / "film.png")]) == 0
+    assert capsys.readouterr().out.strip()
+
+
 def test_a_folder_of_dicom_and_others_is_read_without_what_is_damaged(
         main, tmp_path, capsys, monkeypatch):
     films = tmp_path / "mixed"
