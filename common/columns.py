@@ -128,8 +128,13 @@ def name_of(value):
     return whole[1] if whole else str(value)
 
 
+# what browsers and hospital systems mark text with; "<90%" and ">2 L" are none
+HTML = re.compile(r"</?(html|body|div|span|p|br|b|i|u|strong|em|font|table|tr|td|ul|ol|li|h[1-6])"
+                  r"(\s[^<>]*)?/?>|&(nbsp|amp|lt|gt|quot|#\d+);", re.IGNORECASE)
+
+
 def not_text(value):
-    """What a value is that is no text: "true", "a number", "a list"; "" for a text.
+    """What a value is that is no plain text: "a number", "a list", "HTML"; "" for a text.
 
     In a CSV file all are texts: there it goes by what they look like.
     """
@@ -138,6 +143,10 @@ def not_text(value):
         return "true or false"
     if isinstance(value, (int, float)) or re.fullmatch(r"[-+]?[\d.,]+([eE][-+]?\d+)?", text):
         return "a number"
+    if text.startswith(r"{\rtf"):
+        return "RTF"
+    if HTML.search(text):
+        return "HTML"
     if isinstance(value, (list, dict)) or re.fullmatch(r"\[.*\]|\{.*\}", text, re.DOTALL):
         return "a list"
     return ""

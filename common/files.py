@@ -167,7 +167,10 @@ def lines_of(text):
 
 def text_lines(path):
     """The lines of a UTF-8 text file that are not blank."""
-    return lines_of(read_text(path))
+    text = read_text(path)
+    if "\n" not in text:               # an old Mac, and Excel for it, ends lines with \r alone
+        text = text.replace("\r", "\n")
+    return lines_of(text)
 
 
 def read_json(path):

@@ -37,7 +37,10 @@ def read_prompts(path, failures):
     """
     path = Path(path).expanduser()
     if not any(suffix.lower() in TABLES for suffix in path.suffixes[-2:]):
-        return [Prompt("", line) for line in text_lines(path)]
+        lines = text_lines(path)
+        if not lines:
+            raise InputError(f"{path} holds no report; write one a line.")
+        return [Prompt("", line) for line in lines]
 
     columns, rows = own_table(path)
     known = understand(path, columns)

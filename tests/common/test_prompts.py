@@ -63,3 +63,27 @@ def test_pictures_are_called_by_their_ids_or_numbered():
         assert [path.name for path in picture_paths("folder/o.png", prompts, num)] == names
     with pytest.raises(InputError, match="two pictures would be called o-001.png"):
         picture_paths("o.png", [*lines, Prompt("001", "x")], 1)
+
+
+@pytest.mark.parametrize("content", ["", "\ufeff", " \n\t\n"])
+def test_a_file_without_a_report_is_said_to_be_one(tmp_path, content):
+    with pytest.raises(InputError, match="a.txt holds no report"):
+        read(tmp_path, "a.txt", content)
+
+
+def test_a_text_file_of_an_old_mac(tmp_path):
+    """It has carriage returns alone; elsewhere one may stand inside of a line."""
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"No effusion.\rEdema.\r")
+    assert read_prompts(path, []) == [Prompt("", "No effusion."), Prompt("", "Edema.")]
+
+
+@pytest.mark.parametrize("report, what", [
+    ("<b>FINDINGS:</b><br/>Clear.", "HTML"), ("Clear &amp; dry.&nbsp;", "HTML"),
+    (r"{\rtf1\ansi Clear.}", "RTF")])
+def test_reports_of_word_processors_and_browsers_are_left_out(tmp_path, report, what):
+    """Their marks would be drawn, and learnt."""
+    prompts, failures = read(tmp_path, "a.csv", f"id,report\n1,{report}\n2,Sats <90% & >2 L.\n")
+    assert [prompt.id for prompt in prompts] == ["2"]
+    path = tmp_path / "a.csv"
+    assert failures == [f"1 of 2 reports in {path} are no text but {what}: left out."]
