@@ -349,7 +349,7 @@ def main(argv):
                          "--image chest.png (--help lists all options).")
     out = Path(cfg.out)
     unfit = out.suffix.lower() != ".png" or out.is_dir() or not os.access(out.parent, os.W_OK)
-    missing = [name for name, path in files if not path.exists()]
+    missing = [name for name, path in files if not os.path.exists(path)]
     if not prompts and len(missing) == len(files):
         failures += [f"there is no image at {name}." for name in missing]
         return report_failures(failures, results=0)

@@ -45,13 +45,13 @@ def say(sentence):
         return
     try:
         print(f"error: {sentence}", file=sys.stderr, flush=True)
-    except OSError:                     # standard error is full or gone: the exit code says it
+        if "TORCHELASTIC_ERROR_FILE" in os.environ:
+            # the form of torch.distributed.elastic.multiprocessing.errors
+            about = {"message": sentence, "extraInfo": {"timestamp": str(int(time.time()))}}
+            with open(os.environ["TORCHELASTIC_ERROR_FILE"], "w", encoding="utf-8") as file:
+                file.write(json.dumps({"message": about}))
+    except OSError:                     # one of them is full or gone: the exit code says it
         return
-    if "TORCHELASTIC_ERROR_FILE" in os.environ:
-        # the form of torch.distributed.elastic.multiprocessing.errors
-        about = {"message": sentence, "extraInfo": {"timestamp": str(int(time.time()))}}
-        with open(os.environ["TORCHELASTIC_ERROR_FILE"], "w", encoding="utf-8") as file:
-            file.write(json.dumps({"message": about}))
 
 
 def lost_a_process(error):

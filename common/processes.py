@@ -42,6 +42,8 @@ def setup(device="auto", threads=0, deterministic=False):
     device: see `device_name`. threads: CPU threads, 0 leaves it to torch. deterministic: the same
     bits in every run on CUDA too; on a CPU the same number of threads is enough.
     """
+    if not 0 <= threads <= 1024:
+        raise InputError(f"--threads {threads}: give 1 to 1024, or 0 to leave it to torch.")
     if threads:
         torch.set_num_threads(threads)
     keep_memory()
@@ -83,6 +85,9 @@ def started_by_torchrun():
         if name != "MASTER_ADDR" and not os.environ[name].isdigit():
             raise InputError(f"{name}={os.environ[name]} in the environment is no number; start "
                              "with torchrun, which sets it.")
+    if int(os.environ["MASTER_PORT"]) > 65535:
+        raise InputError(f"MASTER_PORT={os.environ['MASTER_PORT']} in the environment is no port; "
+                         "they end at 65535.")
     if int(os.environ["RANK"]) >= int(os.environ["WORLD_SIZE"]):
         raise InputError(f"RANK={os.environ['RANK']} in the environment is not below WORLD_SIZE="
                          f"{os.environ['WORLD_SIZE']}; start with torchrun, which sets both.")

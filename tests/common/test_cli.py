@@ -261,6 +261,11 @@ def missing_folder(argv):
     open("nowhere/x", "w")
 
 
+def error_file_is_gone(argv):
+    os.environ["TORCHELASTIC_ERROR_FILE"] = "nowhere/error.json"
+    raise InputError("the film is missing.")
+
+
 def folder_in_the_way(argv):
     with replacing(ROOT / "common") as temporary:
         temporary.touch()
@@ -284,11 +289,13 @@ def one_of_two_failed(argv):
                         "directory.\n"),
     (folder_in_the_way, 2, f"error: {ROOT / 'common'} could not be read or written: Is a "
                            "directory.\n"),
+    (error_file_is_gone, 2, "error: the film is missing.\n"),
     (interrupted, 130, ""),
     (reader_has_gone, 141, ""),
     (one_of_two_failed, 1, ""),
     (lambda argv: None, None, "")])
-def test_exit_codes(capsys, main, code, words):
+def test_exit_codes(capsys, monkeypatch, main, code, words):
+    monkeypatch.setattr(os, "environ", {**os.environ})
     with pytest.raises(SystemExit) as end:
         cli(main)
     assert end.value.code == code and capsys.readouterr().err == words

@@ -35,6 +35,7 @@ WHOLE = dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="here", MASTE
                                                  "MASTER_ADDR, MASTER_PORT: start with torchrun"),
     ({name: None for name in WHOLE if name != "WORLD_SIZE"}, "has WORLD_SIZE, but not RANK"),
     ({"RANK": ""}, "but not RANK"), ({"RANK": "one"}, "RANK=one .* no number"),
+    ({"MASTER_PORT": "99999"}, "MASTER_PORT=99999 .* no port"),
     ({"RANK": "2"}, "RANK=2 .* not below WORLD_SIZE=2")])
 def test_a_part_of_torchruns_variables_is_named(monkeypatch, changes, words):
     for name, value in {**WHOLE, **changes}.items():
@@ -43,6 +44,13 @@ def test_a_part_of_torchruns_variables_is_named(monkeypatch, changes, words):
             monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=words):
         setup("cpu")
+
+
+@pytest.mark.parametrize("threads", [-1, 100_000])
+def test_a_number_of_threads_that_no_machine_has(threads):
+    """torch would raise at the one, and crash at the other."""
+    with pytest.raises(InputError, match=f"--threads {threads}"):
+        setup("cpu", threads)
 
 
 def test_a_job_script_may_name_a_meeting_point_for_others(monkeypatch):
