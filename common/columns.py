@@ -68,6 +68,8 @@ def understand(path, columns, given=()):
         # the first name is ours; of others, none is better than the next
         ours = [name for name in found if plain(name) == spellings[0]]
         found = ours if ours else found
+        if len(set(found)) < len(found):
+            raise InputError(f"{path} has the column '{found[0]}' twice; rename one of them.")
         if len(found) > 1:
             raise InputError(f"{path} has {len(found)} columns that may be the {what}: "
                              f"{', '.join(found)}; call the right one '{what}', or say which with "

@@ -239,10 +239,9 @@ def test_what_is_printed_never_goes_into_a_file_that_is_opened_later(tmp_path):
 
 def test_checks_that_python_was_told_to_leave_out():
     """`python -O` runs no assert: settings would go unchecked."""
-    line = [sys.executable, "-O", "sample.py", "--steps", "0", "--report", "x"]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: python -O") and done.stderr.count("\n") == 1
+    out, err, code = printed("x", PYTHONOPTIMIZE="1")
+    assert code == 2 and out == b""
+    assert err.startswith(b"error: python -O") and err.count(b"\n") == 1
 
 
 def test_help_that_nobody_reads_to_its_end():

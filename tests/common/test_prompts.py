@@ -87,3 +87,8 @@ def test_reports_of_word_processors_and_browsers_are_left_out(tmp_path, report, 
     assert [prompt.id for prompt in prompts] == ["2"]
     path = tmp_path / "a.csv"
     assert failures == [f"1 of 2 reports in {path} are no text but {what}: left out."]
+
+
+def test_a_column_that_is_there_twice(tmp_path):
+    with pytest.raises(InputError, match="has the column 'report' twice; rename one of them"):
+        read(tmp_path, "a.csv", "id,report,report\n1,Clear.,Edema.\n")
