@@ -126,6 +126,9 @@ def attend(q, keys, values, bias, causal=False):
         later = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill_(later, float("-inf"))
     weights = scores.softmax(dim=-1).split([k.size(2) for k in keys], dim=-1)
+    if torch.compiler.is_compiling():
+        # torch 2.13 compiles the gradient of a product with a part wrongly, on a CPU
+        weights = [weight.contiguous() for weight in weights]
     y = weights[0] @ values[0]                                                    # (B, H, T, D)
     for weight, v in zip(weights[1:], values[1:]):
         y = y + weight @ v
@@ -234,10 +237,9 @@ def with_room(x, room):
 class DecodeCache(Cache):
     """The same cache in buffers of one size, for decoding: a token at a time.
 
-    A layer writes the token's keys and values into the next free slot, and attention runs over all
-    slots, of which the mask hides the free ones. The slot, the mask and the positions are tensors
-    written in place too. So every token runs the same operations on the same memory, which lets
-    CUDA record them once (common.processes.Recorded). There is no gradient.
+    A layer writes the token's keys and values into the next free slot; the mask hides those behind
+    it. All that changes is written in place, so every token runs the same operations on the same
+    memory, and CUDA can record them once (common.processes.Recorded). There is no gradient.
     """
 
     def __init__(self, cache, room):

@@ -147,9 +147,9 @@ def generate_images(model, vae, tokenizer, reports, sampling=Sampling(), num=1, 
                     progress=True):
     """Draw `num` pictures of each report -> uint8 (len(reports), num, size, size), grey.
 
-    The noise of picture k of a report depends on (seed, k) alone, so that it is the same in every
-    batch. numbers: the k of each report's first picture, if not 0. Raises
-    InputError for a checkpoint that cannot draw, or not this size, FloatingPointError for NaN.
+    The noise of picture k of a report depends on (seed, k) alone, whatever the batch. numbers: the
+    k of each report's first picture, if not 0. Raises InputError for a checkpoint that cannot draw,
+    or not this size, FloatingPointError for NaN.
     """
     device, dtype = model.embed.weight.device, model.embed.weight.dtype
     side = latent_side(model, vae, sampling.size)
@@ -222,8 +222,7 @@ def generate_reports(model, tokenizer, images, prompt=PROMPT, temperature=0.0, t
     if max_tokens > 0:
         room = min(room, max_tokens)
     prompt_ids = torch.tensor(tokenizer.prompt(prompt), device=device)
-    # how often a GPU is asked whether all rows are done, which is to wait for it; and how many
-    # slots a decode cache has for tokens: few are read in vain, many are recorded at once
+    # asking a GPU whether all rows are done is waiting for it; free slots are read in vain
     ask_every, room_at_once = (1, 64) if device.type == "cpu" else (16, 256)
 
     reports = []
