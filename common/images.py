@@ -7,7 +7,7 @@ whoever asks (sampling, evaluation, preparation):
     8 bits             as they are
     10 to 32 bits      scaled by the smallest number of bits that holds the brightest pixel: a
                        12-bit film in a 16-bit file has at most 4095, and 4095 becomes 255
-    floats             0 to 1 becomes 0 to 255; whole numbers beyond 1 as such
+    floats             0 to 1 becomes 0 to 255; whole numbers, and what goes beyond 128, as such
     negative values    smallest to largest: nothing says where black is
     DICOM              rescaled and windowed (VOI) as the file says, then smallest to largest,
                        MONOCHROME1 turned over. This is how MIMIC-CXR-JPG was made
@@ -18,7 +18,7 @@ whoever asks (sampling, evaluation, preparation):
 
 Nothing is clipped, and a damaged image is never repaired: Pillow would fill the rest with grey.
 Several pictures in one file are refused, unless the others are thumbnails, and so is what cannot be
-known or read: fractions beyond 1, CIELab, 16 bits a channel in PPM, JPEG 2000 and CMYK.
+known or read: fractions of 1 to 128, CIELab, 16 bits a channel in PPM, JPEG 2000 and CMYK.
 """
 import json
 import math
