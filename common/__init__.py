@@ -8,8 +8,10 @@
     files        one way to write a file whole or not at all, one way to read JSON lines
     tables       CSV files, gzipped or not; published ones row by row, anybody's own as a whole
     columns      which column of somebody's table is the image, the report, the patient
-    prompts      reports to draw from a text file or a table; names of the pictures
-    images       the one reader of image files; PNG with settings inside; captioned grids
+    prompts      reports to draw from a text file or a table; their pictures, written as they come
+    images       the one reader of image files; PNG with settings inside; captioned grids. It reads
+                 by pillow (PNG to GIF) and dicom; grey has their arithmetic
+    finite       NaN and infinity found before anything is made of them
     platforms    what Linux, macOS and Windows do differently
     packed       the packed data set on disk, written and read
 """

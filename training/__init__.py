@@ -2,6 +2,7 @@
 
     run          Run: joins processes, resumes, updates, saves; skipped steps
     stop         signals, on which all processes agree
+    saving       checkpoints, written while training goes on
     resume       which checkpoint a run goes on from, and what it needs besides weights
     log          log.jsonl, boards, throughput
     optim        learning rate, AdamW and Muon, the average of the weights
