@@ -37,7 +37,7 @@ class FullSizeConfig:
     grid: int = 16                  # rows of its latents; 16 are 256 pixels
     dtype: Literal[*DTYPES] = "auto"    # of the weights
     threads: int = 0                # CPU threads; 0 leaves it to torch
-    json: bool = False              # print the figures as JSON
+    json: bool = False              # print the line of JSON alone, without the words
 
 
 class Numbers:

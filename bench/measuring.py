@@ -3,11 +3,16 @@
 Speed is told as ratios within one process, so that it means the same on any machine.
 """
 import json
+import shutil
 import statistics
+import subprocess
 import time
+from pathlib import Path
 
 import torch
 
+from common import platforms
+from common.processes import cpu_has_bf16
 from model import UniX, UniXConfig
 from vision import ViTConfig
 
@@ -37,11 +42,29 @@ def large_product(device, dtype):
 
 
 def tell(figures, as_json, show):
-    """Print the figures as JSON, or as `show` puts them into words."""
-    if as_json:
-        print(json.dumps(figures))
-    else:
+    """Print the figures as `show` puts them into words, unless only JSON is wanted, then as one
+    line of JSON with the machine, so that two machines can be compared.
+    """
+    if not as_json:
         show(figures)
+    print(json.dumps({"machine": machine(), "figures": figures}))
+
+
+def machine():
+    """What figures depend on besides their settings: the machine and the version of the code."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return {"processor": platforms.processor_name(), "cores": platforms.usable_cores(),
+            "threads": torch.get_num_threads(), "cpu_has_bf16": cpu_has_bf16(), "gpu": gpu,
+            "torch": torch.__version__, "commit": commit()}
+
+
+def commit():
+    """The commit of this code as git names it, "-dirty" behind it if files differ; "" without git.
+    """
+    if shutil.which("git") is None:
+        return ""
+    line = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(line, capture_output=True, text=True).stdout.strip()
 
 
 def random_decoder(n_embd, n_layer, n_head, n_inner, grid):

@@ -42,7 +42,7 @@ class SamplingBenchConfig:
     threads: int = 0            # CPU threads; 0 leaves it to torch
     checkpoint: str = str(Path(__file__).resolve().parents[1] / "demo")   # of --solvers
     reports: int = 64           # of --solvers
-    json: bool = False          # print the figures as JSON
+    json: bool = False          # print the line of JSON alone, without the words
 
 
 # ---- speed ----

@@ -50,7 +50,7 @@ class TrainingBenchConfig:
     images: int = 4096          # read in one pass
     workers: int = 2            # threads that read data ahead
     threads: int = 0            # CPU threads; 0 leaves it to torch
-    json: bool = False          # print the figures as JSON
+    json: bool = False          # print the line of JSON alone, without the words
 
 
 @dataclass

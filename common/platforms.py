@@ -37,6 +37,17 @@ def usable_cores():
     return min(cores, 61) if sys.platform == "win32" else cores
 
 
+def processor_name():
+    """What the maker calls the processor, as far as the system tells."""
+    # Linux writes it for every core; elsewhere Python knows a coarser name
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except FileNotFoundError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
 def peak_memory(children=False):
     """The most bytes that this process, or the largest of its children that have ended, has had.
 

@@ -34,18 +34,21 @@ TINY = "--n-embd 64 --n-layer 1 --n-head 2 --n-inner 96 --grid 2 --text 8 --cach
 
 def test_speed_is_told_in_ratios(capsys):
     sampling.main([*TINY.split(), "--device", "cpu", "--dtype", "float32"])
-    lines = capsys.readouterr().out.splitlines()
+    *lines, last = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[1:]] == [
         "guided velocity, 1 image(s)", "guided velocity, 8 image(s)", "decoding after 2 tokens",
         "decoding after 16 tokens"]
     assert "of a matrix product" in lines[1] and "MB of weights once" in lines[3]
+    machine = json.loads(last)["machine"]
+    assert machine["cores"] >= 1 and machine["processor"] and machine["torch"] == torch.__version__
+    assert json.loads(last)["figures"]["velocity"]["1"]["share"] > 0
 
 
 @pytest.mark.slow
 def test_few_steps_come_near_the_converged_solution(capsys):
     """The order that docs/results.md shows: ab2 before Heun before Euler at sixteen velocities."""
     sampling.main("--solvers --reports 1 --device cpu --dtype float32 --json".split())
-    figures = json.loads(capsys.readouterr().out)
+    figures = json.loads(capsys.readouterr().out)["figures"]
     distance = {name: f["distance"] for name, f in figures.items()}
     ab2, heun, euler = (distance[f"{name}, shift 1"] for name in
                         ("ab2 16 steps", "heun 8 steps", "euler 16 steps"))
@@ -70,5 +73,5 @@ def test_a_release_is_measured_in_both_directions(tmp_path):
 def test_weights_that_are_there_are_measured_by_a_process_of_its_own(capfd):
     """The demo's, in place of 6.6 GB."""
     full_size.main(f"--out {ROOT / 'demo'} --grid 8 --text 20 --threads 1 --dtype float32".split())
-    lines = capfd.readouterr().out.splitlines()
+    *lines, _ = capfd.readouterr().out.splitlines()
     assert lines[0].startswith("seconds to load") and len(lines) == 9
