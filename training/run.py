@@ -208,10 +208,11 @@ class Run:
         self.saver = Saver(cfg.out, cfg.keep, before=self.resume)
         # what is shown and asked for while it runs
         self.meter = Meter(peak_to_log(self.device, cfg.dtype), self.world)
-        self.bar = tqdm(total=cfg.steps, initial=self.step, desc=f"stage {self.stage}", unit="step",
-                        disable=not self.master)
         self.stop = Stop()
         self.stopping = False           # whether a signal asked for the end
+        gather(None)                    # all listen for signals before the bar says that it trains
+        self.bar = tqdm(total=cfg.steps, initial=self.step, desc=f"stage {self.stage}", unit="step",
+                        disable=not self.master)
         self.culprits = []              # samples of a step that was skipped
 
     def begin_to_write(self):
