@@ -188,17 +188,18 @@ def reconstructions(vae, sets, device, columns=6):
 def save(run, vae, sets):
     """Write a checkpoint. Its VAE is the average, with the scale and shift that belong to it."""
     last = run.step == run.cfg.steps
-    if run.master:
-        with run.average():
+    with run.average():
+        if run.master:
             at_most = 1000 if last else 100
             scale, shift = measure(vae, sets, run.device, at_most)
             if last:
                 sheet = reconstructions(vae, sets, run.device)
                 save_png(sheet, Path(run.cfg.out) / "reconstructions.png")
                 print(f"latents are normalised with scale {scale:.4f}, shift {shift:.4f}")
-        vae.cfg = replace(vae.cfg, scale=scale, shift=shift)
+            vae.cfg = replace(vae.cfg, scale=scale, shift=shift)
     # every parameter is trained, so the average is a whole VAE
-    tensors = {"vae": run.ema.shadow, "live": vae.state_dict()}
+    average = run.ema.whole()
+    tensors = {"vae": average, "ema": average, "live": vae.state_dict()}
     run.save({**weights.describe(vae=vae), "knows": content(sets[0])}, tensors)
 
 

@@ -139,14 +139,16 @@ class EMA:
     """Exponential moving average, in fp32, of the trained parameters of a module, by name.
 
     The decay ramps up as (1 + n) / (10 + n), so that the first steps do not remember the initial
-    weights.
+    weights. shard: every process keeps the average of a share of the parameters.
     """
 
-    def __init__(self, module, decay):
+    def __init__(self, module, decay, shard=False):
         self.decay = decay
         self.steps = 0
         self.live = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.shadow = {name: p.detach().float().clone() for name, p in self.live.items()}
+        self.owner = shares(self.live) if shard and dist.is_initialized() else {}
+        self.shadow = {name: p.detach().float().clone() for name, p in self.live.items()
+                       if not self.owner or self.owner[name] == dist.get_rank()}
 
     @torch.no_grad()
     def update(self):
@@ -154,7 +156,7 @@ class EMA:
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         averages = list(self.shadow.values())
-        weights = [p.float() for p in self.live.values()]
+        weights = [self.live[name].float() for name in self.shadow]
         torch._foreach_lerp_(averages, weights, 1 - decay)      # all of them at once: fewer kernels
 
     @contextmanager
@@ -166,8 +168,37 @@ class EMA:
 
     @torch.no_grad()
     def swap(self):
-        """Exchange average and live weights; call it again to change back."""
+        """Exchange average and live weights; call it again to change back. If shares are kept, all
+        processes call it: the live weights are the same everywhere, so one of them keeps them.
+        """
         for name, p in self.live.items():
-            weights = p.detach().clone()
-            p.copy_(self.shadow[name])
-            self.shadow[name].copy_(weights)
+            if name in self.shadow:
+                weights = p.detach().clone()
+                p.copy_(self.shadow[name])
+                self.shadow[name].copy_(weights)
+            if self.owner:
+                dist.broadcast(p.detach(), self.owner[name])
+
+    def whole(self):
+        """{name: average} of all parameters, on the first process. All of them call it."""
+        if not self.owner:
+            return self.shadow
+        gathered = {}
+        for name, p in self.live.items():
+            average = self.shadow.get(name)
+            if average is None:
+                average = torch.empty(p.shape, device=p.device)
+            dist.broadcast(average, self.owner[name])
+            if dist.get_rank() == 0:
+                gathered[name] = average
+        return gathered
+
+
+def shares(parameters):
+    """Who keeps what, in shares of about the same size: {name: parameter} -> {name: rank}."""
+    sizes = [0] * dist.get_world_size()
+    owner = {}
+    for name, p in sorted(parameters.items(), key=lambda item: item[1].numel(), reverse=True):
+        owner[name] = sizes.index(min(sizes))           # the largest first, to who has least
+        sizes[owner[name]] += p.numel()
+    return owner

@@ -181,8 +181,8 @@ def restore(directory, optimizers, ema):
     # the average, by name: it must be of exactly the weights that are trained
     ema.steps = saved["ema_steps"]
     average = load_file(directory / "ema.safetensors")
-    assert average.keys() == ema.shadow.keys(), "the average is not of what the run trains"
-    for name, tensor in average.items():
-        ema.shadow[name].copy_(tensor)
+    assert average.keys() == ema.live.keys(), "the average is not of what the run trains"
+    for name, tensor in ema.shadow.items():
+        tensor.copy_(average[name])
     print0(f"resuming {directory}")
     return checkpoint.read_config(directory)["step"], saved["skips"]

@@ -59,7 +59,7 @@ class RunConfig:
     device: str = "auto"                # auto, cpu, cuda, mps
     dtype: Literal[*processes.DTYPES] = "auto"      # of products; parameters stay float32
     threads: int = 0                    # CPU threads; 0 leaves it to torch
-    shard: bool = False                 # spread the optimizer's state over the ranks (ZeRO 1)
+    shard: bool = False                 # spread optimizer and average over the ranks (ZeRO 1)
     compile: bool | None = None         # torch.compile the layers; on CUDA unless --no-compile
     deterministic: bool = False         # the same bits in every run, on CUDA too; slower
 
@@ -188,7 +188,7 @@ class Run:
         cfg = self.cfg
         self.trained = module
         self.optimizers = optim.optimizers(module, cfg, adamw_only, cfg.shard)
-        self.ema = optim.EMA(average_of, cfg.ema)
+        self.ema = optim.EMA(average_of, cfg.ema, cfg.shard)
         self.step, skips = 0, 0
         if self.resume:
             self.step, skips = restore(self.resume, self.optimizers, self.ema)
@@ -310,9 +310,13 @@ class Run:
 
     @property
     def sampling(self):
-        """Whether the first process shows samples now."""
-        due = self.cfg.sample_every and self.step % self.cfg.sample_every == 0
-        return self.master and bool(due)
+        """Whether the first process shows samples now, while the others wait."""
+        return bool(self.cfg.sample_every) and self.step % self.cfg.sample_every == 0
+
+    @property
+    def sheet(self):
+        """The file of the samples that are shown after this step."""
+        return Path(self.cfg.out) / "samples" / f"{self.step:08d}.png"
 
     @property
     def saving(self):
@@ -340,7 +344,9 @@ class Run:
 
     @contextmanager
     def average(self):
-        """In here the averaged weights are live, and the clock of the throughput stands still."""
+        """In here the averaged weights are live, and the clock of the throughput stands still. All
+        processes enter and leave it together.
+        """
         # eagerly: validation and samples have shapes of their own, for which compiling does not pay
         stance = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
         with self.meter.paused(), self.ema.swapped(), stance:
@@ -350,19 +356,21 @@ class Run:
         """Have a checkpoint written, to which the first process adds what resuming needs. All
         processes call it, and go on when what they train is copied.
 
-        config: what the tensors are (weights.describe). tensors: {"model": {name: tensor}, ...}.
-        tokenizer: the text of tokenizer.json.
+        config: what the tensors are (weights.describe). tensors: {"model": {name: tensor}, ...};
+        the average is added as "ema" if it is not there. tokenizer: the text of tokenizer.json.
         """
         cfg = self.cfg
         with self.meter.paused():
             # all processes take part in gathering, the first one writes
             state = optimizer_state(self.optimizers, self.ema, self.skipped.in_a_row)
+            if "ema" not in tensors:
+                tensors = {**tensors, "ema": self.ema.whole()}
             if self.master:
                 trained = [p for p in self.trained.parameters() if p.requires_grad]
                 self.saver.save(
-                    self.step, changing=[*trained, *self.ema.shadow.values()],
+                    self.step, changing=[*trained, *tensors["ema"].values()],
                     config={**config, "stage": self.stage, "settings": asdict(cfg)},
-                    tensors={**tensors, "ema": self.ema.shadow}, tokenizer=tokenizer, state=state)
+                    tensors=tensors, tokenizer=tokenizer, state=state)
 
     def close(self):
         """The end: the last checkpoint is whole, signals mean again what they meant before."""

@@ -80,13 +80,22 @@ def test_another_number_of_processes_goes_on(two_ranks, alone, line, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sharded_optimizer_makes_the_same_steps(line, fork, tmp_path):
-    """Two processes that share AdamW's state, or have a copy each; then one alone goes on."""
+def test_sharding_makes_the_same_steps_and_the_same_bytes(line, fork, tmp_path):
+    """Two processes that share AdamW's state and the average, or have a copy each. They validate,
+    go on from their checkpoint, and then one alone goes on.
+    """
     for name, more in (("whole", []), ("shared", ["--shard"])):
-        words = line(1, tmp_path / name, "--steps", 3, "--micro-batch", 4, *more)
-        fork(SCRIPT[1], words, 2).finish()
-        MAIN[1](line(1, tmp_path / name, "--steps", 4))
+        words = line(1, tmp_path / name, "--micro-batch", 4, "--eval-every", 2, "--sample-every",
+                     2, *more)
+        for steps in (3, 5):
+            fork(SCRIPT[1], [*words, "--steps", str(steps)], 2).finish()
+        MAIN[1](line(1, tmp_path / name, "--steps", 6))
     same_run(tmp_path / "shared", tmp_path / "whole")
+    for path in (tmp_path / "whole").rglob("*.safetensors"):
+        other = tmp_path / "shared" / path.relative_to(tmp_path / "whole")
+        assert path.read_bytes() == other.read_bytes(), path.name
+    sheets = {path.name for path in (tmp_path / "shared" / "samples").iterdir()}
+    assert {"00000002.png", "00000004.png"} <= sheets
 
 
 # moments of a kill, one after another, each in the run that goes on from the one before, and the
