@@ -12,7 +12,6 @@ guidance needs. Stage 3 reads more of the same position table.
 t in [0, 1], 1 = noise; x_0 clean latent, x_t = (1 - t) x_0 + t noise, v = noise - x_0.
 """
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -24,7 +23,7 @@ import weights
 from common.cli import InputError, cli, override
 from common.packed import Packed
 from common.processes import all_sum, print0, widest_float
-from training import cost, frozen
+from training import cost, frozen, memory
 from training.batches import Samples
 from training.run import Run, UniXRunConfig
 from training.show import show_drawn
@@ -53,8 +52,8 @@ class TrainConfig(UniXRunConfig):
     # optimizer (Table 1, stage 2)
     steps: int = 75000                  # optimizer steps in all
     batch_size: int = 256               # samples a step: a multiple of ranks x --micro-batch
-    micro_batch: int = 8                # samples of a forward pass; 8 fit 8 GPUs of 48 GB
-    shard: bool = True                  # spread AdamW's state over the processes (ZeRO 1)
+    micro_batch: int = 32               # of a forward pass; 32 fit 8 GPUs of 48 GB, 8 fit one
+    shard: bool = True                  # spread optimizer and average over the ranks (ZeRO 1)
     lr: float = 2e-4                    # learning rate after warm-up
     warmup: int = 2000                  # steps of linear warm-up
 
@@ -70,7 +69,7 @@ class TrainConfig(UniXRunConfig):
 
 PAPER3 = dict(
     init="out/gen256", vae="", out="out/gen512", size=512, repa=0.0, steps=5000, lr=1e-4, warmup=0,
-    micro_batch=4)
+    micro_batch=8)
 PHANTOM = dict(
     data="datasets/phantom", vae="out/phantom/vae", max_latent_size=8, repa_inner=384,
     repa_encoder="", batch_size=32, micro_batch=32, shard=False, optimizer="muon", lr=2e-3,
@@ -271,7 +270,7 @@ def main(argv):
     step_cost = cost_of_step(run, module, train)
     if not step_cost.stored:
         print0("latents are encoded at every step; python -m training.latents stores them once")
-    print0(cost.describe_memory(model.cfg, step_cost))
+    memory.tell(model.cfg, step_cost)
 
     # what is frozen is known now: optimizer and average first, DDP last
     run.prepare(module, average_of=model, adamw_only=ADAMW_ONLY)
@@ -298,8 +297,8 @@ def main(argv):
             run.log_validation(val_mse=mse, val_mse_bins=mse_by_t)
         if run.sampling:
             with run.average(), run.autocast():
-                path = Path(cfg.out) / "samples" / f"{run.step:08d}.png"
-                show_drawn(model, vae, tokenizer, val.data, path)
+                if run.master:
+                    show_drawn(model, vae, tokenizer, val.data, run.sheet)
         if run.saving:
             tensors = {"model": weights.model_tensors(model) | originals, "vae": vae.state_dict()}
             if projector is not None:

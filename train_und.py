@@ -11,7 +11,6 @@ The paper's run reads datasets/mimic and pretrained/Janus-Pro-1B, the laptop run
 both write checkpoints and log.jsonl to out/. Started again, the same command goes on where it was.
 """
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -19,9 +18,9 @@ import torch.nn as nn
 import weights
 from common.cli import InputError, cli, override
 from common.packed import Packed
-from common.processes import all_sum, print0, widest_float
+from common.processes import all_sum, widest_float
 from model import UniX, UniXConfig
-from training import cost
+from training import cost, memory
 from training.batches import Samples
 from training.run import Run, UniXRunConfig
 from training.show import show_written
@@ -51,9 +50,8 @@ class TrainConfig(UniXRunConfig):
     # optimizer (Table 1, stage 1)
     steps: int = 3840                   # optimizer steps in all
     batch_size: int = 256               # samples a step: a multiple of ranks x --micro-batch
-    micro_batch: int = 8                # samples of a forward pass; 8 fit 8 GPUs of 48 GB
-    shard: bool = True                  # spread AdamW's state over the processes (ZeRO 1)
-    recompute: bool = True              # compute layers again going backward: less memory
+    micro_batch: int = 4                # of a forward pass; 4 fit 8 GPUs of 48 GB, 8 fit 80 GB
+    shard: bool = True                  # spread optimizer and average over the ranks (ZeRO 1)
     lr: float = 1e-4                    # learning rate after warm-up
     warmup: int = 80                    # steps of linear warm-up
 
@@ -63,7 +61,7 @@ PRESETS = {
         data="datasets/phantom", init="", out="out/phantom/und",
         n_layer=6, n_head=4, n_embd=192, n_inner=512, repa_layer=2, max_text=128,
         vit_layer=4, vit_head=4, vit_embd=192, image_size=128,
-        steps=2600, batch_size=16, micro_batch=16, shard=False, recompute=False,
+        steps=2600, batch_size=16, micro_batch=16, shard=False,
         optimizer="muon", lr=2e-3, warmup=100, decay="cosine", ema=0.995),
 }
 
@@ -157,7 +155,7 @@ def main(argv):
     step_cost = cost.Step(
         "u", und=cfg.micro_batch, text=train.longest("prompt", "report"),
         answer=train.longest("report"), **cost.of_run(cfg, run.process))
-    print0(cost.describe_memory(model.cfg, step_cost))
+    memory.tell(model.cfg, step_cost)
 
     # what is frozen is known now: optimizer and average first, DDP last
     run.prepare(module, average_of=model, adamw_only=ADAMW_ONLY)
@@ -183,8 +181,8 @@ def main(argv):
                 run.log_validation(val_loss=validate(run, module, val))
         if run.sampling:
             with run.average(), run.autocast():
-                path = Path(cfg.out) / "samples" / f"{run.step:08d}.png"
-                show_written(model, tokenizer, val.data, path)
+                if run.master:
+                    show_written(model, tokenizer, val.data, run.sheet)
         if run.saving:
             tensors = {"model": weights.model_tensors(model)}
             run.save(weights.describe(model), tensors, tokenizer.json)

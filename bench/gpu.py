@@ -18,7 +18,7 @@ from repa import Projector
 from sample import Sampling, generate_images, generate_reports
 from train_gen import GenStep, TrainConfig
 from train_und import UndStep
-from training import cost, frozen, optim
+from training import cost, frozen, memory, optim
 from training.batches import Batch
 from training.compiled import compile_blocks
 from training.peak import peak_flops
@@ -113,10 +113,10 @@ def cost_of(case):
     """What training/cost.py is asked about it."""
     if case.stage == 1:
         return cost.Step("u", und=case.images, text=PROMPT + REPORT, answer=REPORT,
-                         recompute=case.recompute)
+                         recompute=case.recompute, compiled=case.compile)
     step = cost.Step("g", gen=case.images, report=REPORT, size=16 * case.grid,
                      latents=case.grid ** 2, vae=VAEConfig(), recompute=case.recompute,
-                     stored=case.stored)
+                     stored=case.stored, compiled=case.compile)
     if case.stage == 2:
         step.projector = INNER
         step.encoder = replace(RAD_DINO, image_size=224) if case.stored else RAD_DINO
@@ -187,7 +187,7 @@ def tell(case, cfg, seconds, first):
     if peak:
         share = f"{cost.model_flops(cfg, step) / seconds / peak:.2f} of the peak"
     allocated = torch.cuda.max_memory_allocated() / 1e9
-    parts = cost.memory(cfg, step)
+    parts = memory.estimate(cfg, step)
     estimate = (parts["total"] - parts["libraries"]) / 1e9
     print(f"{case}: {1e3 * seconds:.0f} ms, {case.images / seconds:.1f} images/s, {share}, "
           f"{allocated:.1f} GB allocated, {estimate:.1f} estimated, the first three took "

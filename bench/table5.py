@@ -13,7 +13,6 @@ size, or with which weights of the two losses: here from stage 2, at its size, b
 without REPA.
 """
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -27,7 +26,7 @@ from common.processes import all_sum, print0
 from mimic.leaks import refuse_leak
 from train_gen import GenStep
 from train_und import UndStep
-from training import cost
+from training import cost, memory
 from training.batches import Samples
 from training.run import Run
 from training.show import show_drawn
@@ -44,7 +43,7 @@ class Table5Config(train_gen.TrainConfig):
     repa: float = 0.0                   # Table 5 is without REPA
     steps: int = 2000                   # optimizer steps in all
     warmup: int = 0                     # steps of linear warm-up
-    micro_batch: int = 4                # samples to draw of a forward pass
+    micro_batch: int = 4                # samples to draw of a forward pass; 4 fit 8 GPUs of 80 GB
 
     def __post_init__(self):
         super().__post_init__()
@@ -173,7 +172,7 @@ def main(argv):
     val = train_gen.samples(cfg, model, vae, tokenizer, "val")
     und = samples_to_read(cfg, model, tokenizer)
     step_cost = cost_of_step(run, module, train, und)
-    print0(cost.describe_memory(model.cfg, step_cost))
+    memory.tell(model.cfg, step_cost)
     run.prepare(module, average_of=model, adamw_only=train_gen.ADAMW_ONLY)
 
     for pairs in steps(run, train, und):            # the micro-batches of one step
@@ -205,8 +204,8 @@ def main(argv):
             run.log_validation(val_mse=mse, val_mse_bins=mse_by_t)
         if run.sampling:
             with run.average(), run.autocast():
-                path = Path(cfg.out) / "samples" / f"{run.step:08d}.png"
-                show_drawn(model, vae, tokenizer, val.data, path)
+                if run.master:
+                    show_drawn(model, vae, tokenizer, val.data, run.sheet)
         if run.saving:
             tensors = {"model": weights.model_tensors(model), "vae": vae.state_dict()}
             run.save(weights.describe(model, vae), tensors, tokenizer.json)

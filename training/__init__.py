@@ -9,7 +9,8 @@
     batches      which image a step sees and everything random about it; read ahead by threads
     compiled     torch.compile, one layer at a time
     frozen       frozen matrices in bf16 on a GPU
-    cost         operations and memory of a step
+    cost         operations of a step, and what fits where
+    memory       bytes of a step at its peak
     peak         how many operations a second the device can do at best
     latents      posteriors of the VAE stored beside the packed images
     show         what the model draws and writes, to look at while it trains

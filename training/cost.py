@@ -1,9 +1,10 @@
-"""What a training step costs, by arithmetic: floating-point operations and bytes. No step is run.
+"""What a training step costs, by arithmetic: floating-point operations. No step is run.
 
     python -m training.cost      # Table 1's stages (and Table 5) on eight GPUs of 48 or 80 GB
     python -m training.cost --stage 2 --micro-batch 4 --gpus 2 --shard      # any other run
 
-The rules, with a multiplication and an addition as two operations:
+The bytes of that table are from training/memory.py. The rules of the operations, with a
+multiplication and an addition as two:
 
 - A token passes through the weights of ONE branch. Going forward, a matrix of N weights costs it
   2N operations. Going backward, the gradient of its input costs 2N and its own gradient 2N. So a
@@ -26,10 +27,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.cli import cli, override
-from model import UniX, UniXConfig
-from repa import Projector
+from model import UniXConfig
+from training import memory
 from vae import VAE, VAEConfig
-from vision import RAD_DINO, ViT, ViTConfig
+from vision import RAD_DINO, ViTConfig
 
 
 @dataclass
@@ -48,11 +49,12 @@ class Step:
     projector: int = 0              # width inside REPA's projector; 0: no REPA
     encoder: ViTConfig | None = None    # REPA's encoder; None: the model's own vision tower
     world: int = 1                  # processes
-    shard: bool = False             # AdamW's averages are spread over the processes
+    shard: bool = False             # averages, AdamW's and of the weights, are spread over them
     recompute: bool = False         # decoder layers are computed again going backward
     optimizer: str = "adamw"        # or muon
     dtype: str = "bfloat16"         # of matrix products; weights stay float32
     device: str = "cuda"            # or cpu
+    compiled: bool = True           # layers are compiled, which counts on CUDA
 
     def target(self, cfg):
         """ViTConfig of the encoder that REPA aligns with."""
@@ -62,8 +64,9 @@ class Step:
 def of_run(cfg, process):
     """The fields of a Step that follow from a run's settings and its processes."""
     device = "cuda" if process.device.type == "cuda" else "cpu"     # for want of other figures
+    compiled = not cfg.deterministic if cfg.compile is None else cfg.compile
     return dict(world=process.world, device=device, shard=cfg.shard, recompute=cfg.recompute,
-                optimizer=cfg.optimizer, dtype=cfg.dtype)
+                optimizer=cfg.optimizer, dtype=cfg.dtype, compiled=compiled)
 
 
 # ---- operations ----
@@ -217,124 +220,20 @@ def counted(cfg, step, gen=None, und=None):
     }
 
 
-# ---- bytes ----
-
-# Activations at the peak, in bytes a token, layer and unit of width, measured; the first number for
-# layers that keep what their backward pass needs, the second for those that keep little more than
-# keys and values: frozen text, and all layers with recompute.
-#   cuda  an H100 in bf16: the four micro-steps of `python -m bench.gpu` (docs/results.md) give 50
-#         to 53 when the second is 8: keys and values in the cache, and joined with the block's;
-#         an H200 allocates the same
-#   cpu   resident memory of 14 small runs in fresh processes (as in tests/training/test_cost.py),
-#         with the gaps of glibc's heap; attention keeps its probabilities here
-ACTIVATIONS = {"cuda": (52, 8), "cpu": (110, 16)}
-FLOAT32 = 1.5               # times as much without autocast, in the same runs on the CPU
-LIBRARIES = {"cuda": 1e9, "cpu": 0.38e9}    # allowed for; Python and torch, measured
-NCCL = 1e9                  # its buffers, allowed for
-
-
-def parameters(cfg, step):
-    """Of one process, from modules without content -> {name: shape} trained, the same frozen."""
-    with torch.device("meta"):
-        unix = UniX(cfg)
-        encoder = ViT(step.encoder) if step.encoder else None
-        projector = None
-        if step.projector:
-            projector = Projector(cfg.n_embd, step.projector, step.target(cfg).n_embd)
-        vae = VAE(step.vae) if step.vae else None
-    if step.trains != "ug":
-        unix.freeze("u" if step.trains == "g" else "g")
-    trained, frozen = {}, {}
-    modules = {"unix": unix, "projector": projector, "vae": vae, "encoder": encoder}
-    for part, module in modules.items():
-        if module is None:
-            continue
-        for name, p in module.named_parameters():
-            learns = p.requires_grad and part in ("unix", "projector")
-            group = trained if learns else frozen
-            group[f"{part}.{name}"] = p.shape
-    return trained, frozen
-
-
-def activations(cfg, step):
-    """Bytes that come and go with the samples, at their peak."""
-    # tokens whose layers have a backward pass, block by block, and tokens of frozen text
-    image, text = step.und * (cfg.vision.grid ** 2 + 2), step.und * step.text
-    noisy, report = step.gen * (step.latents + 2), step.gen * step.report
-    full, frozen = image + text + noisy, report
-    if "u" in step.trains:
-        full, frozen = full + report, 0
-
-    much, little = ACTIVATIONS[step.device]
-    if step.recompute:                  # computed again: one layer at a time, here the largest
-        token_layers = little * cfg.n_layer * (full + frozen) + much * max(image, text, noisy)
-    else:
-        token_layers = cfg.n_layer * (much * full + little * frozen)
-    tower = much * step.und * cfg.vision.grid ** 2 * cfg.vision.n_layer * cfg.vision.n_embd
-    size = token_layers * cfg.n_embd + tower
-    return size if step.dtype == "bfloat16" else FLOAT32 * size
-
-
-def memory(cfg, step):
-    """Memory of one process at its peak -> {part: bytes}, with their sum as "total".
-
-    Parameters and what goes with them are exact; the sum is within 20 % of what runs took.
-    """
-    trained, frozen = parameters(cfg, step)
-    sizes = {name: shape.numel() for name, shape in trained.items()}
-    matrices = [name for name, shape in trained.items() if len(shape) > 1]
-    projector = sum(size for name, size in sizes.items() if name.startswith("projector."))
-    N = sum(sizes.values())
-
-    # Muon keeps one average of a matrix; AdamW two of all else, embeddings and head among them
-    muon = 0
-    if step.optimizer == "muon":
-        rows = ("unix.embed.", "unix.lm_head.")
-        muon = sum(sizes[name] for name in matrices if not name.startswith(rows))
-    averages = 8 * (N - muon)
-    if step.shard:
-        averages /= step.world
-
-    parts = {
-        "weights, trained": 4 * N,
-        "weights, frozen": 4 * sum(shape.numel() for shape in frozen.values()),
-        "gradients": 4 * N,             # once: with several processes they lie in DDP's buckets
-        "average (EMA)": 4 * (N - projector),
-        "optimizer": averages + 4 * muon,
-        "activations": activations(cfg, step),
-        "libraries": LIBRARIES[step.device],
-    }
-    if step.dtype == "bfloat16":        # autocast keeps what it has cast of trained matrices
-        cast = [sizes[name] for name in matrices if name != "unix.embed.weight"]
-        parts["weights in bf16"] = 2 * sum(cast)
-    if step.device == "cuda" and step.world > 1:
-        parts["libraries"] += NCCL
-    return {**parts, "total": sum(parts.values())}
-
-
-def describe_memory(cfg, step):
-    """The estimate as a small table, which a run prints before it begins."""
-    text = step.text if step.und else step.report
-    lines = [f"memory of one process at its peak, with texts of {text} tokens, estimated:"]
-    for part, size in memory(cfg, step).items():
-        if size:
-            lines.append(f"    {part:<20}{size / 1e9:8.2f} GB")
-    return "\n".join(lines)
-
-
 # ---- the table ----
 
 EIGHT = dict(world=8, shard=True)
 DRAWS = dict(vae=VAEConfig(), **EIGHT)
 # (Table 1's stage, or Table 5's row 1:1; GB of each of eight GPUs) -> settings that fit
 STAGES = {
-    ("1", 48): Step("u", und=8, recompute=True, **EIGHT),
+    ("1", 48): Step("u", und=4, **EIGHT),
     ("1", 80): Step("u", und=8, **EIGHT),
-    ("2", 48): Step("g", gen=8, projector=2048, encoder=RAD_DINO, **DRAWS),
-    ("2", 80): Step("g", gen=32, projector=2048, encoder=RAD_DINO, **DRAWS),
-    ("3", 48): Step("g", gen=4, size=512, latents=1024, **DRAWS),
-    ("3", 80): Step("g", gen=8, size=512, latents=1024, **DRAWS),
-    ("1:1", 80): Step("ug", und=4, gen=4, **DRAWS),     # 48 GB do not hold the weights and averages
+    ("2", 48): Step("g", gen=32, projector=2048, encoder=RAD_DINO, **DRAWS),
+    ("2", 80): Step("g", gen=32, projector=2048, encoder=RAD_DINO, **DRAWS),    # 256 / 8 at most
+    ("3", 48): Step("g", gen=8, size=512, latents=1024, **DRAWS),
+    ("3", 80): Step("g", gen=16, size=512, latents=1024, **DRAWS),
+    ("1:1", 48): Step("ug", und=2, gen=2, recompute=True, **DRAWS),
+    ("1:1", 80): Step("ug", und=4, gen=4, **DRAWS),
 }
 
 
@@ -343,7 +242,7 @@ class CostConfig:
     stage: Literal["1", "2", "3", "1:1"] = "1"      # of training; 1:1 is a row of Table 5
     micro_batch: int = 1        # samples of a forward pass
     gpus: int = 1               # processes, each with a GPU of its own
-    shard: bool = False         # spread AdamW's averages over them (ZeRO 1)
+    shard: bool = False         # spread AdamW's averages and that of the weights (ZeRO 1)
     recompute: bool = False     # compute layers again going backward
 
     def __post_init__(self):
@@ -360,10 +259,10 @@ class CostConfig:
 def row(stage, gpu, step):
     """A line of the table: GB with usual and longest texts, 1e15 operations of 256 samples."""
     cfg = sizes(step)
-    usual = memory(cfg, step)["total"]
+    usual = memory.estimate(cfg, step)["total"]
     T = cfg.max_text
     longest = replace(step, text=2 * T, answer=T, report=T)
-    most = usual + activations(cfg, longest) - activations(cfg, step)
+    most = usual + memory.activations(cfg, longest) - memory.activations(cfg, step)
 
     micro_batch = max(step.und, step.gen)
     operations = {part: n * 256 / micro_batch / 1e15 for part, n in flops(cfg, step).items()}
@@ -385,7 +284,7 @@ def main(argv):
     rows = {(cfg.stage, "any"): cfg.step()} if argv else STAGES
     # part by part; then a line each
     for (stage, gpu), step in rows.items():
-        print(f"stage {stage}, GPU {gpu}:", describe_memory(sizes(step), step))
+        print(f"stage {stage}, GPU {gpu}:", memory.describe(sizes(step), step))
     print("stage  GPU  flags                                   GB  longest    ops  again")
     for (stage, gpu), step in rows.items():
         print(row(stage, gpu, step))
