@@ -2,6 +2,8 @@
 
     cli          a dataclass of settings becomes a command line; bad input becomes one sentence
     ending       how the processes of one run end together, and at once
+    shortage     too little memory ends in a sentence that names the options that help
+    streams      standard input, output and error that are closed, full or of a small encoding
     locks        one process at a time writes to a place
     spellings    options by the names that other software has for them
     processes    ranks, device, random numbers by key, autocast

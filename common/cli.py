@@ -24,7 +24,6 @@ import collections
 import contextlib
 import dataclasses
 import inspect
-import io
 import json
 import math
 import os
@@ -33,9 +32,11 @@ import typing
 
 import torch.distributed as dist
 
+from common import shortage
 from common.ending import leave_at_once, lost_a_process, say, terminable
 from common.platforms import NO_READER
 from common.spellings import FLAGS, VALUES, about_unknown, others, translated
+from common.streams import abandon_output, keep_standard_streams, print_anything
 
 
 class InputError(Exception):
@@ -81,9 +82,11 @@ def override(cfg, argv, doc="", presets=None):
         raise InputError(f"no preset '{name}'; there are: {', '.join(presets)}.")
     values = {**presets[name], **given} if name else given
     try:
-        return dataclasses.replace(cfg, **values)
+        settings = dataclasses.replace(cfg, **values)
     except AssertionError as error:         # a __post_init__ that checks its fields
         raise InputError(str(error)) from None
+    shortage.know_settings(settings)
+    return settings
 
 
 # places of which "" is none: as a path it would be the folder that one stands in
@@ -318,8 +321,9 @@ def cli(main, doc=""):
 
     doc: the help of a script that has no settings, whose main never sees --help.
 
-    Bad input, numbers that are none, a full disk or a missing permission is one sentence and exit
-    code 2. Output that nobody reads any more (`| head`) ends the script in silence.
+    Bad input, numbers that are none, a full disk, a missing permission or too little memory is one
+    sentence and exit code 2. Output that nobody reads any more (`| head`) ends the script in
+    silence.
     """
     keep_standard_streams()
     print_anything()
@@ -343,57 +347,18 @@ def cli(main, doc=""):
         if not gone:
             say(sentence_of(error))
         abandon_output()
-    except RuntimeError as error:
-        if not dist.is_initialized() or not lost_a_process(error):
+    except (MemoryError, RuntimeError) as error:
+        if shortage.is_one(error):
+            code = 2
+            say(shortage.sentence(error))
+        elif dist.is_initialized() and lost_a_process(error):
+            say("another process of this run has ended, and this one with it; if nothing above "
+                "says why, it was killed, most likely for want of memory.")
+        else:
             raise
-        say("another process of this run has ended, and this one with it; if nothing above says "
-            "why, it was killed, most likely for want of memory.")
     except KeyboardInterrupt:
         code = 130                      # what a shell expects: 128 + SIGINT
     finally:
         if dist.is_initialized():
             leave_at_once(code)
     sys.exit(code)
-
-
-def keep_standard_streams():
-    """Put /dev/null where standard input, output or error is closed (`>&-`).
-
-    The next file that is opened would get its number, and what is printed would go into that file.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)              # takes the lowest number that is free
-    # Python has None for a stream that was closed when it began
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")
-
-
-def print_anything():
-    """Let every character be printed, whatever the encoding of the terminal or file.
-
-    What it lacks, as an é in ASCII, is written as \\xe9, and a byte of a file name that is no UTF-8
-    as \\udcff. Python would stop instead, and the results that come after would be lost. The
-    encoding stays what it was: whoever chose Latin-1 reads Latin-1. JSON is printed in ASCII.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def abandon_output():
-    """Forget what cannot be written to standard output or error: the reader has gone, the disk is
-    full.
-
-    Python would try again at its end, and complain
-    (docs.python.org/3/library/signal.html#note-on-sigpipe).
-    """
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -13,7 +13,8 @@ What is done to it stands in the environment:
     RANK_1="words"          more words of the command line, on rank 1 alone
     SPOIL=what:first:last   on rank 1 the losses of these report batches, counted from 1, have no
                             number (what: loss), their gradients have none (gradient), they are
-                            refused as bad input (error), or meet a mistake of ours (bug)
+                            refused as bad input (error), find no memory (memory), or meet a
+                            mistake of ours (bug)
     PEAK=file               gets the most bytes of memory that the process had
 """
 import hashlib
@@ -83,6 +84,8 @@ def spoil(what, first, last):
             return loss
         if what == "bug":
             raise ZeroDivisionError("a mistake of ours")
+        if what == "memory":
+            loss.new_empty(10**15)
         if what == "error":
             raise InputError("a picture of rank 1 is damaged.")
         if what == "loss":

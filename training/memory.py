@@ -7,6 +7,7 @@ and goes with the samples is a number of bytes a token, layer and unit of width,
 """
 import torch
 
+from common import shortage
 from common.processes import print0
 from model import UniX
 from repa import Projector
@@ -120,10 +121,14 @@ def estimate(cfg, step):
     return {**parts, "total": sum(parts.values())}
 
 
+def texts(step):
+    """What the estimate supposes of the texts."""
+    return f"with texts of {step.text if step.und else step.report} tokens"
+
+
 def describe(cfg, step):
     """The estimate as a small table."""
-    text = step.text if step.und else step.report
-    lines = [f"memory of one process at its peak, with texts of {text} tokens, estimated:"]
+    lines = [f"memory of one process at its peak, {texts(step)}, estimated:"]
     for part, size in estimate(cfg, step).items():
         if size:
             lines.append(f"    {part:<20}{size / 1e9:8.2f} GB")
@@ -131,5 +136,7 @@ def describe(cfg, step):
 
 
 def tell(cfg, step):
-    """Print the estimate, as a run does before it begins."""
+    """Print the estimate, as a run does before it begins; it is repeated if memory runs out."""
     print0(describe(cfg, step))
+    total = estimate(cfg, step)["total"] / 1e9
+    shortage.know_estimate(f"{total:.2f} GB {texts(step)}")

@@ -141,6 +141,17 @@ def test_a_bug_on_one_rank_shows_its_traceback_and_ends_the_other(
     assert err.count("ZeroDivisionError: a mistake of ours") == 1
 
 
+def test_too_little_memory_on_one_rank_is_a_sentence_with_the_options_that_help(
+        line, fork, tmp_path):
+    words = line(1, tmp_path, "--micro-batch", 4)
+    run = fork(SCRIPT[1], words, 2, SPOIL="memory:3:3")
+    _, err = run.finish(None, 60)
+    assert run.processes[1].exitcode == 2
+    one_sentence(err, "out of memory: 4000000000000000 bytes", "the estimate was",
+                 "--micro-batch below 4, or --recompute, or --shard.")
+    assert "Traceback" not in err
+
+
 def test_a_full_disk_ends_all_ranks_and_with_room_the_run_goes_on(line, fork, tmp_path):
     run = tmp_path / "run"
     MAIN[1](line(1, run, "--steps", 2, "--save-every", 2))
