@@ -12,7 +12,8 @@ ends the run in its next step. How a checkpoint is whole or not there at all, al
 weights/checkpoint.py.
 """
 import sys
-import threading
+import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -31,8 +32,8 @@ class Saver:
         self.out = out
         self.keep = keep
         self.before = before            # whose files of frozen weights can be used again
-        self.thread = None
-        self.error = None               # what the thread could not do
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.writing = None             # the Future of a checkpoint whose end nobody has seen yet
         # a run that gives up in the middle of a write finishes it first
         until_the_end.callback(self.finish)
 
@@ -40,7 +41,7 @@ class Saver:
         """Copy what training changes and have the checkpoint written. Waits for the one before.
 
         changing: all tensors that training changes; what is not among them is frozen. The others
-        are those of `checkpoint.write`. Raises InputError if the write before has failed.
+        are those of `checkpoint.write`. Raises what went wrong with the one before.
         """
         self.wait()
         tables, frozen = divided(tensors, changing)
@@ -48,37 +49,33 @@ class Saver:
             tables[name] = snapshot(tables[name])
         parts = dict(config=config, tensors=tables, tokenizer=tokenizer, state=snapshot(state),
                      frozen=frozen, before=self.before)
-        self.thread = threading.Thread(target=self.write, args=(step, parts), name="checkpoint")
-        self.thread.start()
+        self.writing = self.thread.submit(self.write, step, parts)
 
     def write(self, step, parts):
-        """What the thread does."""
-        # what a thread raises reaches nobody, so it is kept for the next step to raise
-        try:
-            checkpoint.save(self.out, step, self.keep, **parts)
-            self.before = Path(self.out) / f"{step:08d}"
-        except (InputError, OSError) as error:
-            self.error = error
+        """What the thread does. What it raises, bad luck or a mistake of ours, waits in the Future.
+        """
+        checkpoint.save(self.out, step, self.keep, **parts)
+        self.before = Path(self.out) / f"{step:08d}"
 
     def check(self):
         """Raise what went wrong with the last checkpoint, if that is known by now."""
-        if self.error is not None:
-            error = self.error
-            self.error = None
-            raise error
+        if self.writing is not None and self.writing.done():
+            self.wait()
 
     def wait(self):
-        """Wait until the last checkpoint is written; raise what went wrong."""
-        if self.thread is not None:
-            self.thread.join()
-        self.check()
+        """Wait until the last checkpoint is written; raise what went wrong, once."""
+        writing = self.writing
+        self.writing = None
+        if writing is not None:
+            writing.result()
 
     def finish(self):
         """The same at the end of a run that gives up: it has an error of its own to tell."""
-        if self.thread is not None:
-            self.thread.join()
-        if self.error is not None:
-            print(f"error: {self.error}", file=sys.stderr)
+        error = None if self.writing is None else self.writing.exception()
+        if isinstance(error, (InputError, OSError)):
+            print(f"error: {error}", file=sys.stderr)
+        elif error is not None:
+            traceback.print_exception(error)
 
 
 def divided(tensors, changing):

@@ -107,11 +107,41 @@ def test_a_failed_write_is_reported_at_the_next_step_and_the_old_one_is_whole(ru
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "flush", lambda path: os.open("/nowhere", os.O_RDONLY))
         run.save(2)
-        run.saver.thread.join()
+        run.saver.writing.exception()
     with pytest.raises(InputError, match="00000002 could not be written"):
         run.saver.check()
     run.saver.check()                       # said once
     assert checkpoint.newest(run.saver.out, thorough=True).name == "00000001"
+
+
+def mistake(path):
+    raise ZeroDivisionError("a mistake of ours")
+
+
+def test_a_mistake_in_the_thread_ends_the_run_in_its_next_step(run, monkeypatch, capfd):
+    """With its traceback, which leads to the place; no step is taken without that checkpoint."""
+    monkeypatch.setattr(checkpoint, "flush", mistake)
+    run.save(1)
+    run.saver.writing.exception()
+    assert capfd.readouterr().err == "", "the thread itself says nothing"
+    with pytest.raises(ZeroDivisionError) as error:
+        run.saver.check()
+    assert error.traceback[-1].name == "mistake"
+    run.saver.check()                       # said once
+
+
+def test_what_a_run_that_gives_up_says_of_a_mistake_in_the_thread(run, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint, "flush", mistake)
+
+    def main(argv):
+        run.save(1)
+        raise InputError("too many steps were skipped.")
+
+    with pytest.raises(SystemExit):
+        cli.cli(main)
+    err = capsys.readouterr().err
+    assert "ZeroDivisionError: a mistake of ours" in err and "in mistake" in err
+    assert err.endswith("error: too many steps were skipped.\n")
 
 
 def test_a_run_that_gives_up_finishes_its_checkpoint_first(run, gate):
