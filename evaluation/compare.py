@@ -15,7 +15,7 @@ from typing import Literal
 
 import weights
 from common import locks, processes
-from common.cli import InputError, override
+from common.cli import InputError, override, report_failures
 from common.files import read_jsonl, refuse_unwritable
 from evaluation import features, scoring, tables
 from evaluation.settings import FeatureNetwork, ReportNetworks
@@ -60,7 +60,7 @@ def extract_features(argv):
     features.save(cfg.out, result)
     print(f"{len(result.ids)} images by '{result.encoder}' in {cfg.out}; "
           f"{len(result.failures)} could not be read")
-    return tables.report_failures(result.failures)
+    return report_failures(tables.named(result.failures), len(result.ids))
 
 
 def load_encoder(cfg, device):
@@ -122,7 +122,7 @@ def compare_images(cfg, process):
 
     # the same names on both sides are pairs: put into one order, they fall into the same blocks
     failures = real.failures | generated.failures
-    code = tables.report_failures(failures)
+    code = report_failures(tables.named(failures), results=1)
     ids = [name for name in real.ids if name not in failures]
     generated_ids = [name for name in generated.ids if name not in failures]
     paired = set(ids) == set(generated_ids)
@@ -182,7 +182,7 @@ def compare_reports(cfg, process):
     print(tables.write(
         Path(cfg.out), f"{cfg.real} and {cfg.generated}", {"understanding": scores}, vars(cfg),
         left_out + missing, failures, details=details))
-    return tables.report_failures(failures)
+    return report_failures(tables.named(failures), results=1)
 
 
 def read_reports(path):

@@ -5,10 +5,9 @@ were quoted from elsewhere and not run again. All of them are over MIMIC-CXR: be
 other data they say nothing.
 """
 import importlib.util
-import sys
 from pathlib import Path
 
-from common.cli import InputError
+from common.cli import InputError, report_failures
 from common.files import read_json, refuse_unwritable, write_json, write_text
 from common.images import NOTICE
 from evaluation.text_metrics import POLICIES
@@ -192,6 +191,11 @@ def section(name, scores, encoder):
     return plain(scores)
 
 
+def named(failures):
+    """{id: what is wrong with it} -> a sentence each."""
+    return [f"{name}: {why}" for name, why in failures.items()]
+
+
 def markdown(result):
     """A result, as `write` puts it together, as a page of Markdown."""
     blocks = [f"# {result['title']}",
@@ -200,7 +204,7 @@ def markdown(result):
         blocks.append(f"## {name.replace('_', ' ')}")
         blocks += section(name, scores, result.get("encoder"))
     # what is missing stands on the same page as the numbers
-    failures = [f"{name}: {why}" for name, why in result["failures"].items()]
+    failures = named(result["failures"])
     for title, sentences in (
             ("Left out", result["left_out"]), ("Mind", result.get("warnings")),
             (f"Failed: {len(failures)}, not scored", failures)):
@@ -251,20 +255,13 @@ def publish(out, title, scores, cfg, left_out, failures, **more):
     settings = public_settings(cfg)
     print(write(out / "result", title, scores, settings, left_out, failures, **more))
     print(f"written: {out}/result.json, {out}/result.md")
-    return report_failures(failures)
+    return report_failures(named(failures), results=1)
 
 
 def public_settings(cfg):
     """A config as a table for result files; of the checkpoint only its name."""
     # a result may be published, and a path can hold the name of a user
     return {**vars(cfg), "checkpoint": Path(cfg.checkpoint).name}
-
-
-def report_failures(failures):
-    """Say on standard error what failed, {id: sentence} -> exit code, 1 if anything did."""
-    for name, why in failures.items():
-        print(f"error: {name}: {why}", file=sys.stderr)
-    return 1 if failures else 0
 
 
 # ---- plots ----

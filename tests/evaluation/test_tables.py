@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.cli import report_failures
 from common.images import NOTICE
 from evaluation import image_metrics, tables, text_metrics
 
@@ -60,7 +61,7 @@ def test_tables_2_to_4():
     assert "by the benchmark's way" in tables.other_features("rad-dino, straight, 00")[0]
 
 
-def test_a_page_says_what_is_missing_and_what_failed(tmp_path, capsys):
+def test_a_page_says_what_is_missing_and_what_failed(tmp_path):
     text = tables.write(tmp_path / "new" / "x", "Reading", {"cycle": {"micro": NUMBER}},
                         {"steps": 4, "prompt": ""}, ["BLEU is left out."], {"a": "torn"},
                         warnings=["few images"])
@@ -69,8 +70,13 @@ def test_a_page_says_what_is_missing_and_what_failed(tmp_path, capsys):
                  "## Mind\n\n- few images", "## Failed: 1, not scored\n\n- a: torn",
                  "Settings: steps 4."):
         assert part in text
-    assert tables.report_failures({}) == 0 and tables.report_failures({"a": "torn"}) == 1
-    assert capsys.readouterr().err == "error: a: torn\n"
+
+
+def test_what_failed_is_one_sentence_each_and_an_exit_code(capsys):
+    sentences = tables.named({"a": "torn", "b": "empty"})
+    assert report_failures([], results=0) == 0
+    assert report_failures(sentences, results=3) == 1 and report_failures(sentences, results=0) == 2
+    assert capsys.readouterr().err == 2 * "error: a: torn\nerror: b: empty\n"
 
 
 def test_plots(tmp_path):
