@@ -81,7 +81,7 @@ class SampleConfig(Sampling):
     max_tokens: int = 0         # longest report; 0: as long as the checkpoint can
     device: str = "auto"        # auto, cpu, cuda, mps
     dtype: Literal[*DTYPES] = "auto"    # number format of the weights; auto: the fastest here
-    threads: int = 0            # CPU threads; 0 leaves it to torch; 1 is fastest beside other work
+    threads: int = 0            # CPU threads; 0: a fair share of the cores; 1 is best beside others
     raw: bool = False           # the raw weights of a training run instead of the averaged ones
 
     def __post_init__(self):

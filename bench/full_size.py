@@ -36,7 +36,7 @@ class FullSizeConfig:
     text: int = 96                  # tokens of the report to draw
     grid: int = 16                  # rows of its latents; 16 are 256 pixels
     dtype: Literal[*DTYPES] = "auto"    # of the weights
-    threads: int = 0                # CPU threads; 0 leaves it to torch
+    threads: int = 0                # CPU threads; 0: a fair share of the cores
     json: bool = False              # print the line of JSON alone, without the words
 
 

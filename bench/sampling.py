@@ -39,7 +39,7 @@ class SamplingBenchConfig:
     repeats: int = 15           # measurements a figure; the median counts
     dtype: Literal[*DTYPES] = "auto"    # number format of the weights
     device: str = "auto"        # auto, cpu, cuda, mps
-    threads: int = 0            # CPU threads; 0 leaves it to torch
+    threads: int = 0            # CPU threads; 0: a fair share of the cores
     checkpoint: str = str(Path(__file__).resolve().parents[1] / "demo")   # of --solvers
     reports: int = 64           # of --solvers
     json: bool = False          # print the line of JSON alone, without the words

@@ -49,7 +49,7 @@ class TrainingBenchConfig:
     dtype: Literal[*DTYPES] = "auto"    # of matrix products
     images: int = 4096          # read in one pass
     workers: int = 2            # threads that read data ahead
-    threads: int = 0            # CPU threads; 0 leaves it to torch
+    threads: int = 0            # CPU threads; 0: a fair share of the cores
     json: bool = False          # print the line of JSON alone, without the words
 
 

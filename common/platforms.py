@@ -29,12 +29,32 @@ def usable_cores():
     are.
     """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
+        return max(1, min(len(os.sched_getaffinity(0)), container_cores()))
     # macOS has no such mask; Windows cannot wait for more than 61 worker processes
     cores = os.cpu_count()
     if cores is None:
         return 1
     return min(cores, 61) if sys.platform == "win32" else cores
+
+
+QUOTAS = (              # of all processes of a container together, and the period that it is for
+    ("/sys/fs/cgroup/cpu.max",),                                                # cgroup v2, in one
+    ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),    # v1
+)
+
+
+def container_cores():
+    """How many cores' time a container may take, as with `docker run --cpus 2`; else infinity.
+
+    The mask of a process and os.cpu_count know nothing of it: they say what the machine has, and
+    so many threads would wait for each other. (kernel.org, "Control Group v2", 5-1-1.)
+    """
+    for files in QUOTAS:
+        if Path(files[0]).is_file():
+            quota, period = " ".join(Path(file).read_text() for file in files).split()
+            unlimited = quota in ("max", "-1")
+            return math.inf if unlimited else math.ceil(int(quota) / int(period))
+    return math.inf
 
 
 def processor_name():

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from common.cli import InputError, sentence_of
 from common.ending import rank_given
-from common.platforms import end_with_parent, keep_memory
+from common.platforms import end_with_parent, keep_memory, usable_cores
 
 
 # ---- processes and devices ----
@@ -39,13 +39,12 @@ class Process:
 def setup(device="auto", threads=0, deterministic=False):
     """Choose the device and join the other processes, if torchrun started us -> Process.
 
-    device: see `device_name`. threads: CPU threads, 0 leaves it to torch. deterministic: the same
-    bits in every run on CUDA too; on a CPU the same number of threads is enough.
+    device: see `device_name`. threads: CPU threads, 0 chooses (`fair_threads`). deterministic: the
+    same bits in every run on CUDA too; on a CPU the same number of threads is enough.
     """
     if not 0 <= threads <= 1024:
-        raise InputError(f"--threads {threads}: give 1 to 1024, or 0 to leave it to torch.")
-    if threads:
-        torch.set_num_threads(threads)
+        raise InputError(f"--threads {threads}: give 1 to 1024, or 0 to have it chosen.")
+    torch.set_num_threads(threads if threads else fair_threads())
     keep_memory()
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
@@ -65,6 +64,15 @@ def setup(device="auto", threads=0, deterministic=False):
         torch.cuda.set_device(device)
     rank, world = join("nccl" if device.startswith("cuda") else "gloo")
     return Process(rank, world, torch.device(device))
+
+
+def fair_threads():
+    """CPU threads of this process, if nothing else computes: torch's own number, which follows
+    OMP_NUM_THREADS, but never more than its part of the cores. More of them take turns, and each
+    waits for all others after every operation.
+    """
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))          # torchrun's, on this machine
+    return max(1, min(torch.get_num_threads(), usable_cores() // ranks))
 
 
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -33,7 +33,7 @@ class FeaturesConfig(FeatureNetwork):
     batch: int = 32                 # images at once
     device: str = "auto"            # auto, cpu, cuda, mps
     dtype: Literal[*processes.DTYPES] = "auto"      # number format of the weights
-    threads: int = 0                # CPU threads; 0 leaves it to torch
+    threads: int = 0                # CPU threads; 0: a fair share of the cores
 
     def __post_init__(self):
         assert self.batch > 0, "--batch must be at least 1."
@@ -87,7 +87,7 @@ class CompareConfig(FeatureNetwork, ReportNetworks):
     batch: int = 32                 # images at once
     device: str = "auto"            # auto, cpu, cuda, mps
     dtype: Literal[*processes.DTYPES] = "auto"      # number format of the weights
-    threads: int = 0                # CPU threads; 0 leaves it to torch
+    threads: int = 0                # CPU threads; 0: a fair share of the cores
 
     def __post_init__(self):
         assert min(*self.shards, self.k, self.batch) > 0, \

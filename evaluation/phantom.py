@@ -55,7 +55,7 @@ class PhantomConfig(Sweep):
     batch: int = 32                 # images at once
     device: str = "auto"            # auto, cpu, cuda, mps
     dtype: Literal[*processes.DTYPES] = "auto"      # number format of the weights
-    threads: int = 0                # CPU threads; 0 leaves it to torch
+    threads: int = 0                # CPU threads; 0: a fair share of the cores
 
     def __post_init__(self):
         super().__post_init__()

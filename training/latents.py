@@ -33,7 +33,7 @@ class LatentsConfig:
     sizes: list[int] = field(default_factory=lambda: [256, 512])    # image sizes to encode
     batch: int = 16                     # images at once
     device: str = "auto"                # auto, cpu, cuda, mps
-    threads: int = 0                    # CPU threads; 0 leaves it to torch
+    threads: int = 0                    # CPU threads; 0: a fair share of the cores
 
     def __post_init__(self):
         assert self.batch > 0, f"--batch {self.batch} must be 1 or more."

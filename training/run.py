@@ -58,7 +58,7 @@ class RunConfig:
     seed: int = 0                       # seed of everything random: weights, order, noise
     device: str = "auto"                # auto, cpu, cuda, mps
     dtype: Literal[*processes.DTYPES] = "auto"      # of products; parameters stay float32
-    threads: int = 0                    # CPU threads; 0 leaves it to torch
+    threads: int = 0                    # CPU threads; 0: a fair share of the cores
     shard: bool = False                 # spread optimizer and average over the ranks (ZeRO 1)
     compile: bool | None = None         # torch.compile the layers; on CUDA unless --no-compile
     deterministic: bool = False         # the same bits in every run, on CUDA too; slower

@@ -25,6 +25,21 @@ def test_cores_that_may_be_used(monkeypatch):
     assert platforms.usable_cores() == 1
 
 
+@pytest.mark.parametrize("texts, cores", [
+    (["200000 100000\n"], 2), (["150000 100000\n"], 2), (["max 100000\n"], math.inf),
+    (["400000\n", "100000\n"], 4), (["-1\n", "100000\n"], math.inf)])
+def test_a_container_may_allow_fewer_cores_than_there_are(monkeypatch, tmp_path, texts, cores):
+    """In both forms of the kernel's files; without either there is no limit."""
+    files = [tmp_path / str(i) for i in range(len(texts))]
+    monkeypatch.setattr(platforms, "QUOTAS", [[str(file) for file in files]])
+    assert platforms.container_cores() == math.inf
+    for file, text in zip(files, texts):
+        file.write_text(text)
+    assert platforms.container_cores() == cores
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
+    assert platforms.usable_cores() == min(cores, 64)
+
+
 def test_the_most_memory_is_in_bytes(monkeypatch):
     """Python and torch take a few hundred megabytes; Windows does not tell."""
     assert 2**27 < platforms.peak_memory() < 2**37

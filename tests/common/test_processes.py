@@ -53,6 +53,19 @@ def test_a_number_of_threads_that_no_machine_has(threads):
         setup("cpu", threads)
 
 
+@pytest.mark.parametrize("of_torch, cores, ranks, fair", [
+    (64, 2, 1, 2),      # a container of two cores on a large machine
+    (16, 16, 8, 2),     # eight ranks of one machine
+    (1, 16, 2, 1),      # OMP_NUM_THREADS=1, which torchrun sets by itself
+    (4, 2, 4, 1),       # more ranks than cores
+])
+def test_threads_that_do_not_wait_for_each_other(monkeypatch, of_torch, cores, ranks, fair):
+    monkeypatch.setattr(processes.torch, "get_num_threads", lambda: of_torch)
+    monkeypatch.setattr(processes, "usable_cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert processes.fair_threads() == fair
+
+
 def test_a_job_script_may_name_a_meeting_point_for_others(monkeypatch):
     for name in WHOLE:
         monkeypatch.delenv(name, raising=False)
