@@ -197,9 +197,9 @@ def save(run, vae, sets):
                 save_png(sheet, Path(run.cfg.out) / "reconstructions.png")
                 print(f"latents are normalised with scale {scale:.4f}, shift {shift:.4f}")
             vae.cfg = replace(vae.cfg, scale=scale, shift=shift)
-    # every parameter is trained, so the average is a whole VAE
-    average = run.ema.whole()
-    tensors = {"vae": average, "ema": average, "live": vae.state_dict()}
+    # every parameter is trained, so the average, where one is kept, is a whole VAE
+    live = vae.state_dict()
+    tensors = {"vae": {**live, **run.ema.whole()}, "live": live}
     run.save({**weights.describe(vae=vae), "knows": content(sets[0])}, tensors)
 
 

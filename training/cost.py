@@ -55,6 +55,7 @@ class Step:
     dtype: str = "bfloat16"         # of matrix products; weights stay float32
     device: str = "cuda"            # or cpu
     compiled: bool = True           # layers are compiled, which counts on CUDA
+    ema: bool = True                # an average of the weights is kept
 
     def target(self, cfg):
         """ViTConfig of the encoder that REPA aligns with."""
@@ -66,7 +67,7 @@ def of_run(cfg, process):
     device = "cuda" if process.device.type == "cuda" else "cpu"     # for want of other figures
     compiled = not cfg.deterministic if cfg.compile is None else cfg.compile
     return dict(world=process.world, device=device, shard=cfg.shard, recompute=cfg.recompute,
-                optimizer=cfg.optimizer, dtype=cfg.dtype, compiled=compiled)
+                optimizer=cfg.optimizer, dtype=cfg.dtype, compiled=compiled, ema=cfg.ema > 0)
 
 
 # ---- operations ----

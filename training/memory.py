@@ -108,7 +108,7 @@ def estimate(cfg, step):
         "weights, trained": 4 * N,
         "weights, frozen": sum(p.nbytes for p in frozen.values()),
         "gradients": 4 * N,             # once: with several processes they lie in DDP's buckets
-        "average (EMA)": 4 * (N - projector) / share,
+        "average (EMA)": 4 * (N - projector) / share if step.ema else 0,
         "optimizer": 8 * (N - muon) / share + 4 * muon,
         "activations": activations(cfg, step),
         "libraries": LIBRARIES[step.device],

@@ -139,13 +139,15 @@ class EMA:
     """Exponential moving average, in fp32, of the trained parameters of a module, by name.
 
     The decay ramps up as (1 + n) / (10 + n), so that the first steps do not remember the initial
-    weights. shard: every process keeps the average of a share of the parameters.
+    weights. decay: 0 keeps no average, which saves its memory; the live weights stand for it.
+    shard: every process keeps the average of a share of the parameters.
     """
 
     def __init__(self, module, decay, shard=False):
         self.decay = decay
         self.steps = 0
-        self.live = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.live = trained if decay else {}
         self.owner = shares(self.live) if shard and dist.is_initialized() else {}
         self.shadow = {name: p.detach().float().clone() for name, p in self.live.items()
                        if not self.owner or self.owner[name] == dist.get_rank()}
@@ -157,7 +159,8 @@ class EMA:
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         averages = list(self.shadow.values())
         weights = [self.live[name].float() for name in self.shadow]
-        torch._foreach_lerp_(averages, weights, 1 - decay)      # all of them at once: fewer kernels
+        if averages:                    # all of them at once: fewer kernels
+            torch._foreach_lerp_(averages, weights, 1 - decay)
 
     @contextmanager
     def swapped(self):

@@ -167,7 +167,7 @@ def optimizer_state(optimizers, ema, skips=0):
 def restore(directory, optimizers, ema):
     """Put the optimizers and the average of a checkpoint back -> its step, steps skipped in a row.
     """
-    on_cuda = next(iter(ema.live.values())).is_cuda
+    on_cuda = optimizers[0].param_groups[0]["params"][0].is_cuda
     # mapped on CUDA: every process takes its part of the file and none reads all of it
     saved = torch.load(directory / "state.pt", weights_only=True, map_location="cpu", mmap=on_cuda)
     for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
@@ -180,7 +180,7 @@ def restore(directory, optimizers, ema):
                 values["step"] = values["step"].to(parameter.device)
     # the average, by name: it must be of exactly the weights that are trained
     ema.steps = saved["ema_steps"]
-    average = load_file(directory / "ema.safetensors")
+    average = load_file(directory / "ema.safetensors") if ema.decay else {}
     assert average.keys() == ema.live.keys(), "the average is not of what the run trains"
     for name, tensor in ema.shadow.items():
         tensor.copy_(average[name])

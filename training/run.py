@@ -54,7 +54,7 @@ class RunConfig:
     decay: Literal[*optim.DECAYS] = "constant"          # learning rate after warm-up
     weight_decay: float = 0.0           # weight decay of AdamW
     clip: float = 1.0                   # largest norm of the gradient; longer ones are shortened
-    ema: float = 0.9999                 # decay of the averaged weights
+    ema: float = 0.9999                 # decay of the averaged weights; 0: none are kept
     seed: int = 0                       # seed of everything random: weights, order, noise
     device: str = "auto"                # auto, cpu, cuda, mps
     dtype: Literal[*processes.DTYPES] = "auto"      # of products; parameters stay float32
@@ -357,18 +357,19 @@ class Run:
         processes call it, and go on when what they train is copied.
 
         config: what the tensors are (weights.describe). tensors: {"model": {name: tensor}, ...};
-        the average is added as "ema" if it is not there. tokenizer: the text of tokenizer.json.
+        the average, if one is kept, is added as "ema". tokenizer: the text of tokenizer.json.
         """
         cfg = self.cfg
         with self.meter.paused():
             # all processes take part in gathering, the first one writes
             state = optimizer_state(self.optimizers, self.ema, self.skipped.in_a_row)
-            if "ema" not in tensors:
-                tensors = {**tensors, "ema": self.ema.whole()}
+            average = self.ema.whole()
+            if average and "ema" not in tensors:
+                tensors = {**tensors, "ema": average}
             if self.master:
                 trained = [p for p in self.trained.parameters() if p.requires_grad]
                 self.saver.save(
-                    self.step, changing=[*trained, *tensors["ema"].values()],
+                    self.step, changing=[*trained, *average.values()],
                     config={**config, "stage": self.stage, "settings": asdict(cfg)},
                     tensors=tensors, tokenizer=tokenizer, state=state)
 

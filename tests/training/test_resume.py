@@ -24,9 +24,9 @@ def whole(request, line, tmp_path_factory):
     """Six steps that nothing interrupts -> train(out), the directory of the run."""
     stage, optimizer = request.param
 
-    def train(out):
+    def train(out, *more):
         MAIN[stage](line(stage, out, "--optimizer", optimizer, "--steps", 6, "--save-every", 3,
-                         "--eval-every", 3))
+                         "--eval-every", 3, *more))
     run = tmp_path_factory.mktemp("whole")
     train(run)
     assert len(log(run)) == 8
@@ -52,6 +52,19 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(whole, tmp_path, capsys)
 
     train(run)                          # a finished run is left alone
     same_run(run, reference)
+
+
+def test_a_run_without_an_average_goes_on_too(whole, tmp_path):
+    """`--ema 0` trains the same weights, and its checkpoints hold no others."""
+    train, reference = whole
+    runs = [tmp_path / "at once", tmp_path / "in parts"]
+    for run in runs:
+        train(run, "--ema", 0)
+    shutil.rmtree(runs[1] / "00000006")
+    train(runs[1], "--ema", 0)
+    same_run(*runs)
+    assert not list(runs[0].glob("*/ema*"))
+    assert identical(tensors(runs[0]), tensors(reference))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
