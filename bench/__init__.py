@@ -5,6 +5,7 @@
     training     the step of stage 2 as ratios within one run
     full_size    a UniX of the released sizes with random weights: memory, loading, both tasks
     gpu          micro-steps at real sizes on one GPU
+    paper        the same on paper: kernels, bytes and their price, without a GPU
     mimic        what prepare_mimic.py costs, on generated data
     metrics      the metrics of images beside the packages that the official code calls
     table5       Table 5's rows: reading and drawing trained together, a loop of its own
