@@ -22,8 +22,8 @@ import repa
 import weights
 from common.cli import InputError, cli, override
 from common.packed import Packed
-from common.processes import all_sum, print0, widest_float
-from training import cost, frozen, memory
+from common.processes import all_sum, widest_float
+from training import cost, frozen, latents, memory
 from training.batches import Samples
 from training.run import Run, UniXRunConfig
 from training.show import show_drawn
@@ -268,8 +268,7 @@ def main(argv):
     val = samples(cfg, model, vae, tokenizer, "val")
     model.about = learned(model.about, train.data, tokenizer)           # what it knows
     step_cost = cost_of_step(run, module, train)
-    if not step_cost.stored:
-        print0("latents are encoded at every step; python -m training.latents stores them once")
+    latents.advise(cfg, step_cost.stored)
     memory.tell(model.cfg, step_cost)
 
     # what is frozen is known now: optimizer and average first, DDP last

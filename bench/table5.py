@@ -26,7 +26,7 @@ from common.processes import all_sum, print0
 from mimic.leaks import refuse_leak
 from train_gen import GenStep
 from train_und import UndStep
-from training import cost, memory
+from training import cost, frozen, latents, memory
 from training.batches import Samples
 from training.run import Run
 from training.show import show_drawn
@@ -163,15 +163,15 @@ def main(argv):
         model, vae, tokenizer = train_gen.initial(cfg)
     freeze(cfg, model)
     model.recompute = cfg.recompute
-    module = JointStep(model, vae, cfg).to(run.device).train()
-    if run.device.type == "cuda":
-        vae.to(memory_format=torch.channels_last)   # convolutions like it
+    module = JointStep(model, vae, cfg).train()
+    originals = frozen.to_device(module.draw, run)  # reading uses the same model
 
     # data of both tasks
     train = train_gen.samples(cfg, model, vae, tokenizer, "train")
     val = train_gen.samples(cfg, model, vae, tokenizer, "val")
     und = samples_to_read(cfg, model, tokenizer)
     step_cost = cost_of_step(run, module, train, und)
+    latents.advise(cfg, step_cost.stored)
     memory.tell(model.cfg, step_cost)
     run.prepare(module, average_of=model, adamw_only=train_gen.ADAMW_ONLY)
 
@@ -207,7 +207,7 @@ def main(argv):
                 if run.master:
                     show_drawn(model, vae, tokenizer, val.data, run.sheet)
         if run.saving:
-            tensors = {"model": weights.model_tensors(model), "vae": vae.state_dict()}
+            tensors = {"model": weights.model_tensors(model) | originals, "vae": vae.state_dict()}
             run.save(weights.describe(model, vae), tensors, tokenizer.json)
     run.close()
 

@@ -67,12 +67,17 @@ def test_generation_starts_as_the_copy(phantom, stage1, vae_run, tmp_path):
     assert column(tmp_path, "mse")[0] > 1       # of noise - x_0 against nothing
 
 
-def test_stored_latents_are_the_same_draw(phantom, stage2, vae_run, tmp_path):
-    """Posteriors stored instead of encoded at every step: the same loss to 1e-6."""
+def test_stored_latents_are_the_same_draw(phantom, stage2, tmp_path, capsys):
+    """Posteriors stored instead of encoded at every step: the same loss to 1e-6. A run without them
+    prints the command that stores them.
+    """
     data = shutil.copytree(phantom, tmp_path / "data")
     train_gen.main(gen(data, tmp_path / "online", stage2, "--steps", 2))
-    latents.main(["--vae", str(vae_run), "--data", str(data), "--sizes", "32", "--device", "cpu"])
+    command = capsys.readouterr().out.partition("python -m training.latents ")[2].splitlines()[0]
+    latents.main([*command.split(), "--device", "cpu"])
+    capsys.readouterr()
     train_gen.main(gen(data, tmp_path / "stored", stage2, "--steps", 2))
+    assert "training.latents" not in capsys.readouterr().out
     online, stored = column(tmp_path / "online", "mse"), column(tmp_path / "stored", "mse")
     assert stored == pytest.approx(online, rel=1e-6)
 

@@ -23,7 +23,7 @@ from common.cli import cli, override
 from common.files import replacing
 from common.finite import ADVICE
 from common.packed import Packed
-from common.processes import on_first, setup
+from common.processes import on_first, print0, setup
 
 
 @dataclass
@@ -91,6 +91,15 @@ def encode(cfg, size, vae, process):
         mean, logvar = posteriors(vae, pictures, numbers, process.device, cfg.batch, name)
         with replacing(path) as temporary:
             save_file({"mean": mean, "logvar": logvar}, temporary, source)
+
+
+def advise(cfg, stored):
+    """Say, at the start of a run that has no stored latents, which command makes them."""
+    if not stored:
+        vae = cfg.vae if cfg.vae else cfg.init
+        options = f"--vae {vae} --data {cfg.data} --sizes {cfg.size}"
+        print0("the VAE encodes every image at every step; it does so once, and steps are shorter, "
+               f"after: python -m training.latents {options}")
 
 
 def main(argv):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import train_gen
+from bench import table5
 from helpers import randomise, tiny_config, tiny_vae
 from model import UniX
 from tiny_runs import gen, identical, tensors
@@ -53,12 +54,22 @@ def test_nothing_changes_elsewhere(module, device, dtype):
     assert {p.dtype for p in module.parameters()} == {torch.float32}
 
 
-def test_a_checkpoint_holds_what_was_frozen_as_it_was(phantom, stage2, tmp_path, monkeypatch):
+@pytest.mark.parametrize("script, more", [
+    (train_gen, []), (table5, ["--preset", "table5-0:1-frozen"]),
+    (table5, ["--preset", "table5-0:1"])])
+def test_a_checkpoint_holds_what_was_frozen_as_it_was(
+        script, more, phantom, stage2, tmp_path, monkeypatch):
+    """Where all of u is frozen, and in the row that trains it but for its last layers."""
     real = frozen.in_bfloat16
-    monkeypatch.setattr(
-        frozen, "in_bfloat16", lambda module, *_, **keep: real(module, CUDA, "bfloat16", **keep))
-    train_gen.main(gen(phantom, tmp_path, stage2, "--dtype", "bfloat16", "--steps", 1))
+    turned = {}
+
+    def as_on_cuda(module, *_, **keep):
+        turned.update(real(module, CUDA, "bfloat16", **keep))
+        return turned
+    monkeypatch.setattr(frozen, "in_bfloat16", as_on_cuda)
+    script.main(gen(phantom, tmp_path, stage2, "--dtype", "bfloat16", "--steps", 1, *more))
+    assert "lm_head.weight" in turned
     assert tensors(tmp_path).keys() == tensors(stage2).keys()
     kept = {name: value for name, value in tensors(stage2).items()
-            if name not in tensors(stage2, "ema")}
+            if name not in tensors(tmp_path, "ema")}
     assert identical({name: tensors(tmp_path)[name] for name in kept}, kept)
