@@ -6,6 +6,7 @@ imported everywhere.
 import ctypes
 import errno
 import math
+import mmap
 import multiprocessing
 import os
 import platform
@@ -93,6 +94,22 @@ def keep_memory():
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3         # from malloc.h
     libc.mallopt(M_MMAP_THRESHOLD, 2**25)               # its maximum
     libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)           # never
+
+
+def leave_to_file(tensor):
+    """Have Linux take the memory of a tensor that is mapped from a file out of this process.
+
+    Nothing is lost: whoever looks at it again has it read from the file again. What is no file's
+    stays where it is, and so does all memory on other systems and before Linux 5.4.
+    """
+    if sys.platform != "linux":
+        return
+    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE      # whole pages of its own
+    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    MADV_PAGEOUT = 21                                   # from linux/mman.h
+    if first < end:
+        libc = ctypes.CDLL(None)
+        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), MADV_PAGEOUT)
 
 
 # ---- processes ----

@@ -5,6 +5,7 @@
     files        read tensors, translate their names, fill a network strictly
     sizes        the configuration of a checkpoint of others, read off its tensors
     knowledge    what weights were trained on, and which words they have never met
+    int8         matrices in 8-bit integers, for drawing and reading
     load         a directory -> (model, VAE, tokenizer)
     export       pass weights on: averaged and halved, or in the release's layout
 

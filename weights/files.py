@@ -218,8 +218,8 @@ def dropped(source, layout):
 def fill(module, tensors, source, dtype=None):
     """Put tensors {our name: tensor} into a module -> the module. dtype=None keeps theirs.
 
-    InputError names what is missing, unknown, misshapen, no floating-point number or not finite.
-    source is the file's path, for the message.
+    A matrix that the module has in int8 is quantised. InputError names what is missing, unknown,
+    misshapen, no floating-point number or not finite. source is the file's path, for the message.
     """
     # names first: torch's own strict loading would print hundreds of them
     wanted = module.state_dict()
@@ -236,11 +236,18 @@ def fill(module, tensors, source, dtype=None):
         if not tensor.is_floating_point():
             raise InputError(f"{source}: {name} holds {tensor.dtype}, not floating-point numbers.")
 
-    if dtype is not None:
-        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-    refuse_non_finite(tensors, source)
+    # one tensor after another, so that there is never more than one in a format that is not kept
+    kept = {}
+    for name, tensor in tensors.items():
+        if wanted[name].dtype == torch.int8:
+            layer = module.get_submodule(name.removesuffix(".weight"))
+            kept[name] = layer.take(tensor, tensor.dtype if dtype is None else dtype)
+            refuse_non_finite({name: layer.scale}, source)
+        else:
+            kept[name] = tensor if dtype is None else tensor.to(dtype)
+            refuse_non_finite({name: kept[name]}, source)
     # assign: the module takes over these tensors, so what is memory-mapped stays so
-    module.load_state_dict(tensors, assign=True)
+    module.load_state_dict(kept, assign=True)
     return module.eval()
 
 

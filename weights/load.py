@@ -27,6 +27,7 @@ from vision import ViT
 from weights import knowledge
 from weights.checkpoint import checkpoints, newest, read_config
 from weights.files import dropped, fill, fill_translated, read_tensors, refuse_non_finite
+from weights.int8 import in_int8, with_int8_linears
 from weights.layouts import DIFFUSERS, DINO, JANUS, JANUS_HF, LDM, UNIX
 from weights.sizes import (
     Sizes,
@@ -73,21 +74,28 @@ def without_storage(network, cfg):
         return network(cfg)
 
 
+def network(cfg, int8):
+    """A UniX without storage; int8: one whose large matrices will be in 8-bit integers."""
+    model = without_storage(UniX, cfg)
+    return with_int8_linears(model) if int8 else model
+
+
 # ---- models of others ----
 
-def load_unix(path, config=None, dtype=torch.float32):
+def load_unix(path, config=None, dtype=torch.float32, int8=False):
     """The released UniX, a directory or one safetensors file -> UniX.
 
     Without a config, sizes are read off the tensors, and the choices are those of the release: a
     tanh GELU in the connector, two BOS before a prompt. What we do not use is kept in
-    `model.unused`, so that an export writes it again. dtype: of all weights. InputError where a
-    file is no UniX, is damaged, or is contradicted by the config.json beside it.
+    `model.unused`, so that an export writes it again. dtype: of all weights; int8: whether the
+    matrices are rounded to 8-bit integers. InputError where a file is no UniX, is damaged, or is
+    contradicted by the config.json beside it.
     """
     source = read_tensors(path)
     if RELEASE_MARK not in source:
         raise InputError(
             f"{path} is not a released UniX: it has no generation branch (..._moe_gen).")
-    model = load_translated(path, source, UNIX, config, dtype)
+    model = load_translated(path, source, UNIX, config, dtype, int8)
     model.unused = dropped(source, UNIX)
 
     # we compute the position table by a formula and drop the file's, so see that they are the same
@@ -107,7 +115,7 @@ def is_position_table(table, cfg):
     return bool(largest_error <= 0.01)              # false where the table holds NaN, too
 
 
-def load_janus(path, config=None, dtype=torch.float32, generation=False):
+def load_janus(path, config=None, dtype=torch.float32, generation=False, int8=False):
     """Janus-Pro, as its authors or as Hugging Face keep it -> UniX.
 
     It gives a UniX its understanding set, vision tower and connector. The biases of q, k, v start
@@ -118,7 +126,7 @@ def load_janus(path, config=None, dtype=torch.float32, generation=False):
     layout = JANUS if JANUS_MARK in source else JANUS_HF
     if layout is JANUS_HF:
         source = untied(source, path)
-    model = load_translated(path, source, layout, config, dtype)
+    model = load_translated(path, source, layout, config, dtype, int8)
     if generation:
         model.copy_u_to_g()
     return model
@@ -140,12 +148,12 @@ def untied(source, path):
     return {**source, "lm_head.weight": source[embedding].clone()}
 
 
-def load_translated(path, source, layout, config, dtype):
+def load_translated(path, source, layout, config, dtype, int8):
     """A UniX from the tensors of others; without a config, it is read off them."""
     if config is None:
         with reading_sizes(path, layout.title):
             config = unix_config(source, layout, path)
-    return fill_translated(without_storage(UniX, config), source, layout, path, dtype)
+    return fill_translated(network(config, int8), source, layout, path, dtype)
 
 
 def load_rad_dino(path, dtype=torch.float32):
@@ -223,26 +231,28 @@ def find_vae(path, dtype=torch.float32):
 
 # ---- a directory: model, VAE, tokenizer ----
 
-def load(directory, ema=True, dtype=torch.float32):
+def load(directory, ema=True, dtype=torch.float32, device="cpu", matrices="float"):
     """-> (model, vae, tokenizer) of a run or checkpoint of ours, of the released UniX or of
     Janus-Pro. vae is None where there is none.
 
-    ema: take the averaged weights of a training run where they were kept.
+    ema: take the averaged weights of a training run where they were kept. matrices: "int8" rounds
+    them to 8-bit integers while they are read, to draw and read only (`weights/int8.py`).
     """
+    int8 = in_int8(matrices, device)
     directory = newest(directory)
     config = read_config(directory)
     if config.get("format") == "open-unix":
-        model, vae = load_ours(directory, config, ema, dtype)
+        model, vae = load_ours(directory, config, ema, dtype, int8)
     else:
-        model, vae = load_theirs(directory, dtype)
+        model, vae = load_theirs(directory, dtype, int8)
         if "open_unix" in config:       # an export of ours, which says itself what it knows
             model.about = knowledge.recorded(config)
     tokenizer = load_tokenizer(directory, model.cfg)
     refuse_mismatch(model, vae, tokenizer, directory)
-    return model, vae, tokenizer
+    return model.to(device), vae if vae is None else vae.to(device), tokenizer
 
 
-def load_ours(directory, config, ema, dtype):
+def load_ours(directory, config, ema, dtype, int8):
     """-> (model, vae) of a checkpoint of ours, vae None where there is none."""
     if "model" not in config:
         only = ", only a VAE" if "vae" in config else ""
@@ -270,7 +280,7 @@ def load_ours(directory, config, ema, dtype):
             tensors[name] = tensor
 
     cfg = our_config(UniXConfig, config["model"], directory)
-    model = fill(without_storage(UniX, cfg), tensors, path, dtype)
+    model = fill(network(cfg, int8), tensors, path, dtype)
     model.unused = unused
     model.about = knowledge.recorded(config)
     vae = load_our_vae(directory, config, dtype) if "vae" in config else None
@@ -292,15 +302,15 @@ def our_config(kind, settings, directory):
             f"{directory}/config.json describes no model of ours: {error}.") from None
 
 
-def load_theirs(directory, dtype):
+def load_theirs(directory, dtype, int8):
     """-> (model, vae) of a directory of the released UniX or of Janus-Pro, told apart by names."""
     # this costs little: the file is memory-mapped, so that tensors are not read for their names
     names = read_tensors(directory).keys()
     if RELEASE_MARK in names:
-        model = load_unix(directory, dtype=dtype)
+        model = load_unix(directory, dtype=dtype, int8=int8)
         model.about = {"knows": knowledge.TRAINED_ON["release"]}
     elif JANUS_MARK in names or PORT_MARK in names:
-        model = load_janus(directory, dtype=dtype)
+        model = load_janus(directory, dtype=dtype, int8=int8)
         model.about = {"knows": knowledge.TRAINED_ON["janus"]}
     else:
         raise InputError(f"{directory} is no checkpoint that we know: "

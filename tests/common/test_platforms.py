@@ -1,11 +1,14 @@
 """common/platforms.py: what one system lacks is done in another way, here with it taken away."""
 import math
+import mmap
 import multiprocessing
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from common import platforms
 from helpers import ROOT
@@ -23,6 +26,23 @@ def test_cores_that_may_be_used(monkeypatch):
     assert platforms.usable_cores() == 61
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert platforms.usable_cores() == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a call of Linux")
+def test_the_memory_of_a_mapped_tensor_is_given_back_and_nothing_is_lost(tmp_path):
+    def resident():
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * mmap.PAGESIZE
+    size = 2 ** 25
+    (tmp_path / "file").write_bytes(os.urandom(2 ** 20) * 32)
+    with open(tmp_path / "file", "rb+") as file:
+        os.fsync(file.fileno())         # a page that waits to be written would stay
+    tensor = torch.from_file(str(tmp_path / "file"), size=size, dtype=torch.uint8)
+    total = tensor.sum()
+    before = resident()
+    platforms.leave_to_file(tensor[100:-100])       # the pages at both ends are not its own
+    assert before - resident() > 0.9 * size
+    assert tensor.sum() == total
 
 
 @pytest.mark.parametrize("texts, cores", [
