@@ -81,6 +81,7 @@ class SampleConfig(Sampling):
     max_tokens: int = 0         # longest report; 0: as long as the checkpoint can
     device: str = "auto"        # auto, cpu, cuda, mps
     dtype: Literal[*DTYPES] = "auto"    # number format of the weights; auto: the fastest here
+    weights: Literal["float", "int8"] = "float"     # int8: half the memory of bf16, faster reports
     threads: int = 0            # CPU threads; 0: a fair share of the cores; 1 is best beside others
     raw: bool = False           # the raw weights of a training run instead of the averaged ones
 
@@ -296,8 +297,9 @@ def draw(cfg, model, vae, tokenizer, prompts, failures):
     prompts = [prompt for _, prompt in checked(numbered, fits, failures)]
     pictures = Pictures(cfg.out, prompts, cfg.num, cfg.grid, cfg.json)
     about = {setting.name: getattr(cfg, setting.name) for setting in fields(Sampling)}
-    about |= {"checkpoint": Path(cfg.checkpoint).name, "dtype": cfg.dtype, "num": cfg.num,
-              "size": latent_side(model, vae, cfg.size) * vae.factor, "notice": notice(model)}
+    about |= {"checkpoint": Path(cfg.checkpoint).name, "dtype": cfg.dtype, "weights": cfg.weights,
+              "num": cfg.num, "size": latent_side(model, vae, cfg.size) * vae.factor,
+              "notice": notice(model)}
 
     # every picture is written before the next batch is drawn, and carries its settings
     for start in range(0, len(pictures.rows), cfg.batch):
@@ -358,11 +360,9 @@ def main(argv):
 
     device = setup(cfg.device, cfg.threads).device
     dtype = number_format(cfg.dtype, device)
-    model, vae, tokenizer = weights.load(cfg.checkpoint, ema=not cfg.raw, dtype=torch_dtype(dtype))
+    model, vae, tokenizer = weights.load(
+        cfg.checkpoint, not cfg.raw, torch_dtype(dtype), device, cfg.weights)
     cfg = replace(preset_for(model, cfg, argv, __doc__), dtype=dtype)
-    model = model.to(device)
-    if vae is not None:
-        vae = vae.to(device)
 
     # draw and read, and say what was left out
     print(notice(model), file=sys.stderr)

@@ -36,6 +36,7 @@ class FullSizeConfig:
     text: int = 96                  # tokens of the report to draw
     grid: int = 16                  # rows of its latents; 16 are 256 pixels
     dtype: Literal[*DTYPES] = "auto"    # of the weights
+    weights: Literal["float", "int8"] = "float"     # int8: the large matrices as 8-bit integers
     threads: int = 0                # CPU threads; 0: a fair share of the cores
     json: bool = False              # print the line of JSON alone, without the words
 
@@ -105,7 +106,7 @@ def measure(model, vae, tokenizer, text, grid, steps=4, tokens=32):
     # the limits of the machine, in the same process
     cpu = torch.device("cpu")
     product, operations = large_product(cpu, model.embed.weight.dtype)
-    used = [p for name, p in model.named_parameters()
+    used = [p for name, p in model.state_dict().items()
             if ".u." in name or name.startswith("lm_head")]
     block = torch.ones(sum(p.nbytes for p in used) // 4)        # as many bytes as a token reads
     limits = medians(5, cpu, product=product, read=block.sum)
@@ -119,7 +120,8 @@ def measure_release(cfg, pipe):
     """What the measuring process does: load, measure, send the figures."""
     device = setup("cpu", cfg.threads).device
     dtype = torch_dtype(number_format(cfg.dtype, device))
-    load, loaded = seconds_of(lambda: weights.load(cfg.out, dtype=dtype))
+    load, loaded = seconds_of(
+        lambda: weights.load(cfg.out, dtype=dtype, matrices=cfg.weights))
     pipe.send({"seconds to load": load, **measure(*loaded, cfg.text, cfg.grid)})
 
 

@@ -74,7 +74,7 @@ def settings_of(cfg, ids, experiment):
     return {
         "checkpoint": str(newest(cfg.checkpoint)), "data": cfg.data, "split": cfg.split,
         "captions": settings_hash(captions), "images": len(ids), "prompt": cfg.prompt,
-        "max_tokens": cfg.max_tokens, "dtype": cfg.dtype,
+        "max_tokens": cfg.max_tokens, "dtype": cfg.dtype, "weights": cfg.weights,
         **sampling_of(cfg), "size": experiment.size,
     }
 

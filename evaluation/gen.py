@@ -46,6 +46,7 @@ class GenConfig(Sweep, FeatureNetwork, ReportNetworks):
     show: int = 8                   # pairs in the picture
     device: str = "auto"            # auto, cpu, cuda, mps
     dtype: Literal[*processes.DTYPES] = "auto"      # number format of the weights
+    weights: Literal["float", "int8"] = "float"     # int8: half the memory of bf16
     threads: int = 0                # CPU threads; 0: a fair share of the cores
 
     def __post_init__(self):
@@ -62,12 +63,12 @@ def main(argv):
     processes.on_first(process, partial(locks.refuse_taken, cfg.out))
     out = Path(cfg.out)
     dtype = worklist.number_format(out, cfg, process)
-    model, vae, tokenizer = weights.load(cfg.checkpoint, dtype=processes.torch_dtype(dtype))
+    model, vae, tokenizer = weights.load(cfg.checkpoint, dtype=processes.torch_dtype(dtype),
+                                         device=process.device, matrices=cfg.weights)
     # only now it is known whether these are the released weights
     cfg = replace(sample.preset_for(model, cfg, argv, __doc__), dtype=dtype)
     # whose reports are drawn: train, val or test, and which networks judge the images
     size = sample.latent_side(model, vae, cfg.size) * vae.factor
-    model, vae = model.to(process.device), vae.to(process.device)
     images = features.PackedImages(Path(cfg.data) / f"gen-{size}", cfg.split)
     prompts = prompts_of(images)
     ids = list(prompts)[:cfg.limit] if cfg.limit else list(prompts)

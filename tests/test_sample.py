@@ -437,8 +437,9 @@ def test_what_is_bad_is_named_and_the_rest_is_done(main, tmp_path, capsys):
     ("--report x --checkpoint nowhere", "no checkpoint at nowhere"),
     ("--image inputs/films --prompt=" + "what," * 200, "--prompt is longer"),
     *[(f"--report x {option}", option.split()[0]) for option in (
-        "--solver rk4", "--renorm local", "--cfg-interval 1 0", "--num 0", "--batch 0",
-        "--steps -1", "--shift 0", "--top-p 2", "--temperature -1", "--max-tokens -1")],
+        "--solver rk4", "--renorm local", "--weights int4", "--cfg-interval 1 0", "--num 0",
+        "--batch 0", "--steps -1", "--shift 0", "--top-p 2", "--temperature -1",
+        "--max-tokens -1")],
 ])
 def test_asked_wrongly(main, tmp_path, line, words):
     """One sentence, before anything is written."""

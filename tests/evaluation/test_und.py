@@ -51,6 +51,17 @@ def test_a_picture_that_cannot_be_read_is_named_and_not_scored(
     assert rows == others
 
 
+def test_weights_in_int8_read_and_are_not_mixed_with_others(words, und_run, tmp_path, result):
+    out = tmp_path / "out"
+    line = words("und", out, "--limit", 4)
+    assert und.main([*line, "--weights", "int8"]) == 0
+    assert result(out)["settings"]["weights"] == "int8"
+    with pytest.raises(InputError, match="other settings .weights."):
+        und.main(line)
+    with pytest.raises(InputError, match="--weights"):
+        und.main([*line, "--weights", "int4"])
+
+
 def test_a_wrong_chexbert_stops_the_run_before_the_reading(
         words, altered, tmp_path, monkeypatch):
     def no_phantom(n, row):
