@@ -1,4 +1,5 @@
 """common/processes.py: devices, random numbers by key, read-ahead, torch on a CPU."""
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from common import processes
-from common.cli import InputError
+from common.cli import InputError, override
 from common.processes import (
     Recorded,
     ahead,
@@ -18,6 +19,7 @@ from common.processes import (
     number_format,
     setup,
 )
+from training.run import RunConfig
 
 
 def test_a_process_without_torchrun(monkeypatch):
@@ -143,8 +145,26 @@ def test_the_cpus_that_have_bf16(monkeypatch, onednn, avx512_bf16, amx, machine_
 
 
 def test_what_is_no_number_format():
+    """Half precision above all, which is not tried in the place of bf16."""
     with pytest.raises(InputError, match="float16"):
         autocast(torch.device("cpu"), "float16")
+    for words in (["--dtype", "fp16"], ["--fp16"]):
+        with pytest.raises(InputError, match="float16 is none of auto, float32, bfloat16"):
+            override(RunConfig(), words)
+
+
+def test_deterministic_asks_torch_and_cublas_for_the_same_bits(monkeypatch):
+    for name in WHOLE:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    setup("cpu")
+    assert not torch.are_deterministic_algorithms_enabled()
+    try:
+        setup("cpu", deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 # ---- randomness ----
