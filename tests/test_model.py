@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 from attention import DecodeCache
 from helpers import close, normal, randomise, tiny_config
-from model import UniX, UniXConfig, describe, is_generation, position_table, time_features
+from model import UniX, UniXConfig, is_generation, position_table, time_features
 from tokenizer import pad
+from training.blocks import describe
 
 BOS, EOS = 60, 61
 TEXTS = [[BOS, 5, EOS], [BOS, 1, 2, 3, 4, 5, 6, EOS], [BOS, EOS]]

@@ -13,6 +13,7 @@
     memory       bytes of a step at its peak
     peak         how many operations a second the device can do at best
     latents      posteriors of the VAE stored beside the packed images
+    blocks       a sample of each kind, block by block: what `python model.py` prints
     show         what the model draws and writes, to look at while it trains
     curves       log.jsonl of several runs in one picture
 """
