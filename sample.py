@@ -35,6 +35,7 @@ from common.processes import (DTYPES, Recorded, decoding, generator, number_form
 from common.prompts import Pictures, Prompt, read_prompts
 from tokenizer import pad
 from vision import normalize, preprocess
+from weights.int8 import MATRICES
 from weights.knowledge import notice, tell_unknown
 
 PROMPT = "Describe the findings in this chest X-ray."
@@ -81,7 +82,7 @@ class SampleConfig(Sampling):
     max_tokens: int = 0         # longest report; 0: as long as the checkpoint can
     device: str = "auto"        # auto, cpu, cuda, mps
     dtype: Literal[*DTYPES] = "auto"    # number format of the weights; auto: the fastest here
-    weights: Literal["float", "int8"] = "float"     # int8: half the memory of bf16, faster reports
+    weights: Literal[*MATRICES] = "float"       # int8: large matrices as 8-bit integers
     threads: int = 0            # CPU threads; 0: a fair share of the cores; 1 is best beside others
     raw: bool = False           # the raw weights of a training run instead of the averaged ones
 

@@ -28,6 +28,7 @@ from sample import Sampling, generate_reports, guided
 from training.cost import velocity_flops
 from vae import VAE, VAEConfig
 from weights.export import export_release
+from weights.int8 import MATRICES
 
 
 @dataclass
@@ -36,7 +37,7 @@ class FullSizeConfig:
     text: int = 96                  # tokens of the report to draw
     grid: int = 16                  # rows of its latents; 16 are 256 pixels
     dtype: Literal[*DTYPES] = "auto"    # of the weights
-    weights: Literal["float", "int8"] = "float"     # int8: the large matrices as 8-bit integers
+    weights: Literal[*MATRICES] = "float"       # int8: large matrices as 8-bit integers
     threads: int = 0                # CPU threads; 0: a fair share of the cores
     json: bool = False              # print the line of JSON alone, without the words
 

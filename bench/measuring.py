@@ -67,8 +67,8 @@ def commit():
     return subprocess.run(line, capture_output=True, text=True).stdout.strip()
 
 
-def random_decoder(n_embd, n_layer, n_head, n_inner, grid):
-    """A UniX of this size with random weights, a vision tower of next to nothing, 1,024 tokens.
+def random_decoder(n_embd, n_layer, n_head, n_inner, grid, vocab_size=1024):
+    """A UniX of this size with random weights and a vision tower of next to nothing.
 
     grid: rows and columns of the largest latent.
     """
@@ -76,4 +76,4 @@ def random_decoder(n_embd, n_layer, n_head, n_inner, grid):
     tower = ViTConfig(image_size=32, n_layer=1, n_head=1, n_embd=32, n_inner=32)
     return UniX(UniXConfig(
         n_layer=n_layer, n_head=n_head, n_embd=n_embd, n_inner=n_inner, repa_layer=1,
-        vocab_size=1024, bos=0, eos=1, soi=2, eoi=3, max_latent_size=grid, vision=tower))
+        vocab_size=vocab_size, bos=0, eos=1, soi=2, eoi=3, max_latent_size=grid, vision=tower))

@@ -25,6 +25,7 @@ from evaluation.drawing import Experiment, draw, prompts_of, settings_of
 from evaluation.settings import FeatureNetwork, ReportNetworks, Sweep
 from evaluation.text_metrics import alignment_mean
 from mimic.annotations import FINDINGS
+from weights.int8 import MATRICES
 from weights.knowledge import notice
 
 
@@ -46,7 +47,7 @@ class GenConfig(Sweep, FeatureNetwork, ReportNetworks):
     show: int = 8                   # pairs in the picture
     device: str = "auto"            # auto, cpu, cuda, mps
     dtype: Literal[*processes.DTYPES] = "auto"      # number format of the weights
-    weights: Literal["float", "int8"] = "float"     # int8: half the memory of bf16
+    weights: Literal[*MATRICES] = "float"       # int8: large matrices as 8-bit integers
     threads: int = 0                # CPU threads; 0: a fair share of the cores
 
     def __post_init__(self):

@@ -37,6 +37,7 @@ from evaluation.settings import Sweep
 from evaluation.worklist import chunks
 from phantom.facts import FINDINGS, report_to_facts
 from phantom.prepare import Settings, held_out
+from weights.int8 import MATRICES
 from weights.knowledge import notice
 
 
@@ -55,7 +56,7 @@ class PhantomConfig(Sweep):
     batch: int = 32                 # images at once
     device: str = "auto"            # auto, cpu, cuda, mps
     dtype: Literal[*processes.DTYPES] = "auto"      # number format of the weights
-    weights: Literal["float", "int8"] = "float"     # int8: half the memory of bf16
+    weights: Literal[*MATRICES] = "float"       # int8: large matrices as 8-bit integers
     threads: int = 0                # CPU threads; 0: a fair share of the cores
 
     def __post_init__(self):

@@ -18,6 +18,7 @@ from evaluation.reading import write_reports
 from evaluation.settings import ReportNetworks
 from evaluation.text_metrics import same_items
 from weights.checkpoint import newest
+from weights.int8 import MATRICES
 from weights.knowledge import notice
 
 
@@ -35,7 +36,7 @@ class UndConfig(ReportNetworks):
     batch: int = 16                 # images at once
     device: str = "auto"            # auto, cpu, cuda, mps
     dtype: Literal[*processes.DTYPES] = "auto"      # number format of the weights
-    weights: Literal["float", "int8"] = "float"     # int8: half the memory of bf16
+    weights: Literal[*MATRICES] = "float"       # int8: large matrices as 8-bit integers
     threads: int = 0                # CPU threads; 0: a fair share of the cores
 
     def __post_init__(self):

@@ -27,9 +27,13 @@ FEW_ROWS = 8
 PIECE = 2 ** 20
 
 
+# how the large matrices of a checkpoint are kept; the choices of --weights
+MATRICES = ("float", "int8")
+
+
 def in_int8(choice, device):
     """Whether --weights asks for 8-bit integers. InputError on Apple's GPUs."""
-    assert choice in ("float", "int8"), f"matrices are kept in float or int8, not in {choice}"
+    assert choice in MATRICES, f"matrices are kept in float or int8, not in {choice}"
     if choice == "int8" and torch.device(device).type == "mps":
         raise InputError("--weights int8 is for CPUs and CUDA and was never tried on mps; use "
                          "--device cpu, or --weights float.")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import full_size, sampling
+from bench import full_size, int8, sampling
 from bench.measuring import medians, random_decoder
 from helpers import ROOT, randomise, some_tokenizer, tiny_config, tiny_vae
 from model import UniX
@@ -42,6 +42,25 @@ def test_speed_is_told_in_ratios(capsys):
     machine = json.loads(last)["machine"]
     assert machine["cores"] >= 1 and machine["processor"] and machine["torch"] == torch.__version__
     assert json.loads(last)["figures"]["velocity"]["1"]["share"] > 0
+
+
+def test_int8_is_compared_with_float(capsys):
+    """Two phantoms and a network of no size: rounding moves every picture a little, none far."""
+    int8.main("--num 2 --n-embd 64 --n-layer 1 --n-head 2 --n-inner 96 --vocab-size 1024 --grid 2 "
+              "--text 8 --repeats 1 --threads 1".split())
+    *lines, last = capsys.readouterr().out.splitlines()
+    figures = json.loads(last)["figures"]
+    rounded = figures["changes"]["int8, products in fp32"]
+    assert rounded["other_facts"] == 0 and 35 < rounded["psnr_lowest"] < 70
+    assert all(f["token_ms"] > 0 and f["velocity_ms"] > 0 for f in figures["speed"].values())
+    assert len(figures["speed"]) == 4 and len(lines) == 9
+
+
+def test_the_distance_of_pictures():
+    """One grey value everywhere is 48.1 dB: 20 log10 of 255."""
+    grey = torch.full((4, 4), 100, dtype=torch.uint8).numpy()
+    assert int8.psnr(grey + 1, grey) == pytest.approx(48.13, abs=0.01)
+    assert int8.psnr(grey, grey) == float("inf")
 
 
 @pytest.mark.slow
