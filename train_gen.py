@@ -25,6 +25,7 @@ from common.packed import Packed
 from common.processes import all_sum, widest_float
 from training import cost, frozen, latents, memory
 from training.batches import Samples
+from training.one_gpu import fitted
 from training.run import Run, UniXRunConfig
 from training.show import show_drawn
 from weights.knowledge import learned
@@ -50,8 +51,8 @@ class TrainConfig(UniXRunConfig):
     text_dropout: float = 0.1           # share of samples without text, which guidance needs
     shift: float = 1.0                  # shift of the training times towards noise; 1: none
     # optimizer (Table 1, stage 2)
-    steps: int = 75000                  # optimizer steps in all
-    batch_size: int = 256               # samples a step: a multiple of ranks x --micro-batch
+    steps: int = 75000                  # optimizer steps in all; 0: from the number of images
+    batch_size: int = 256               # samples a step, a multiple of ranks x --micro-batch; or 0
     micro_batch: int = 32               # of a forward pass; 32 fit 8 GPUs of 48 GB, 8 fit one
     shard: bool = True                  # spread optimizer and average over the ranks (ZeRO 1)
     lr: float = 2e-4                    # learning rate after warm-up
@@ -247,7 +248,7 @@ def settings(argv):
 
 
 def main(argv):
-    cfg = settings(argv)
+    cfg = fitted(settings(argv), "gen")
     run = Run(cfg, cfg.stage)                       # finds the checkpoint to go on from
 
     # networks: this run's own checkpoint, else given weights; understanding is frozen

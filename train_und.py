@@ -22,6 +22,7 @@ from common.processes import all_sum, widest_float
 from model import UniX, UniXConfig
 from training import cost, memory
 from training.batches import Samples
+from training.one_gpu import fitted
 from training.run import Run, UniXRunConfig
 from training.show import show_written
 from vision import ViTConfig, normalize
@@ -48,8 +49,8 @@ class TrainConfig(UniXRunConfig):
     repa_layer: int = 8                 # layer that stage 2 aligns with an image encoder (REPA)
     max_text: int = 512                 # tokens of one text block
     # optimizer (Table 1, stage 1)
-    steps: int = 3840                   # optimizer steps in all
-    batch_size: int = 256               # samples a step: a multiple of ranks x --micro-batch
+    steps: int = 3840                   # optimizer steps in all; 0: from the number of images
+    batch_size: int = 256               # samples a step, a multiple of ranks x --micro-batch; or 0
     micro_batch: int = 4                # of a forward pass; 4 fit 8 GPUs of 48 GB, 8 fit 80 GB
     shard: bool = True                  # spread optimizer and average over the ranks (ZeRO 1)
     lr: float = 1e-4                    # learning rate after warm-up
@@ -135,7 +136,7 @@ def validate(run, module, val, n=256):
 # ---- the run ----
 
 def main(argv):
-    cfg = override(TrainConfig(), argv, __doc__, PRESETS)
+    cfg = fitted(override(TrainConfig(), argv, __doc__, PRESETS), "und")
     run = Run(cfg, stage=1)                         # finds the checkpoint to go on from
 
     # model: this run's own checkpoint, else given weights, else from nothing

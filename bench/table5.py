@@ -45,6 +45,8 @@ class Table5Config(train_gen.TrainConfig):
     warmup: int = 0                     # steps of linear warm-up
     micro_batch: int = 4                # samples to draw of a forward pass; 4 fit 8 GPUs of 80 GB
 
+    FROM_DATA = ()                      # every row is as long as the paper's
+
     def __post_init__(self):
         super().__post_init__()
         assert self.stage == 2, "Table 5 trains at the size of stage 2; choose another with --size."

@@ -7,6 +7,7 @@
     log          log.jsonl, boards, throughput
     optim        learning rate, AdamW and Muon, the average of the weights
     batches      which image a step sees and everything random about it; read ahead by threads
+    one_gpu      batch and steps from the number of images, for data of one's own
     compiled     torch.compile, one layer at a time
     frozen       frozen matrices in bf16 on a GPU
     cost         operations of a step, and what fits where

@@ -63,13 +63,15 @@ class RunConfig:
     compile: bool | None = None         # torch.compile the layers; on CUDA unless --no-compile
     deterministic: bool = False         # the same bits in every run, on CUDA too; slower
 
+    FROM_DATA = ()      # of these 0 means: from the number of images (training/one_gpu.py)
+
     def __post_init__(self):
-        at_least_one = ("batch_size", "micro_batch", "steps", "save_every", "log_every",
-                        "keep", "max_skipped")
-        at_least_zero = ("eval_every", "sample_every", "warmup", "lr", "weight_decay", "ema",
-                         "threads")
+        at_least_one = {"batch_size", "micro_batch", "steps", "save_every", "log_every",
+                        "keep", "max_skipped"}.difference(self.FROM_DATA)
+        at_least_zero = {"eval_every", "sample_every", "warmup", "lr", "weight_decay", "ema",
+                         "threads", *self.FROM_DATA}
         for names, least in ((at_least_one, 1), (at_least_zero, 0)):
-            for name in names:
+            for name in sorted(names):
                 if name not in vars(self):      # the autoencoder's training has not all of them
                     continue
                 value = vars(self)[name]
@@ -86,6 +88,8 @@ class UniXRunConfig(RunConfig):
     sample_every: int = 1000            # steps between samples in <out>/samples; 0: none
     workers: int = -1                   # threads that read ahead; -1: four with a GPU, else none
     recompute: bool = False             # compute layers again going backward: less memory
+
+    FROM_DATA = ("batch_size", "steps")
 
 
 # settings that may differ from machine to machine within one run
