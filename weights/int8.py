@@ -23,8 +23,10 @@ from common.platforms import leave_to_file
 # up to so many rows in bf16 on a CPU, torch's product with q is faster than turning q into floats
 FEW_ROWS = 8
 
-# so many weights are turned into floats at a time: 2 MB in bf16, 4 MB in fp32
-PIECE = 2 ** 20
+# weights are turned into floats so many bytes at a time, which a core's own cache holds; many rows
+# want larger products
+SMALL_PIECE = 2 ** 21
+LARGE_PIECE = 2 ** 22
 
 
 # how the large matrices of a checkpoint are kept; the choices of --weights
@@ -51,7 +53,7 @@ def quantise(weight, dtype):
     """
     q = torch.empty(weight.shape, dtype=torch.int8)
     scale = torch.empty(len(weight))
-    rows_at_once = max(1, PIECE // weight.size(1))
+    rows_at_once = max(1, LARGE_PIECE // (4 * weight.size(1)))          # fp32 has 4 bytes
     pieces = zip(weight.split(rows_at_once), q.split(rows_at_once), scale.split(rows_at_once))
     for w, whole, s in pieces:
         w = w.float()
@@ -106,7 +108,8 @@ class Int8Linear(nn.Module):
         # a GPU has no cache of this kind, and one product is one launch
         outputs_at_once = len(self.weight)
         if rows.device.type == "cpu":
-            outputs_at_once = max(1, PIECE // self.weight.size(1))
+            piece = SMALL_PIECE if len(rows) <= FEW_ROWS else LARGE_PIECE
+            outputs_at_once = max(1, piece // (rows.element_size() * self.weight.size(1)))
         y = rows.new_empty(len(rows), len(self.weight))
         parts = zip(self.weight.split(outputs_at_once), y.split(outputs_at_once, dim=1))
         for q, part in parts:

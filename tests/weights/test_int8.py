@@ -58,7 +58,7 @@ def test_pieces_make_the_same_product(monkeypatch):
     linear, whole = layers(torch.float32)
     x = torch.randn(5, 64)
     at_once = whole(x)
-    monkeypatch.setattr(int8, "PIECE", 7 * 64)
+    monkeypatch.setattr(int8, "SMALL_PIECE", 4 * 7 * 64)
     assert torch.allclose(whole(x), at_once, atol=1e-6)
 
 
