@@ -15,5 +15,6 @@
                  by pillow (PNG to GIF) and dicom; grey has their arithmetic
     finite       NaN and infinity found before anything is made of them
     platforms    what Linux, macOS and Windows do differently
+    worklist     long work shared out over processes, continued after an interruption
     packed       the packed data set on disk, written and read
 """

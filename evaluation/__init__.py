@@ -3,7 +3,6 @@
     und, gen, phantom      Table 2; Tables 3 and 4; the phantom's own scores
     compare, privacy       other people's models from their files; is a training image too near?
     reading, drawing       the hours of und and gen: reports of many images, images of many reports
-    worklist               long work shared out over processes, continued after an interruption
     scoring, tables        lists to numbers with intervals; numbers to JSON, Markdown and plots
     settings               groups of settings that several tables share
     features, image_metrics    features of images, and FD, KD, precision, recall, density, coverage

@@ -9,12 +9,12 @@ from pathlib import Path
 from PIL import Image
 
 import sample
-from common import processes
+from common import processes, worklist
 from common.cli import InputError
 from common.files import settings_hash
 from common.images import save_png
 from common.prompts import file_name
-from evaluation import features, worklist
+from evaluation import features
 from evaluation.reading import write_reports
 from evaluation.settings import sampling_of
 from evaluation.text_metrics import unique_captions

@@ -33,7 +33,7 @@ from common.images import IMAGES, look_into, read_image
 from common.packed import Packed
 from common.processes import gather, print0
 from common.prompts import file_name
-from evaluation.worklist import chunks, meet
+from common.worklist import chunks, meet
 from vision import normalize, preprocess
 
 FORMAT = "open-unix features 1"

@@ -17,10 +17,10 @@ from PIL import Image
 
 import sample
 import weights
-from common import locks, processes
+from common import locks, processes, worklist
 from common.cli import InputError, Text, override
 from common.images import captioned, save_png
-from evaluation import features, radgraph_biovil, scoring, tables, worklist
+from evaluation import features, radgraph_biovil, scoring, tables
 from evaluation.drawing import Experiment, draw, prompts_of, settings_of
 from evaluation.settings import FeatureNetwork, ReportNetworks, Sweep
 from evaluation.text_metrics import alignment_mean

@@ -32,9 +32,9 @@ from common import locks, processes
 from common.cli import override
 from common.files import write_json
 from common.images import captioned, save_png
+from common.worklist import chunks
 from evaluation import features, image_metrics, scoring, tables
 from evaluation.settings import Sweep
-from evaluation.worklist import chunks
 from phantom.facts import FINDINGS, report_to_facts
 from phantom.prepare import Settings, held_out
 from weights.int8 import MATRICES

@@ -6,8 +6,8 @@ that it has drawn.
 import torch
 
 import sample
+from common import worklist
 from common.cli import InputError
-from evaluation import worklist
 from vision import preprocess
 
 

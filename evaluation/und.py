@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 import weights
-from common import locks, processes
+from common import locks, processes, worklist
 from common.cli import Text, override
 from common.files import settings_hash
-from evaluation import features, scoring, tables, worklist
+from evaluation import features, scoring, tables
 from evaluation.reading import write_reports
 from evaluation.settings import ReportNetworks
 from evaluation.text_metrics import same_items

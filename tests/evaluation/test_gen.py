@@ -8,9 +8,10 @@ from PIL import Image
 
 import sample
 import weights
+from common import worklist
 from common.cli import InputError
-from evaluation import chexbert, drawing, features, gen, image_metrics, radgraph_biovil
-from evaluation import text_metrics, worklist
+from evaluation import (
+    chexbert, drawing, features, gen, image_metrics, radgraph_biovil, text_metrics)
 
 
 @pytest.fixture

@@ -4,9 +4,10 @@ import pytest
 
 import sample
 import weights
+from common import worklist
 from common.cli import InputError
 from common.images import NOTICE
-from evaluation import features, und, worklist
+from evaluation import features, und
 from helpers import ROOT
 from phantom.facts import FINDINGS
 

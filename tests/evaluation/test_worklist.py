@@ -1,4 +1,4 @@
-"""evaluation/worklist.py: long work is done once, in fixed batches, by any number of processes."""
+"""common/worklist.py: long work is done once, in fixed batches, by any number of processes."""
 import json
 import shutil
 import threading
@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 import sample
+from common import worklist
 from common.cli import InputError
 from common.files import append_jsonl
 from common.processes import Process
-from evaluation import features, gen, und, worklist
+from evaluation import features, gen, und
 from helpers import lock_of_another
 
 CPU = torch.device("cpu")
