@@ -23,7 +23,7 @@ import weights
 from common.cli import InputError, cli, override
 from common.packed import Packed
 from common.processes import all_sum, widest_float
-from training import cost, frozen, latents, memory
+from training import cost, frozen, latents, lora, memory
 from training.batches import Samples
 from training.one_gpu import fitted
 from training.run import Run, UniXRunConfig
@@ -172,8 +172,9 @@ def initial(cfg):
     return model, vae, tokenizer
 
 
-def repa_parts(cfg, model):
+def repa_parts(run, model):
     """REPA's frozen encoder and its trained projector, or (None, None)."""
+    cfg = run.cfg
     if not cfg.repa:
         return None, None
     encoder = weights.load_rad_dino(cfg.repa_encoder) if cfg.repa_encoder else model.vision
@@ -182,7 +183,10 @@ def repa_parts(cfg, model):
         raise InputError(f"--repa-size {cfg.repa_size} is no multiple of the encoder's patches of "
                          f"{patch} pixels.")
     torch.manual_seed(cfg.seed)
-    return encoder, repa.Projector(model.cfg.n_embd, cfg.repa_inner, encoder.cfg.n_embd)
+    projector = repa.Projector(model.cfg.n_embd, cfg.repa_inner, encoder.cfg.n_embd)
+    if run.resume:
+        projector.load_state_dict(load_file(run.resume / "projector.safetensors"))
+    return encoder, projector
 
 
 def samples(cfg, model, vae, tokenizer, split):
@@ -253,14 +257,13 @@ def main(argv):
 
     # networks: this run's own checkpoint, else given weights; understanding is frozen
     if run.resume:
-        model, vae, tokenizer = weights.load(run.resume, ema=False)
+        model, vae, tokenizer = weights.load(run.resume, ema=False, merge=False)
     else:
         model, vae, tokenizer = initial(cfg)
     model.freeze("u")
+    adapted = lora.adapt(model, run, "g", vae) if cfg.lora else {}
     model.recompute = cfg.recompute
-    encoder, projector = repa_parts(cfg, model)
-    if run.resume and projector is not None:
-        projector.load_state_dict(load_file(run.resume / "projector.safetensors"))
+    encoder, projector = repa_parts(run, model)
     module = GenStep(model, vae, encoder, projector, cfg).train()
     originals = frozen.to_device(module, run)
 
@@ -301,9 +304,11 @@ def main(argv):
                     show_drawn(model, vae, tokenizer, val.data, run.sheet)
         if run.saving:
             tensors = {"model": weights.model_tensors(model) | originals, "vae": vae.state_dict()}
+            if cfg.lora:
+                tensors = {"adapters": lora.trained(model)}     # the rest is the base's
             if projector is not None:
                 tensors["projector"] = projector.state_dict()
-            run.save(weights.describe(model, vae), tensors, tokenizer.json)
+            run.save({**weights.describe(model, vae), **adapted}, tensors, tokenizer.json)
     run.close()
 
 

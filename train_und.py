@@ -20,7 +20,7 @@ from common.cli import InputError, cli, override
 from common.packed import Packed
 from common.processes import all_sum, widest_float
 from model import UniX, UniXConfig
-from training import cost, memory
+from training import cost, lora, memory
 from training.batches import Samples
 from training.one_gpu import fitted
 from training.run import Run, UniXRunConfig
@@ -141,11 +141,12 @@ def main(argv):
 
     # model: this run's own checkpoint, else given weights, else from nothing
     if run.resume:
-        model, _, tokenizer = weights.load(run.resume, ema=False)
+        model, _, tokenizer = weights.load(run.resume, ema=False, merge=False)
     else:
         model, tokenizer = initial(cfg)
     if model.cfg.generation:
         model.freeze("g")       # weights of a later stage: its generation set is kept and saved
+    adapted = lora.adapt(model, run, "u") if cfg.lora else {}
     model.recompute = cfg.recompute
     module = UndStep(model).to(run.device).train()
 
@@ -186,7 +187,9 @@ def main(argv):
                     show_written(model, tokenizer, val.data, run.sheet)
         if run.saving:
             tensors = {"model": weights.model_tensors(model)}
-            run.save(weights.describe(model), tensors, tokenizer.json)
+            if cfg.lora:
+                tensors = {"adapters": lora.trained(model)}     # the rest is the base's
+            run.save({**weights.describe(model), **adapted}, tensors, tokenizer.json)
     run.close()
 
 

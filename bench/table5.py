@@ -51,6 +51,7 @@ class Table5Config(train_gen.TrainConfig):
         super().__post_init__()
         assert self.stage == 2, "Table 5 trains at the size of stage 2; choose another with --size."
         assert self.repa == 0, "Table 5 is trained without REPA: --repa must be 0."
+        assert self.lora == 0, "Table 5 trains weights, no adapters: leave out --lora."
         assert self.und_share >= 0, f"--und-share {self.und_share:g} must be 0 or more."
         assert self.train_u or not self.und_share, (
             "--und-share trains the understanding set: it needs --train-u.")

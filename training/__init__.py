@@ -10,6 +10,7 @@
     one_gpu      batch and steps from the number of images, for data of one's own
     compiled     torch.compile, one layer at a time
     frozen       frozen matrices in bf16 on a GPU
+    lora         fine-tuning by small matrices beside frozen ones
     cost         operations of a step, and what fits where
     memory       bytes of a step at its peak
     peak         how many operations a second the device can do at best

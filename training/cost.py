@@ -56,6 +56,8 @@ class Step:
     device: str = "cuda"            # or cpu
     compiled: bool = True           # layers are compiled, which counts on CUDA
     ema: bool = True                # an average of the weights is kept
+    lora: int = 0                   # rank of the adapters that are trained instead of weights
+    lora_vision: bool = False       # the vision tower has some, too
 
     def target(self, cfg):
         """ViTConfig of the encoder that REPA aligns with."""
@@ -67,7 +69,8 @@ def of_run(cfg, process):
     device = "cuda" if process.device.type == "cuda" else "cpu"     # for want of other figures
     compiled = not cfg.deterministic if cfg.compile is None else cfg.compile
     return dict(world=process.world, device=device, shard=cfg.shard, recompute=cfg.recompute,
-                optimizer=cfg.optimizer, dtype=cfg.dtype, compiled=compiled, ema=cfg.ema > 0)
+                optimizer=cfg.optimizer, dtype=cfg.dtype, compiled=compiled, ema=cfg.ema > 0,
+                lora=cfg.lora, lora_vision=cfg.lora_vision)
 
 
 # ---- operations ----

@@ -26,10 +26,12 @@ def to_device(module, run):
 
     -> the frozen parameters of its UniX that have changed for it, as a checkpoint holds them.
     """
-    module.to(run.device)
-    if run.device.type == "cuda":
-        module.vae.to(memory_format=torch.channels_last)        # convolutions like it
-    originals = in_bfloat16(module.unix, run.device, run.cfg.dtype, keep=run.master)
+    # checkpoints of LoRA leave out what is frozen
+    keep = run.master and not run.cfg.lora
+    originals = in_bfloat16(module.unix, run.device, run.cfg.dtype, keep=keep)
     if module.encoder is not None:      # it may be the vision tower of the model: kept by now
         in_bfloat16(module.encoder, run.device, run.cfg.dtype)
+    module.to(run.device)               # as small as it has become
+    if run.device.type == "cuda":
+        module.vae.to(memory_format=torch.channels_last)        # convolutions like it
     return originals

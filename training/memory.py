@@ -11,6 +11,7 @@ from common import shortage
 from common.processes import print0
 from model import UniX
 from repa import Projector
+from training import lora
 from training.frozen import in_bfloat16
 from vae import VAE
 from vision import ViT
@@ -48,7 +49,10 @@ def parameters(cfg, step):
     device = torch.device(step.device)
     if step.trains != "ug":
         unix.freeze("u" if step.trains == "g" else "g")
-    if step.trains == "g":
+    if step.lora:
+        with torch.device("meta"):
+            lora.insert(unix, step.trains, step.lora, 1.0, step.lora_vision)
+    if step.lora or step.trains == "g":
         in_bfloat16(unix, device, step.dtype)
     if step.encoder:
         in_bfloat16(modules["encoder"], device, step.dtype)

@@ -27,6 +27,8 @@ FREE = ("steps", "out", "overwrite", "save_every", "eval_every", "sample_every",
 
 # settings that runs of earlier versions hold, at the values that changed nothing
 GONE = {"keep_every": 0, "train_u": False, "und_share": 0.0}
+# settings that they lack, at the values that change nothing
+NEW = {"lora": 0, "lora_alpha": 16.0, "lora_vision": False}
 
 
 def checkpoint_to_resume(cfg, stage=None):
@@ -51,7 +53,9 @@ def checkpoint_to_resume(cfg, stage=None):
         free.add("dtype")
     theirs = {key: value for key, value in config["settings"].items()
               if key not in GONE or value != GONE[key]}
-    different = differences(theirs, asdict(cfg), free)
+    ours = asdict(cfg)
+    theirs = {**{key: value for key, value in NEW.items() if key in ours}, **theirs}
+    different = differences(theirs, ours, free)
     if different:
         named = ", ".join(f"{key}={value}" for key, (value, _) in different.items())
         raise InputError(f"{cfg.out} holds a run with other settings ({named}); choose another "

@@ -88,6 +88,14 @@ class UniXRunConfig(RunConfig):
     sample_every: int = 1000            # steps between samples in <out>/samples; 0: none
     workers: int = -1                   # threads that read ahead; -1: four with a GPU, else none
     recompute: bool = False             # compute layers again going backward: less memory
+    lora: int = 0                       # train adapters of this rank, not weights; 0: weights
+    lora_alpha: float = 16.0            # adapters count times this / --lora
+    lora_vision: bool = False           # to read: adapters for the vision tower, too
+
+    def __post_init__(self):
+        super().__post_init__()
+        assert self.lora >= 0, f"--lora {self.lora}: a rank of 1 or more, or 0 for none."
+        assert self.lora_alpha > 0, f"--lora-alpha {self.lora_alpha:g} must be positive."
 
     FROM_DATA = ("batch_size", "steps")
 

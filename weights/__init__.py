@@ -6,6 +6,9 @@
     sizes        the configuration of a checkpoint of others, read off its tensors
     knowledge    what weights were trained on, and which words they have never met
     int8         matrices in 8-bit integers, for drawing and reading
+    about        what a checkpoint of ours holds and says about itself
+    adapters     checkpoints of LoRA: small matrices, and the name of their base
+    empty        networks without storage, which take over the tensors of a file
     load         a directory -> (model, VAE, tokenizer)
     export       pass weights on: averaged and halved, or in the release's layout
 
@@ -13,8 +16,8 @@ This is the only room that offers its functions under its own name, so that scri
 `weights.load(directory)`. That name is the function; what else is in the module of the same name is
 imported with `from weights.load import ...`.
 """
+from weights.about import describe, model_tensors, vae_hash
 from weights.load import (
-    describe,
     find_vae,
     load,
     load_janus,
@@ -22,8 +25,6 @@ from weights.load import (
     load_tokenizer,
     load_unix,
     load_vae,
-    model_tensors,
-    vae_hash,
 )
 
 __all__ = [

@@ -18,9 +18,10 @@ from common.files import write_json, write_text
 from model import position_table
 from vae import VAEConfig
 from vision import ViTConfig
+from weights.about import describe, model_tensors
 from weights.checkpoint import newest, read_config, replacing_directory, write
 from weights.layouts import UNIX
-from weights.load import describe, load, model_tensors
+from weights.load import load
 
 # what the authors' code takes for granted, whatever a model was trained with
 ASSUMED = {

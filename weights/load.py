@@ -9,23 +9,21 @@ Sizes are read off the tensors (`weights/sizes.py`), names are translated by a t
 storage and takes over the tensors of the file, so there is never a second copy in memory.
 docs/weights.md says where each checkpoint comes from.
 """
-import hashlib
 import re
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import torch.nn as nn
-from torch.overrides import TorchFunctionMode
 
 from common.cli import InputError
 from model import UniX, UniXConfig, position_table
 from tokenizer import Tokenizer
 from vae import VAE, VAEConfig
 from vision import ViT
-from weights import knowledge
+from weights import adapters, knowledge
+from weights.about import vae_hash
 from weights.checkpoint import checkpoints, newest, read_config
+from weights.empty import without_storage
 from weights.files import dropped, fill, fill_translated, read_tensors, refuse_non_finite
 from weights.int8 import in_int8, with_int8_linears
 from weights.layouts import DIFFUSERS, DINO, JANUS, JANUS_HF, LDM, UNIX
@@ -43,35 +41,6 @@ from weights.sizes import (
 RELEASE_MARK = UNIX.theirs("norm_g.weight")[0]
 JANUS_MARK = JANUS.theirs("connector.0.weight")[0]
 PORT_MARK = JANUS_HF.theirs("connector.0.weight")[0]
-
-
-# what torch's layers and ours fill their weights with at first
-RANDOM = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
-
-
-class WithoutStorage(TorchFunctionMode):
-    """A network that is built in `with WithoutStorage():` has weights without memory or values.
-
-    The obvious `with torch.device("meta")` draws random numbers on that device, and for them torch
-    imports its whole compiler, which takes seconds. Here only `torch.empty`, from which layers make
-    their weights, goes to the meta device, and no random numbers are drawn. What is computed, such
-    as the position table of a UniX, has its values.
-    """
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if kwargs is None:
-            kwargs = {}
-        if function in RANDOM:
-            return kwargs["tensor"]             # not filled
-        if function is torch.empty:
-            kwargs = {**kwargs, "device": "meta"}
-        return function(*args, **kwargs)
-
-
-def without_storage(network, cfg):
-    """A network whose weights have shapes and no values yet."""
-    with WithoutStorage():
-        return network(cfg)
 
 
 def network(cfg, int8):
@@ -224,6 +193,8 @@ def find_vae(path, dtype=torch.float32):
         return load_vae(path, dtype=dtype)
     directory = newest(path)
     config = read_config(directory)
+    if "base" in config:                # a LoRA run's, which holds none of its own
+        return vae_of_adapters(directory, config, dtype)
     if "vae" not in config:
         raise InputError(f"{directory} holds no VAE; `python -m phantom.train_vae` makes one.")
     return load_our_vae(directory, config, dtype)
@@ -231,17 +202,21 @@ def find_vae(path, dtype=torch.float32):
 
 # ---- a directory: model, VAE, tokenizer ----
 
-def load(directory, ema=True, dtype=torch.float32, device="cpu", matrices="float"):
+def load(directory, ema=True, dtype=torch.float32, device="cpu", matrices="float", merge=True):
     """-> (model, vae, tokenizer) of a run or checkpoint of ours, of the released UniX or of
     Janus-Pro. vae is None where there is none.
 
-    ema: take the averaged weights of a training run where they were kept. matrices: "int8" rounds
-    them to 8-bit integers while they are read, to draw and read only (`weights/int8.py`).
+    ema: take the averaged weights of a training run where they were kept. dtype: None keeps that of
+    the file. matrices: "int8" rounds them to 8-bit integers while they are read, to draw and read
+    only (`weights/int8.py`). merge=False leaves the adapters of LoRA out (`weights/adapters.py`).
     """
     int8 = in_int8(matrices, device)
     directory = newest(directory)
     config = read_config(directory)
-    if config.get("format") == "open-unix":
+    ours = config.get("format") == "open-unix"
+    if ours and "base" in config:
+        model, vae = load_adapted(directory, config, ema, dtype, int8, merge)
+    elif ours:
         model, vae = load_ours(directory, config, ema, dtype, int8)
     else:
         model, vae = load_theirs(directory, dtype, int8)
@@ -285,6 +260,41 @@ def load_ours(directory, config, ema, dtype, int8):
     model.about = knowledge.recorded(config)
     vae = load_our_vae(directory, config, dtype) if "vae" in config else None
     return model, vae
+
+
+def load_adapted(directory, config, ema, dtype, int8, merge):
+    """-> (model, vae) of a checkpoint of LoRA: its base, with what the run has trained put in.
+
+    The base is read in the format of its file, and then one matrix after another turned to dtype.
+    """
+    base, vae, _ = load(adapters.base_of(directory, config), dtype=None)
+    cfg = our_config(UniXConfig, config["model"], directory)
+    if cfg.generation and not base.cfg.generation:      # the run has made one, as train_gen.py does
+        base.cfg.max_latent_size = cfg.max_latent_size
+        base.cfg.latent_channels = cfg.latent_channels
+        base.copy_u_to_g()
+    trained = adapters.read(directory, ema)
+    tensors = adapters.merged(base.state_dict(), trained, config, directory, merge)
+    model = fill(network(cfg, int8), tensors, directory, dtype)
+    model.unused = base.unused
+    model.about = knowledge.recorded(config)
+
+    if "vae_base" in config:
+        vae = vae_of_adapters(directory, config, dtype)
+    elif vae is not None:
+        vae.to(dtype)
+    return model, vae
+
+
+def vae_of_adapters(directory, config, dtype):
+    """The VAE that a checkpoint of LoRA draws with: one from elsewhere, or that of its base."""
+    if "vae_base" not in config:
+        return find_vae(adapters.base_of(directory, config), dtype)
+    entry = config["vae_base"]
+    place = adapters.place_of(entry, directory)
+    vae = find_vae(place)
+    adapters.refuse_other(entry, place, vae_hash(vae), directory)
+    return vae.to(dtype)
 
 
 def load_our_vae(directory, config, dtype):
@@ -363,34 +373,3 @@ def load_tokenizer(directory, cfg=None):
         raise InputError(f"{path} has no token of number {', '.join(map(str, absent))}, "
                          "which the model needs; it belongs to other weights.")
     return tokenizer
-
-
-# ---- what a checkpoint of ours says about itself ----
-
-def model_tensors(model):
-    """{name: tensor} of everything in a UniX that is saved.
-
-    What came with a released UniX and we do not use is called `unused.*`.
-    """
-    unused = {f"unused.{name}": tensor for name, tensor in model.unused.items()}
-    return {**model.state_dict(), **unused}
-
-
-def describe(model=None, vae=None):
-    """The part of config.json that says which networks the tensors belong to, and what they know.
-    """
-    about = {"format": "open-unix"}
-    if model is not None:
-        about |= {"model": asdict(model.cfg), **model.about}
-    if vae is not None:
-        about["vae"] = asdict(vae.cfg)
-    return about
-
-
-def vae_hash(vae):
-    """16 hexadecimal digits of a network's weights, to tell which VAE stored latents come from."""
-    # in fp32, so that a VAE loaded in half precision from an fp16 file has the same hash as in fp32
-    total = hashlib.sha256()
-    for name, tensor in sorted(vae.state_dict().items()):
-        total.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
-    return total.hexdigest()[:16]

@@ -21,7 +21,7 @@ from helpers import (
 from model import UniX, UniXConfig
 from vision import RAD_DINO, ViTConfig
 from weights import checkpoint
-from weights.load import without_storage
+from weights.empty import without_storage
 
 
 def same(ours, theirs):
