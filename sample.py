@@ -5,6 +5,10 @@
     python sample.py --reports prompts.txt --num 4 --grid        # -> a captioned grid of pictures
     python sample.py --image films/ --json > reports.jsonl       # -> a line of JSON per image
 
+What only a model of both directions can do is in abilities/, with options of its own:
+
+    python sample.py --table prompts.csv --out synth/            # a data set; more: --table --help
+
 Without --checkpoint it uses the phantom model in demo/, which knows toy chest X-rays only. The
 same functions from Python:
 
@@ -17,6 +21,7 @@ import os
 import sys
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from importlib import import_module
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
@@ -99,6 +104,10 @@ PRESETS = {
     "release": dict(steps=49, solver="euler", shift=3.0, cfg=2.0, cfg_interval=(0.4, 1.0),
                     renorm="global"),
 }
+
+
+# an option that leads to a room with a command line of its own
+ABILITIES = {"--table": "abilities.table"}
 
 
 def preset_for(model, cfg, argv, doc):
@@ -338,6 +347,9 @@ def read(cfg, model, tokenizer, files, failures):
 
 
 def main(argv):
+    for option in (word.split("=")[0] for word in argv):
+        if option in ABILITIES:
+            return import_module(ABILITIES[option]).main(argv)
     cfg = override(SampleConfig(), argv, __doc__, PRESETS)
     failures = []                       # sentences about inputs that are left out
     prompts = [Prompt("", report) for report in cfg.report]

@@ -58,9 +58,9 @@ def grouped(items, key, size):
 # ---- the output directory ----
 
 # what the commands with such lists leave in their directory, besides images/ and sweep/
-LISTS = ("reports.jsonl", "images.jsonl", "again.jsonl")
+LISTS = ("reports.jsonl", "images.jsonl", "again.jsonl", "drawn.jsonl")
 RESULTS = ("generated.safetensors", "real.safetensors", "result.json", "result.md", "pairs.png",
-           "findings.png", "sweep.png")
+           "findings.png", "sweep.png", "manifest.csv")
 
 
 def claim(places, overwrite, process):
@@ -95,12 +95,11 @@ def refuse_others(directory, settings, overwrite):
     theirs = read_json(path) if path.exists() else None
     # a data set has a settings.json too
     if not isinstance(theirs, dict) or "checkpoint" not in theirs:
-        raise InputError(f"{directory} holds files and no scores of ours ({others[0]}): choose "
+        raise InputError(f"{directory} holds files and no results of ours ({others[0]}): choose "
                          "another --out, so that nothing of yours is replaced.")
-    # those that draw have a solver: reports of hours are not replaced by images, nor the reverse
-    if ("solver" in theirs) != ("solver" in settings):
-        raise InputError(f"{directory} holds the scores of another command of evaluate.py; choose "
-                         "another --out.")
+    # those that draw have a solver, data sets a table: nothing of hours is replaced by other things
+    if any((mark in theirs) != (mark in settings) for mark in ("solver", "table")):
+        raise InputError(f"{directory} holds the results of another command; choose another --out.")
     changed = differences(theirs, settings)
     if changed and not overwrite:
         raise InputError(
@@ -150,8 +149,10 @@ def run(path, blocks, work, process, title="working"):
     share = todo[process.rank::process.world]
     own = path.with_name(f"{path.stem}.part{process.rank}.jsonl")
     quiet = not process.master or not share
-    for block in tqdm(share, desc=title, unit="batch", disable=quiet):
-        append_jsonl(own, work(block))
+    with tqdm(total=sum(map(len, share)), desc=title, unit="image", disable=quiet) as bar:
+        for block in share:
+            append_jsonl(own, work(block))
+            bar.update(len(block))
     meet()
 
     # the first process joins the parts; a kill may have come before it did so last time

@@ -118,7 +118,7 @@ def test_scores_of_reading_are_not_replaced_by_those_of_drawing(tmp_path):
     for theirs, ours in (({}, {"solver": "ab2"}), ({"solver": "ab2"}, {})):
         out = tmp_path / f"out{len(theirs)}"
         claim(out, **theirs)
-        with pytest.raises(InputError, match="scores of another command"):
+        with pytest.raises(InputError, match="results of another command"):
             claim(out, True, **ours)
 
 
@@ -144,7 +144,7 @@ def test_a_directory_of_others_is_refused_and_left_as_it_is(tmp_path, name, cont
     (theirs / name).write_text(content)
     settings = {"checkpoint": "demo", "steps": 2}
     for overwrite in (False, True):
-        with pytest.raises(InputError, match="theirs holds files and no scores of ours"):
+        with pytest.raises(InputError, match="theirs holds files and no results of ours"):
             worklist.claim({theirs: settings, tmp_path / "mine": settings}, overwrite, ALONE)
         with pytest.raises(InputError):
             worklist.claim({tmp_path / "mine": settings, theirs: settings}, overwrite, ALONE)
