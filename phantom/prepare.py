@@ -61,8 +61,9 @@ class Settings:
 
 # ---- one phantom ----
 
-def make(cfg, split, i):
-    """Phantom number i of a split -> (its row, its picture (size, size) uint8)."""
+def begin(cfg, split, i):
+    """Phantom number i of a split before it is drawn -> (its row, its facts, the dice to draw it).
+    """
     rng = np.random.default_rng([cfg.seed, SPLITS.index(split), i])
     name = f"{split}-{i:06d}"
     facts = sample_facts(rng)
@@ -73,7 +74,22 @@ def make(cfg, split, i):
         labels=sorted(map(list, facts)),
         source="phantom",
     )
+    return row, facts, rng
+
+
+def make(cfg, split, i):
+    """Phantom number i of a split -> (its row, its picture (size, size) uint8)."""
+    row, facts, rng = begin(cfg, split, i)
     return row, draw(facts, rng, cfg.size)
+
+
+def with_facts(cfg, split, i, facts):
+    """The picture of phantom number i if it had these facts: the same body, exposure and grain.
+
+    Where a fact that it has already lies, and how large it is, does not change.
+    """
+    _, _, rng = begin(cfg, split, i)
+    return draw(facts, rng, cfg.size)
 
 
 def held_out(cfg, i):

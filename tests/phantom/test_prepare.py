@@ -15,7 +15,7 @@ from common.packed import Packed, describe
 from helpers import ROOT, lock_of_another
 from phantom import prepare
 from phantom.facts import PROMPTS, facts_to_report, report_to_facts, sample_facts
-from phantom.prepare import SPLITS, Settings, held_out, make, make_tokenizer
+from phantom.prepare import SPLITS, Settings, held_out, make, make_tokenizer, with_facts
 
 COUNTS = {"train": 20, "val": 6, "test": 6}
 
@@ -74,6 +74,19 @@ def test_a_phantom_depends_on_seed_split_and_number_alone(root):
     row, picture = held_out(Settings(size=64), 2)
     packed = Packed(root, "gen", 64, "test")
     assert row == packed.rows[2] and (picture == packed.image(2).numpy()).all()
+
+
+def test_a_phantom_with_other_facts_is_the_same_phantom():
+    settings = Settings()
+    row, picture = held_out(settings, 1)
+    facts = frozenset(map(tuple, row["labels"]))
+    assert np.array_equal(with_facts(settings, "test", 1, facts), picture)
+    moderate, large = (("effusion", "left", degree) for degree in ("moderate", "large"))
+    assert moderate in facts
+    other = with_facts(settings, "test", 1, facts - {moderate} | {large})
+    rows, columns = np.nonzero(other != picture)
+    assert len(rows) > 500 and columns.min() > 60, "the patient's left, on the right"
+    assert rows.min() > 30, "not the top of the lung"
 
 
 def test_the_tokenizer_writes_any_text_and_reports_in_few_tokens(root):
