@@ -104,6 +104,40 @@ def editing_velocity(source, target, x_0, noise, free=None):
 
 
 @torch.inference_mode()
+def edit_latents(model, vae, tokenizer, films, sources, reports, editing, masks=None, numbers=None,
+                 progress=True, title="editing"):
+    """One batch of `edit_images` -> latents before and after (B, z, h, w), in fp32."""
+    device = model.embed.weight.device
+    x_0 = encode(vae, films)                                         # (B, z, h, w)
+    given = [tokenizer.prompt(report) for report in sources]
+    wanted = [tokenizer.prompt(report) for report in reports]
+    numbers = range(len(films)) if numbers is None else numbers
+    rngs = [generator(editing.seed, k) for k in numbers]
+    free = None if masks is None else free_latents(masks, vae.factor).to(device)
+
+    def noise():
+        drawn = [torch.randn(x_0.shape[1:], generator=rng) for rng in rngs]
+        return torch.stack(drawn).to(device)
+
+    # guidance pulls towards the wanted report alone; the picture agrees with its own already
+    velocity = editing_velocity(
+        guided(model, given, Sampling(cfg=1)),
+        guided(model, wanted, Sampling(cfg=editing.cfg, cfg_interval=(0, 1))),
+        x_0, noise, free)
+    watch = Watch()
+
+    def watched(x, t):
+        step = 1 + len(watch.places)
+        return watch(f"the velocity at step {step} of {editing.steps}", velocity(x, t))
+
+    times = editing.strength * flow.schedule(editing.steps)
+    bar = partial(tqdm, desc=title, unit="step", disable=not progress, leave=False)
+    x = flow.euler(watched, x_0, times, bar)
+    watch.check()
+    return x_0, x
+
+
+@torch.inference_mode()
 def edit_images(model, vae, tokenizer, films, sources, reports, editing=Editing(), masks=None,
                 numbers=None, progress=True):
     """Change films (N, S, S) uint8 with these reports into films with those -> (N, S, S) uint8.
@@ -113,53 +147,28 @@ def edit_images(model, vae, tokenizer, films, sources, reports, editing=Editing(
     from 0. Raises InputError for a checkpoint that cannot draw, or not this size,
     FloatingPointError for NaN.
     """
-    device, dtype = model.embed.weight.device, model.embed.weight.dtype
     latent_side(model, vae, films.shape[-1])
-    if numbers is None:
-        numbers = range(len(films))
-    times = editing.strength * flow.schedule(editing.steps)
-
+    numbers = range(len(films)) if numbers is None else numbers
     edited = []
     for start in range(0, len(films), editing.batch):
         batch = slice(start, start + editing.batch)
-        x_0 = encode(vae, films[batch], dtype)                              # (B, z, h, w)
-        given = [tokenizer.prompt(report) for report in sources[batch]]
-        wanted = [tokenizer.prompt(report) for report in reports[batch]]
-        rngs = [generator(editing.seed, k) for k in numbers[batch]]
-        free = None if masks is None else free_latents(masks[batch], vae.factor).to(device)
-
-        def noise():
-            return torch.stack([torch.randn(x_0.shape[1:], generator=rng) for rng in rngs]
-                               ).to(device)
-
-        # guidance pulls towards the wanted report alone; the picture agrees with its own already
-        velocity = editing_velocity(
-            guided(model, given, Sampling(cfg=1)),
-            guided(model, wanted, Sampling(cfg=editing.cfg, cfg_interval=(0, 1))),
-            x_0, noise, free)
-        watch = Watch()
-
-        def watched(x, t):
-            step = 1 + len(watch.places)
-            return watch(f"the velocity at step {step} of {editing.steps}", velocity(x, t))
-
-        bar = partial(tqdm, desc=f"editing {start + 1}/{len(films)}", unit="step",
-                      disable=not progress, leave=False)
-        x = flow.euler(watched, x_0, times, bar)
-        watch.check()
-        edited.append(finish(vae, films[batch], x_0, x, editing.detail, dtype))
+        x_0, x = edit_latents(
+            model, vae, tokenizer, films[batch], sources[batch], reports[batch], editing,
+            None if masks is None else masks[batch], numbers[batch], progress,
+            title=f"editing {start + 1}/{len(films)}")
+        edited.append(finish(vae, films[batch], x_0, x, editing.detail))
     edited = np.concatenate(edited)
     if masks is not None:
         edited = np.where(masks, edited, films)
     return edited
 
 
-def encode(vae, films, dtype):
+def encode(vae, films):
     """Films (B, S, S) uint8 -> the means of their latents (B, z, h, w) in fp32."""
     parameter = next(vae.parameters())
     grey = torch.as_tensor(films).to(parameter.device)
     pixels = grey[:, None].expand(-1, 3, -1, -1) / 127.5 - 1                # (B, 3, S, S)
-    return vae.encode(pixels.to(dtype)).float()
+    return vae.encode(pixels.to(parameter.dtype)).float()
 
 
 def free_latents(masks, factor):
@@ -168,13 +177,15 @@ def free_latents(masks, factor):
     return F.max_pool2d(pixels, factor)
 
 
-def finish(vae, films, x_0, x, detail, dtype):
+@torch.inference_mode()
+def finish(vae, films, x_0, x, detail):
     """Changed latents -> films (B, S, S) uint8.
 
     The autoencoder smooths grain and fine vessels. With `detail`, what it lost of the film is added
     again: all of it where nothing has changed, nothing where DETAIL_ENDS grey values or more have,
     since the film's detail belongs to what was there before.
     """
+    dtype = next(vae.parameters()).dtype
     after = vae.pictures(x.to(dtype)).cpu().numpy()
     if not detail:
         return after

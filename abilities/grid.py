@@ -10,6 +10,7 @@ is drawn from three noises. For research, not for clinical use.
 import json
 import re
 import sys
+import textwrap
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -59,31 +60,41 @@ def variants(template):
     return rows, columns, [[filled(row, column) for column in columns] for row in rows]
 
 
-def sheet(pictures, rows, columns, title="", scale=2):
-    """Pictures with headings -> PIL image. pictures (R, C, S, S) uint8; rows, columns: headings."""
+def sheet(pictures, rows, columns, title="", scale=2, letters=18):
+    """Pictures with headings -> PIL image.
+
+    pictures (R, C, S, S) uint8, enlarged `scale` times; rows, columns: their headings. Those of the
+    rows are wrapped after so many letters.
+    """
     R, C, S, _ = pictures.shape
     side, font = S * scale, ImageFont.load_default(14)          # about 8 pixels a letter
-    measure = ImageDraw.Draw(Image.new("L", (1, 1)))
+    rows = [textwrap.wrap(text, letters) for text in rows]
 
-    def length(text):
-        return round(measure.textlength(text, font=font))
-
-    left = max(map(length, rows)) + 16 if any(rows) else 0
-    top = 28 if not title else 52
-    cell = max(side, *(length(text) + 8 for text in columns)) + 4
-    width = max(left + C * cell, length(title) + 16)
+    # room for the headings
+    left = max(wide(line, font) for line in [*sum(rows, []), ""])
+    left = left + 16 if left else 0
+    top = 52 if title else 28
+    cell = max(side, *(wide(text, font) + 8 for text in columns)) + 4
+    width = max(left + C * cell, wide(title, font) + 16)
     picture = Image.new("L", (width, top + R * (side + 4)), 255)
+
     draw = ImageDraw.Draw(picture)
     draw.text((8, 6), title, fill=0, font=font)
     for c, text in enumerate(columns):
         draw.text((left + c * cell + side / 2, top - 14), text, fill=0, font=font, anchor="mm")
-    for r, text in enumerate(rows):
+    for r, lines in enumerate(rows):
         y = top + r * (side + 4)
-        draw.text((left - 8, y + side / 2), text, fill=0, font=font, anchor="rm")
+        place = (left - 8, y + side / 2)
+        draw.text(place, "\n".join(lines), fill=0, font=font, anchor="rm", align="right")
         for c in range(C):
             one = Image.fromarray(pictures[r, c]).resize((side, side), Image.Resampling.BICUBIC)
             picture.paste(one, (left + c * cell, y))
     return picture
+
+
+def wide(text, font):
+    """How many pixels a line of text takes."""
+    return round(font.getlength(text))
 
 
 def draw_variants(model, vae, tokenizer, reports, sampling, num=1, progress=True):

@@ -96,7 +96,7 @@ def test_the_noise_is_of_seed_and_number_alone(demo, films):
 def test_one_picture_by_hand(demo, films):
     """The loop of the paper's Algorithm 1, with noise that is drawn where it is needed."""
     model, vae, tokenizer = demo
-    x_0 = edit.encode(vae, films[:1], torch.float32)
+    x_0 = edit.encode(vae, films[:1])
     source = guided(model, [tokenizer.prompt(MODERATE)], Sampling(cfg=1))
     target = guided(model, [tokenizer.prompt(LARGE)], Sampling(cfg=3, cfg_interval=(0, 1)))
     rng, x = generator(5, 0), x_0
