@@ -2,6 +2,7 @@
 
     und, gen, phantom      Table 2; Tables 3 and 4; the phantom's own scores
     compare, privacy       other people's models from their files; is a training image too near?
+    edits, severity        one finding of a phantom changed; does a finding grow with its word?
     reading, drawing       the hours of und and gen: reports of many images, images of many reports
     scoring, tables        lists to numbers with intervals; numbers to JSON, Markdown and plots
     settings               groups of settings that several tables share
