@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
+from phantom.wordings import WORDINGS
+
 SIDES = ("left", "right")
 ZONES = ("upper", "mid", "lower")
 SIDES_AND_ZONES = tuple(f"{side} {zone}" for side in SIDES for zone in ZONES)
@@ -160,11 +162,13 @@ def sample_facts(rng):
 
 # ---- facts -> report ----
 
-def facts_to_report(facts, rng):
+def facts_to_report(facts, rng, wording="plain"):
     """Write a report: every fact, and some of what is absent, in the order of FINDINGS.
 
     Three to six sentences for the facts of a picture. rng: a numpy Generator; it varies the words.
+    wording: whose sentences they are, one of WORDINGS.
     """
+    house = WORDINGS[wording]
     present = {finding for finding, _, _ in facts}
     sentences = []                              # (finding, text)
 
@@ -174,12 +178,14 @@ def facts_to_report(facts, rng):
                  if all(("effusion", side, degree) in facts for side in SIDES)]
     if bilateral and rng.random() < 0.7:
         degree = bilateral[0]
-        sentences.append(("effusion", f"{degree} bilateral pleural effusions."))
+        text = house.bilateral.format(degree=house.called(degree))
+        sentences.append(("effusion", text))
         facts = [fact for fact in facts if (fact.finding, fact.degree) != ("effusion", degree)]
     for fact in facts:
-        template = rng.choice(TABLE[fact.finding].present)
+        template = rng.choice(house.present.get(fact.finding, TABLE[fact.finding].present))
         text = template.format(
-            side=fact.side, zone=fact.zone, degree=fact.degree, adverb=fact.degree + "ly")
+            side=fact.side, zone=house.called(fact.zone), degree=house.called(fact.degree),
+            adverb=fact.degree + "ly")
         sentences.append((fact.finding, text))
 
     # what is absent: as many sentences as bring the report to four or five, and at least one
@@ -187,11 +193,12 @@ def facts_to_report(facts, rng):
     absent = absent[:max(1, rng.integers(4, 6) - len(sentences))].tolist()
     if {"effusion", "pneumothorax"} <= set(absent) and rng.random() < 0.5:
         absent = [finding for finding in absent if finding not in ("effusion", "pneumothorax")]
-        sentences.append(("effusion", "No pleural effusion or pneumothorax."))
+        sentences.append(("effusion", house.neither))
     for finding in absent:
-        sentences.append((finding, str(rng.choice(TABLE[finding].absent))))
+        template = rng.choice(house.absent.get(finding, TABLE[finding].absent))
+        sentences.append((finding, str(template)))
     if present <= OUTSIDE_THE_LUNGS and rng.random() < 0.5:
-        sentences.append(("opacity", "The lungs are clear."))
+        sentences.append(("opacity", house.clear))
 
     sentences.sort(key=lambda sentence: FINDINGS.index(sentence[0]))
     return " ".join(text[0].upper() + text[1:] for _, text in sentences)

@@ -2,13 +2,17 @@
 
     python -m phantom.prepare             # -> datasets/phantom: und-128, gen-64, gen-128, tokenizer
     python -m phantom.prepare --show 12   # -> phantom.png, a contact sheet, and nothing else
+    python -m phantom.prepare --exposure 2 --wording formal --out datasets/shifted
 
 What can be found stands in phantom/facts.py, how it is drawn in phantom/draw.py. A picture depends
 on the seed, its split and its number alone: more pictures, or more workers, change no other one.
+The last command shows the same pictures as films of another hospital, far darker, and reports on
+them in its words (phantom/wordings.py): something to fine-tune on.
 """
 import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -24,10 +28,13 @@ from common.platforms import usable_cores
 from common.processes import worker_pool
 from phantom.draw import draw
 from phantom.facts import PROMPTS, TABLE, facts_to_report, sample_facts
+from phantom.wordings import WORDINGS
 
 SPLITS = ("train", "val", "test")
 # the hash of the first seven findings: data sets that do not say which they have, have these
 FIRST_FINDINGS = "a275e00d63b0ecc0"
+# settings that a data set names only where it has others
+USUAL = {"exposure": 1.0, "wording": "plain"}
 NOTICE = "Drawn by formula: a toy, not a radiograph; not for clinical use."
 
 
@@ -39,6 +46,8 @@ class Settings:
     test: int = 1000                # pictures to report numbers on
     size: int = 128                 # pixels a side, for stage 3; stage 2 draws at half of it
     seed: int = 0                   # picture i of a split depends on (seed, split, i) alone
+    exposure: float = 1.0           # exponent of the grey values: 2 is a far darker film
+    wording: Literal[*WORDINGS] = "plain"   # whose sentences the reports are made of
     vocab_size: int = 512           # most entries of the tokenizer
     workers: int = 0                # processes that draw; 0: one a core
     overwrite: bool = False         # replace a data set of other settings
@@ -50,13 +59,17 @@ class Settings:
         assert self.train >= 1, f"--train {self.train}: wanted 1 or more."
         for name in ("val", "test", "seed", "workers", "show"):
             assert vars(self)[name] >= 0, f"--{name} {vars(self)[name]}: wanted 0 or more."
+        assert self.exposure > 0, f"--exposure {self.exposure:g} must be positive."
 
     @property
     def identity(self):
         """What decides what is in the data set: the settings, and which findings there are."""
         names = ("train", "val", "test", "size", "seed", "vocab_size")
         findings = {name: asdict(finding) for name, finding in TABLE.items()}
-        return {**{name: vars(self)[name] for name in names}, "findings": settings_hash(findings)}
+        shifted = {name: vars(self)[name] for name, usual in USUAL.items()
+                   if vars(self)[name] != usual}
+        return {**{name: vars(self)[name] for name in names}, **shifted,
+                "findings": settings_hash(findings)}
 
 
 # ---- one phantom ----
@@ -64,13 +77,18 @@ class Settings:
 def begin(cfg, split, i):
     """Phantom number i of a split before it is drawn -> (its row, its facts, the dice to draw it).
     """
-    rng = np.random.default_rng([cfg.seed, SPLITS.index(split), i])
+    key = [cfg.seed, SPLITS.index(split), i]
+    rng = np.random.default_rng(key)
     name = f"{split}-{i:06d}"
     facts = sample_facts(rng)
+    prompt = str(rng.choice(PROMPTS))
+    report = facts_to_report(facts, rng)
+    if cfg.wording != "plain":          # by dice of its own, so that the picture stays the same
+        report = facts_to_report(facts, np.random.default_rng([*key, 1]), cfg.wording)
     row = dict(
         id=name, subject=name, study=name, split=split, view="frontal",
-        prompt=str(rng.choice(PROMPTS)),
-        report=facts_to_report(facts, rng),
+        prompt=prompt,
+        report=report,
         labels=sorted(map(list, facts)),
         source="phantom",
     )
@@ -80,7 +98,13 @@ def begin(cfg, split, i):
 def make(cfg, split, i):
     """Phantom number i of a split -> (its row, its picture (size, size) uint8)."""
     row, facts, rng = begin(cfg, split, i)
-    return row, draw(facts, rng, cfg.size)
+    return row, exposed(draw(facts, rng, cfg.size), cfg.exposure)
+
+
+def exposed(picture, exponent):
+    """A picture (size, size) uint8 as another exposure or another film shows it: a gamma curve."""
+    curve = 255 * (np.arange(256) / 255) ** exponent
+    return curve.round().astype(np.uint8)[picture]
 
 
 def with_facts(cfg, split, i, facts):
@@ -89,7 +113,7 @@ def with_facts(cfg, split, i, facts):
     Where a fact that it has already lies, and how large it is, does not change.
     """
     _, _, rng = begin(cfg, split, i)
-    return draw(facts, rng, cfg.size)
+    return exposed(draw(facts, rng, cfg.size), cfg.exposure)
 
 
 def held_out(cfg, i):
@@ -174,7 +198,8 @@ def contact_sheet(cfg):
 
 def changed(settings, cfg):
     """How the settings of a finished data set differ from those that are wanted."""
-    return differences({"findings": FIRST_FINDINGS, **settings}, cfg.identity)
+    theirs = {"findings": FIRST_FINDINGS, **USUAL, **settings}
+    return differences(theirs, {**USUAL, **cfg.identity})
 
 
 def main(argv):

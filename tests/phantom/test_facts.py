@@ -4,6 +4,7 @@ import pytest
 
 from phantom.facts import (FACTS, FINDINGS, TABLE, Fact, conflict, facts_to_report, report_to_facts,
                            sample_facts)
+from phantom.wordings import WORDINGS
 
 
 def rng(*key):
@@ -54,24 +55,41 @@ def test_facts_that_go_together(pair):
 
 # ---- reports ----
 
-def test_the_report_of_every_picture_reads_back_exactly():
+@pytest.mark.parametrize("wording", WORDINGS)
+def test_the_report_of_every_picture_reads_back_exactly(wording):
     seen = set()
     for i in range(3000):
         dice = rng(i)
         facts = sample_facts(dice)
-        report = facts_to_report(facts, dice)
+        report = facts_to_report(facts, dice, wording)
         assert report_to_facts(report) == facts, report
         assert 3 <= report.count(".") <= 6, report
         seen |= facts
     assert seen == set(FACTS)
 
 
-def test_any_set_of_facts_reads_back_even_a_contradicting_one():
+@pytest.mark.parametrize("wording", WORDINGS)
+def test_any_set_of_facts_reads_back_even_a_contradicting_one(wording):
     for i in range(1000):
         dice = rng(1, i)
         numbers = dice.choice(len(FACTS), dice.integers(0, 9), replace=False)
         facts = frozenset(FACTS[k] for k in numbers)
-        assert report_to_facts(facts_to_report(facts, dice)) == facts
+        assert report_to_facts(facts_to_report(facts, dice, wording)) == facts
+
+
+@pytest.mark.parametrize("wording", [name for name in WORDINGS if name != "plain"])
+def test_every_sentence_of_another_wording_is_read_as_what_it_is(wording):
+    """Of a finding that is there exactly its fact; of one that is not, nothing. None is plain."""
+    house = WORDINGS[wording]
+    assert house.present.keys() == house.absent.keys() == TABLE.keys()
+    for fact in FACTS:
+        for template in house.present[fact.finding]:
+            text = template.format(side=fact.side, zone=house.called(fact.zone),
+                                   degree=house.called(fact.degree))
+            assert report_to_facts(text) == {fact}, text
+            assert template not in TABLE[fact.finding].present
+    for text in [*sum(house.absent.values(), ()), house.neither, house.clear]:
+        assert report_to_facts(text) == frozenset(), text
 
 
 @pytest.mark.parametrize("text, facts", [

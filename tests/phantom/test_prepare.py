@@ -89,6 +89,26 @@ def test_a_phantom_with_other_facts_is_the_same_phantom():
     assert rows.min() > 30, "not the top of the lung"
 
 
+def test_a_shifted_phantom_shows_the_same_facts_otherwise(root, tmp_path):
+    """Another exposure, other sentences, and its settings say so; nothing else differs."""
+    run(tmp_path, "--exposure", "2", "--wording", "formal", "--workers", "1")
+    plain, shifted = Packed(root, "und", 64, "test"), Packed(tmp_path, "und", 64, "test")
+    for i, row in enumerate(shifted.rows):
+        assert {**row, "report": ""} == {**plain.rows[i], "report": ""}
+        assert row["report"] != plain.rows[i]["report"]
+        assert report_to_facts(row["report"]) == frozenset(map(tuple, row["labels"]))
+        grey = plain.image(i).numpy() / 255
+        assert np.abs(shifted.image(i).numpy() / 255 - grey ** 2).max() <= 0.5001 / 255
+    assert shifted.info["settings"] == {
+        **plain.info["settings"], "exposure": 2.0, "wording": "formal"}
+    for options in ([], ["--exposure", "2"]):
+        with pytest.raises(InputError, match="other settings .*wording=formal.*--overwrite"):
+            run(tmp_path, *options)
+    copy = shutil.copytree(root, tmp_path / "copy")
+    with pytest.raises(InputError, match="other settings .exposure=1.0, wording=plain"):
+        run(copy, "--exposure", "2", "--wording", "formal")
+
+
 def test_the_tokenizer_writes_any_text_and_reports_in_few_tokens(root):
     reports = [facts_to_report(sample_facts(rng(i)), rng(i)) for i in range(1000)]
     tokenizer = make_tokenizer(reports, 512)
@@ -209,7 +229,8 @@ def test_a_run_that_was_killed_goes_on_with_the_same_command(root, tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    "option", ["--size 63", "--size 0", "--train 0", "--seed -1", "--workers -1"])
+    "option", ["--size 63", "--size 0", "--train 0", "--seed -1", "--workers -1", "--exposure 0",
+               "--wording terse"])
 def test_bad_settings_are_refused(option):
     with pytest.raises(InputError, match=option):
         prepare.main(option.split())
