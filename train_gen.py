@@ -34,7 +34,7 @@ from weights.knowledge import learned
 @dataclass
 class TrainConfig(UniXRunConfig):
     # files
-    preset: str = "paper"               # "paper", or "phantom" for a laptop; see the end of --help
+    preset: str = "paper"               # "phantom" for a laptop, "one-gpu" for data of your own
     stage: int = 2                      # 2: half size with REPA; 3: full size without
     data: str = "datasets/mimic"        # root of the packed data sets; reads <data>/gen-<size>
     init: str = "out/und"               # weights to start from: stage 1's, in stage 3 stage 2's
@@ -79,9 +79,16 @@ PHANTOM2 = dict(
     PHANTOM, init="out/phantom/und", out="out/phantom/gen64", size=64, steps=1000)
 PHANTOM3 = dict(
     PHANTOM, init="out/phantom/gen64", out="out/phantom/gen128", size=128, steps=2500, repa=0.0)
+# adapters on weights that draw already, with 24 GB; batch and steps by the number of images
+ONE_GPU2 = dict(
+    data="datasets/mine", init="out/mine-und", vae="", out="out/mine-gen256", repa=0.0, lora=16,
+    shard=False, steps=0, batch_size=0, micro_batch=8, warmup=20, decay="cosine", ema=0.0,
+    eval_every=100, save_every=200)
+ONE_GPU3 = dict(ONE_GPU2, out="out/mine-gen512", size=512, micro_batch=4)
 PRESETS = {     # preset -> stage -> settings
     "paper": {2: {}, 3: PAPER3},
     "phantom": {2: PHANTOM2, 3: PHANTOM3},
+    "one-gpu": {2: ONE_GPU2, 3: ONE_GPU3},
 }
 
 # matrices that AdamW keeps when Muon has the others: Muon would mix their rows, which belong to

@@ -32,7 +32,7 @@ from weights.knowledge import learned
 @dataclass
 class TrainConfig(UniXRunConfig):
     # files
-    preset: str = ""                    # "phantom" for a laptop; see the end of --help
+    preset: str = ""                    # "phantom" for a laptop, "one-gpu" for data of your own
     data: str = "datasets/mimic"        # root of the packed data sets; reads <data>/und-<size>
     init: str = "pretrained/Janus-Pro-1B"   # weights to start from; "" starts from nothing
     out: str = "out/und"                # the run's directory; resumes when it holds a checkpoint
@@ -64,6 +64,11 @@ PRESETS = {
         vit_layer=4, vit_head=4, vit_embd=192, image_size=128,
         steps=2600, batch_size=16, micro_batch=16, shard=False,
         optimizer="muon", lr=2e-3, warmup=100, decay="cosine", ema=0.995),
+    # adapters on the released UniX with 24 GB; batch and steps by the number of images
+    "one-gpu": dict(
+        data="datasets/mine", init="pretrained/UniX", out="out/mine-und", lora=16, shard=False,
+        steps=0, batch_size=0, micro_batch=4, lr=2e-4, warmup=20, decay="cosine", ema=0.0,
+        eval_every=50, save_every=100),
 }
 
 # matrices that AdamW keeps when Muon has the others: Muon would mix their rows, which belong to

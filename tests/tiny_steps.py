@@ -8,6 +8,7 @@ from model import UniX
 from repa import Projector
 from train_gen import GenStep
 from train_und import UndStep
+from training import lora
 from training.batches import Batch
 from training.cost import Step
 from vae import VAE, VAEConfig
@@ -50,6 +51,8 @@ def build(step, cfg):
     model.recompute = step.recompute
     if step.trains == "g":
         model.freeze("u")
+    if step.lora:
+        lora.insert(model, step.trains, step.lora, 16.0, step.lora_vision)
     encoder = projector = None
     if step.projector:
         encoder = ViT(step.encoder) if step.encoder else model.vision
@@ -85,6 +88,9 @@ DRAW = dict(gen=2, report=48, size=64, latents=256, vae=SMALL_VAE)
 STEPS = {
     "stage 1": Step("u", **READ),
     "stage 1, recompute": Step("u", **READ, recompute=True),
+    "stage 1, LoRA": Step("u", **READ, lora=4),
+    "stage 1, LoRA, tower too": Step("u", **READ, lora=4, lora_vision=True),
+    "stage 2, LoRA": Step("g", **DRAW, lora=4),
     "stage 2": Step("g", **DRAW, projector=96, encoder=ENCODER),
     "stage 2, own tower": Step("g", **DRAW, projector=96, stored=True),
     "stage 2, recompute": Step("g", **DRAW, projector=96, encoder=ENCODER, recompute=True),

@@ -102,6 +102,23 @@ def unused_backward_flops(cfg, tokens):
     return 2 * unused
 
 
+def with_adapters(cfg, rank, backward, tokens, unread=0):
+    """Forward and backward through all layers if they are frozen and have adapters (LoRA).
+
+    backward: operations with trained weights. Going backward the products that give gradients of
+    the weights are left out, one of three; the thin matrices are on top. unread: the tokens of
+    `unused_backward_flops`.
+    """
+    C, F = cfg.n_embd, cfg.n_inner
+    keys_and_values = 4 * C * C
+    frozen = cfg.n_layer * tokens * layer_flops(cfg)
+    frozen -= unread * (layer_flops(cfg) - keys_and_values)
+    # seven matrices of C x C or C x F, each with r x inputs and outputs x r
+    thin = 2 * rank * (4 * 2 * C + 3 * (C + F))
+    thin_unread = 2 * unread * (thin - 2 * 2 * rank * 2 * C)
+    return backward - frozen + 3 * cfg.n_layer * tokens * thin - thin_unread
+
+
 def again_flops(cfg, forward, tokens):
     """What recomputing adds: the forward pass, but for the last product of each layer, `down`."""
     return forward - cfg.n_layer * tokens * 2 * cfg.n_embd * cfg.n_inner
@@ -136,10 +153,19 @@ def reading_flops(cfg, step):
     forward = block_flops(cfg, image, image) + block_flops(cfg, T, image + T)
     connector = 2 * n * (vit.n_embd * C + C * C)
     no_gradient_of_pixels = 2 * 3 * vit.patch_size ** 2 * vit.n_embd * n
+    u = 3 * forward - unused_backward_flops(cfg, image)
+    vision = 3 * vit_flops(vit) - no_gradient_of_pixels + 3 * connector
+    head = 3 * 2 * step.answer * C * cfg.vocab_size
+    if step.lora:
+        # adapters of connector and tower, a hundredth of these, are not counted; the embedding of
+        # text is frozen, so that the first layer's q, k and v go back no further
+        u = with_adapters(cfg, step.lora, u, image + T, unread=image) - T * 3 * 2 * C * C
+        vision = (2 if step.lora_vision else 1) * vit_flops(vit) + 2 * n * C * (vit.n_embd + 2 * C)
+        head = 2 * 2 * step.answer * C * cfg.vocab_size
     return {
-        "u": 3 * forward - unused_backward_flops(cfg, image),
-        "vision": 3 * vit_flops(vit) - no_gradient_of_pixels + 3 * connector,
-        "head": 3 * 2 * step.answer * C * cfg.vocab_size,
+        "u": u,
+        "vision": vision,
+        "head": head,
         "recomputed": again_flops(cfg, forward, image + T) if step.recompute else 0,
     }
 
@@ -160,6 +186,9 @@ def drawing_flops(cfg, step):
     else:
         u = text + boundary
         frozen_keys = L * attention_flops(cfg, h + 2, S)
+    g = 3 * noisy
+    if step.lora:
+        g = with_adapters(cfg, step.lora, g, h)
 
     # around the layers of g; noisy latents and the features of the time get no gradient
     latent_in = 2 * 2 * h * cfg.latent_channels * C
@@ -175,7 +204,7 @@ def drawing_flops(cfg, step):
         other += vit_flops(encoder) + 3 * 2 * h * inner * (C + inner + encoder.n_embd)
     return {
         "u": u,
-        "g": 3 * noisy - frozen_keys + latent_in + latent_out + time,
+        "g": g - frozen_keys + latent_in + latent_out + time,
         "other": other,
         "recomputed": again if step.recompute else 0,
     }
@@ -228,7 +257,9 @@ def counted(cfg, step, gen=None, und=None):
 
 EIGHT = dict(world=8, shard=True)
 DRAWS = dict(vae=VAEConfig(), **EIGHT)
-# (Table 1's stage, or Table 5's row 1:1; GB of each of eight GPUs) -> settings that fit
+ADAPTED = dict(lora=16, ema=False)
+# (Table 1's stage, or Table 5's row 1:1; GB of each of eight GPUs, or of one with adapters) ->
+# settings that fit
 STAGES = {
     ("1", 48): Step("u", und=4, **EIGHT),
     ("1", 80): Step("u", und=8, **EIGHT),
@@ -236,6 +267,13 @@ STAGES = {
     ("2", 80): Step("g", gen=32, projector=2048, encoder=RAD_DINO, **DRAWS),    # 256 / 8 at most
     ("3", 48): Step("g", gen=8, size=512, latents=1024, **DRAWS),
     ("3", 80): Step("g", gen=16, size=512, latents=1024, **DRAWS),
+    # one GPU and adapters: the preset one-gpu, and less
+    ("1", 24): Step("u", und=4, **ADAPTED),
+    ("1", 12): Step("u", und=4, recompute=True, **ADAPTED),
+    ("2", 24): Step("g", gen=8, vae=VAEConfig(), **ADAPTED),
+    ("2", 12): Step("g", gen=2, vae=VAEConfig(), **ADAPTED),
+    ("3", 24): Step("g", gen=4, size=512, latents=1024, vae=VAEConfig(), **ADAPTED),
+    ("3", 12): Step("g", gen=2, size=512, latents=1024, vae=VAEConfig(), recompute=True, **ADAPTED),
     ("1:1", 48): Step("ug", und=2, gen=2, recompute=True, **DRAWS),
     ("1:1", 80): Step("ug", und=4, gen=4, **DRAWS),
 }
@@ -248,14 +286,18 @@ class CostConfig:
     gpus: int = 1               # processes, each with a GPU of its own
     shard: bool = False         # spread AdamW's averages and that of the weights (ZeRO 1)
     recompute: bool = False     # compute layers again going backward
+    lora: int = 0               # train adapters of this rank, without REPA; 0: the weights
+    ema: bool = True            # keep an average of the weights
 
     def __post_init__(self):
+        assert self.lora == 0 or self.stage != "1:1", "--lora is for stages 1, 2 and 3."
+        assert self.lora >= 0, "--lora is a rank of 1 or more, or 0 for none."
         assert min(self.micro_batch, self.gpus) > 0, "--micro-batch and --gpus: 1 or more."
 
     def step(self):
         """A micro-step with these settings."""
-        step = STAGES[self.stage, 80]
-        return replace(step, und=self.micro_batch if step.und else 0,
+        step = STAGES[self.stage, 24 if self.lora else 80]
+        return replace(step, lora=self.lora, ema=self.ema, und=self.micro_batch if step.und else 0,
                        gen=self.micro_batch if step.gen else 0,
                        world=self.gpus, shard=self.shard, recompute=self.recompute)
 
@@ -274,7 +316,9 @@ def row(stage, gpu, step):
     parts = ", ".join(f"{part} {n:.2f}" for part, n in operations.items() if n)
     flags = f"--micro-batch {micro_batch:<3}" + " --shard" * step.shard
     flags += " --recompute" * step.recompute
-    return (f"{stage:>5}{gpu:>5}  {flags:<37}{usual / 1e9:7.1f}{most / 1e9:9.1f}"
+    if step.lora:
+        flags += f" --lora {step.lora}"
+    return (f"{stage:>5}{gpu:>5}  {flags:<41}{usual / 1e9:7.1f}{most / 1e9:9.1f}"
             f"{sum(operations.values()):7.2f}{again:7.2f}  {parts}")
 
 
@@ -289,7 +333,7 @@ def main(argv):
     # part by part; then a line each
     for (stage, gpu), step in rows.items():
         print(f"stage {stage}, GPU {gpu}:", memory.describe(sizes(step), step))
-    print("stage  GPU  flags                                   GB  longest    ops  again")
+    print("stage  GPU  flags                                       GB  longest    ops  again")
     for (stage, gpu), step in rows.items():
         print(row(stage, gpu, step))
 

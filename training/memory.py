@@ -86,6 +86,8 @@ def activations(cfg, step):
     else:
         token_layers = cfg.n_layer * (sum(kept) + little * frozen)
     tower = of_g * step.und * cfg.vision.grid ** 2 * cfg.vision.n_layer * cfg.vision.n_embd
+    if step.lora and not step.lora_vision:      # its output is a constant
+        tower = 0
     size = token_layers * cfg.n_embd + tower
     return size if step.dtype == "bfloat16" else FLOAT32 * size
 

@@ -17,7 +17,8 @@ from vision import RAD_DINO
 
 
 @pytest.mark.parametrize("name, optimizer", [
-    ("stage 1", "muon"), ("stage 2", "adamw"), ("Table 5, 1:1", "adamw")])
+    ("stage 1", "muon"), ("stage 2", "adamw"), ("Table 5, 1:1", "adamw"),
+    ("stage 1, LoRA", "adamw"), ("stage 2, LoRA", "muon")])
 def test_what_stays_is_exact(name, optimizer):
     """Bytes of the tensors that a step leaves: weights, gradients, the optimizer's, the average."""
     step = replace(STEPS[name], optimizer=optimizer, device="cpu")
@@ -103,10 +104,14 @@ LARGE = (
 def test_the_estimate_that_a_run_prints_is_near_its_peak(phantom, vae_run, fork, tmp_path):
     """Within 20 % of the resident memory of its process, on a CPU."""
     one, two = tmp_path / "one", tmp_path / "two"
-    to_draw = LARGE[LARGE.index("--steps"):]
+    more = LARGE[LARGE.index("--steps"):]
+    adapters = ("--lora", 8, "--ema", 0)
     for script, words in (
             ("train_und.py", und(phantom, one, *LARGE)),
-            ("train_gen.py", gen(phantom, two, one, "--vae", vae_run, "--size", 64, *to_draw))):
+            ("train_gen.py", gen(phantom, two, one, "--vae", vae_run, "--size", 64, *more)),
+            ("train_und.py", und(phantom, tmp_path / "three", *more, "--init", one, *adapters)),
+            ("train_gen.py", gen(phantom, tmp_path / "four", two, "--size", 64, "--repa", 0, *more,
+                                 *adapters))):
         out, _ = fork(script, words, PEAK=tmp_path / "peak").finish(seconds=300)
         estimate = float(re.search(r"total +([\d.]+) GB", out)[1]) * 1e9
         assert estimate == pytest.approx(int((tmp_path / "peak").read_text()), rel=0.2)
