@@ -8,6 +8,8 @@
 What only a model of both directions can do is in abilities/, with options of its own:
 
     python sample.py --table prompts.csv --out synth/            # a data set; more: --table --help
+    python sample.py --edit chest.png --change "No effusion."    # one finding changed
+    python sample.py --grid --report "{Small,Large} {left,right} effusion."     # the words compared
 
 Without --checkpoint it uses the phantom model in demo/, which knows toy chest X-rays only. The
 same functions from Python:
@@ -107,7 +109,7 @@ PRESETS = {
 
 
 # an option that leads to a room with a command line of its own
-ABILITIES = {"--table": "abilities.table"}
+ABILITIES = {"--table": "abilities.table", "--edit": "abilities.edit"}
 
 
 def preset_for(model, cfg, argv, doc):
@@ -350,6 +352,8 @@ def main(argv):
     for option in (word.split("=")[0] for word in argv):
         if option in ABILITIES:
             return import_module(ABILITIES[option]).main(argv)
+    if "--grid" in argv and "{" in " ".join(argv):
+        return import_module("abilities.grid").main(argv)
     cfg = override(SampleConfig(), argv, __doc__, PRESETS)
     failures = []                       # sentences about inputs that are left out
     prompts = [Prompt("", report) for report in cfg.report]

@@ -145,7 +145,7 @@ def main(films, tmp_path, monkeypatch):
     Image.fromarray(films[0]).save("film.png")
 
     def main(*words):
-        return edit.main(["--device", "cpu", "--dtype", "float32", *map(str, words)])
+        return sample.main(["--device", "cpu", "--dtype", "float32", *map(str, words)])
     return main
 
 
@@ -180,7 +180,7 @@ def test_a_mask_is_kept_to(main, films):
 
 
 @pytest.mark.parametrize("line, words", [
-    ("--change x", "name the picture to change"),
+    ("--edit= --change x", "name the picture to change"),
     ("--edit film.png", "with one of --report"),
     ("--edit film.png --change x --report y", "with one of --report"),
     ("--edit film.png --change=", "with one of --report"),

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import sample
 import weights
 from abilities import grid
 from common.cli import InputError
@@ -61,7 +62,7 @@ def test_all_pictures_of_a_noise_share_it():
 def test_the_command_writes_one_picture_and_names_every_report(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     line = ["--grid", "--report", TEMPLATE, "--steps", "1", "--num", "2", "--device", "cpu"]
-    assert grid.main(line) is None
+    assert sample.main(line) is None
     printed = capsys.readouterr()
     assert printed.out.splitlines()[:2] == ["sample.png: Small left pleural effusion.",
                                             "sample.png: Small right pleural effusion."]
@@ -71,6 +72,13 @@ def test_the_command_writes_one_picture_and_names_every_report(tmp_path, monkeyp
     assert json.loads(picture.text["reports"])[-1] == "Large right pleural effusion."
     grid.main([*line, "--json"])
     assert json.loads(capsys.readouterr().out.splitlines()[0])["file"] == "sample.png"
+
+
+def test_a_grid_without_braces_is_the_plain_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(grid, "main", None)
+    line = ["--grid", "--report", "No edema.", "--steps", "1", "--num", "2", "--device", "cpu"]
+    assert sample.main(line) == 0 and Image.open("sample.png").width == 2 * 260
 
 
 @pytest.mark.parametrize("line, words", [
