@@ -5,6 +5,7 @@
     training     the step of stage 2 as ratios within one run
     full_size    a UniX of the released sizes with random weights: memory, loading, both tasks
     int8         what weights in 8-bit integers change, and how fast they are
+    synthetic    whether pictures drawn from a table of phantom reports show what was asked for
     gpu          micro-steps at real sizes on one GPU
     paper        the same on paper: kernels, bytes and their price, without a GPU
     mimic        what prepare_mimic.py costs, on generated data
