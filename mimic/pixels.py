@@ -23,9 +23,15 @@ ENDINGS = ("", ".jpg", ".dcm", ".png", *images.IMAGES, *(name.upper() for name i
 
 def locate(path):
     """The file itself, with the ending that it has here; images.Unusable if there is none."""
-    for ending in ENDINGS:
-        if os.path.isfile(f"{path}{ending}"):   # Path.is_file raises for names that cannot be
-            return Path(f"{path}{ending}")
+    # CheXpert Plus names .jpg files and hands out .png and .dcm: another ending will do as well
+    stems = [path]
+    if path.suffix.lower() in images.IMAGES:
+        stems.append(path.with_suffix(""))
+    for stem in stems:
+        for ending in ENDINGS:
+            # Path.is_file raises for names that cannot be
+            if os.path.isfile(f"{stem}{ending}"):
+                return Path(f"{stem}{ending}")
     # Google's gsutil leaves <name>.gstmp where a download has stopped
     possible = path.name and "\0" not in str(path)
     if possible and any(path.parent.glob(f"{glob.escape(path.name)}*.gstmp")):

@@ -3,10 +3,15 @@ import gzip
 import json
 import re
 import shlex
+import subprocess
+import sys
+import textwrap
 
 import pytest
 
 from common.cli import InputError
+from helpers import ROOT
+from mimic import pixels
 from mimic.items import Item, LeftOut, hashed_split
 from mimic.own_table import table
 from mimic_tree import write_table
@@ -247,3 +252,52 @@ def test_tables_that_cannot_be_read_end_in_one_sentence(tmp_path, name, content,
     with pytest.raises(InputError, match=message) as error:
         items_of(tmp_path / name)
     assert "gren" not in str(error.value)
+
+
+# ---- the recipes of docs/data.md, on made-up files of that layout ----
+
+def test_chexpert_plus(tmp_path):
+    """Its columns by name; images that are PNG where the table says .jpg; lateral ones left out."""
+    common = {"deid_patient_id": "patient1", "report": "NARRATIVE: ...", "age": 61, "sex": "Male",
+              "section_narrative": "", "section_findings": "Effusion.", "ap_pa": "AP",
+              "section_impression": "Fluid.", "path_to_dcm": "train/1.dcm", "race": "White",
+              "patient_report_date_order": 1, "split": "valid"}
+    path = written(
+        tmp_path,
+        {**common, "path_to_image": "train/patient1/study1/view1_frontal.jpg",
+         "frontal_lateral": "Frontal"},
+        {**common, "path_to_image": "train/patient1/study1/view2_lateral.jpg",
+         "frontal_lateral": "Lateral"}, name="df_chexpert_plus_240401.csv")
+    left_out = LeftOut()
+    root, (item,) = items_of(path, left_out, images=str(tmp_path / "PNG"), columns=[
+        "image=path_to_image", "subject=deid_patient_id", "view=frontal_lateral",
+        "findings=section_findings", "impression=section_impression"])
+    assert (item.subject, item.split, item.view) == ("patient1", "val", "frontal")
+    assert item.text == ("Effusion.", "Fluid.", "table:columns")
+    assert len(left_out) == 1
+    png = tmp_path / "PNG" / "train/patient1/study1/view1_frontal.png"
+    png.parent.mkdir(parents=True)
+    png.touch()
+    assert pixels.locate(root / item.image) == png
+
+
+def test_rexgradient(tmp_path):
+    """The program of docs/data.md makes a line an image of its metadata."""
+    about = {"ImagePath": ["../deid_png/p1/s1/1.png", "../deid_png/p1/s1/2.png"],
+             "ImageViewPosition": ["POSTERO_ANTERIOR", "LATERAL"], "Findings": "Effusion.",
+             "Impression": "Fluid.", "PatientSex": "F"}
+    (tmp_path / "metadata").mkdir()
+    for split in ("train", "valid", "test"):
+        (tmp_path / "metadata" / f"{split}_metadata_view_position.json").write_text(
+            json.dumps({f"{split}1": about}))
+    recipe = (ROOT / "docs/data.md").read_text()
+    program = re.search(r"rexgradient.jsonl <<'END'\n(.*?)\n    END", recipe, re.DOTALL)[1]
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=tmp_path,
+                         capture_output=True, text=True, check=True)
+    path = tmp_path / "rexgradient.jsonl"
+    path.write_text(run.stdout)
+    left_out = LeftOut()
+    _, items = items_of(path, left_out, images=str(tmp_path), split_by="study")
+    assert [item.split for item in items] == ["train", "val", "test"] and len(left_out) == 3
+    assert items[0].image == "deid_png/p1/s1/1.png" and items[0].view == "PA"
+    assert items[0].text == ("Effusion.", "Fluid.", "table:columns")
