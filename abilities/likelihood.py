@@ -26,6 +26,11 @@ class TokenScores(NamedTuple):
         return float(self.log_p.sum())
 
     @property
+    def least(self):
+        """Of the least likely token, in nats; the end of the report is none."""
+        return float(self.log_p[:-1].min())
+
+    @property
     def mean(self):
         """Log-likelihood a token, in nats: reports of different lengths compare."""
         return float(self.log_p.mean())

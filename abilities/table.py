@@ -28,7 +28,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -59,7 +58,7 @@ class TableConfig(sample.Sampling):
     balance: list[str] = field(default_factory=list)    # findings that get equal shares
     total: int = 0              # pictures in all, with --balance
     best_of: int = 1            # drawings of each picture; the model's reader keeps the likeliest
-    keep_above: float = -math.inf   # leave out a picture whose least word is below; -3 is a start
+    keep_above: float = -math.inf   # leave out pictures with a less likely word; -3 is a start
     checkpoint: str = str(Path(__file__).resolve().parents[1] / "demo")     # directory or run
     preset: str = ""            # "release": the sampling settings of the released UniX
     prompt: str = sample.PROMPT     # what the model's reader is asked
@@ -229,7 +228,7 @@ class Studio:
         for picture, (image, score) in zip(pictures, best):
             row = {"id": picture.id, **score}
             if with_scores and score["least_word"] < self.cfg.keep_above:
-                row["error"] = f"the least word is at {score['least_word']}"
+                row["error"] = f"its least likely word is at {score['least_word']}"
             else:
                 row["image"] = f"{file_name(picture.id)}.png"
                 save_png(Image.fromarray(image), self.folder / row["image"],
@@ -240,20 +239,17 @@ class Studio:
     def likelihoods(self, drawn, reports):
         """What the model's own reader thinks of pictures (N, S, S) of these reports.
 
-        log_likelihood: of the whole report, given the picture. least_word: how much the picture
-        speaks against the word that fits it least, as log p(word | picture) - log p(word); 0 or
-        more: against none. A wrong side, size or finding is at about -5 to -15.
+        log_likelihood: of the whole report, given the picture. least_word: of its least likely
+        word. Where a text could go on in other words, one of them is at -1 to -3; a wrong side,
+        size or finding is at -4 to -15.
         """
         vision = self.model.cfg.vision
         images = [preprocess(Image.fromarray(image), vision.image_size, vision.pad)
                   for image in drawn]
-        ask = partial(token_scores, self.model, self.tokenizer, reports=reports,
-                      prompt=self.cfg.prompt, batch=self.cfg.batch)
-        scores = []
-        for seen, blind in zip(ask(images=torch.stack(images)), ask(images=None)):
-            least = float((seen.log_p - blind.log_p)[:-1].min())        # its end is no word
-            scores.append({"log_likelihood": round(seen.total, 3), "least_word": round(least, 3)})
-        return scores
+        scores = token_scores(self.model, self.tokenizer, torch.stack(images), reports,
+                              self.cfg.prompt, self.cfg.batch)
+        return [{"log_likelihood": round(score.total, 3), "least_word": round(score.least, 3)}
+                for score in scores]
 
 
 # ---- what is written at the end ----
@@ -331,7 +327,7 @@ def finish(cfg, out, pictures, done, made_with):
     write_manifest(out / "manifest.csv", pictures, kept, made_with)
     print(f"{len(kept)} pictures in {out}/images, {out}/manifest.csv says what they show.")
     if left_out:
-        print(f"{len(left_out)} are left out: the model's reader finds a word in their report that "
-              f"does not fit (below {cfg.keep_above:g}); {out}/drawn.jsonl has them.")
+        print(f"{len(left_out)} are left out: the model's reader finds a word of their report "
+              f"unlikely (log p below {cfg.keep_above:g}); {out}/drawn.jsonl has them.")
     print(f"To train on them: python prepare_mimic.py --dataset table --reports "
           f"{out}/manifest.csv --out datasets/{out.name}")
