@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from common.cli import InputError, differences
 from common.processes import print0
 from training import optim
-from weights import checkpoint
+from weights import adapters, checkpoint
 
 # settings that change no result, so that a run may go on with others (steps: with a constant
 # learning rate only)
@@ -101,10 +101,11 @@ def refuse_needed(cfg, stage):
         source = vars(cfg).get(name)
         if not source:
             continue
-        source = Path(source).resolve()
-        if Path(cfg.out).resolve() in (source, *source.parents):
-            raise InputError(f"--overwrite would delete {cfg.out}, and --{name} {source} lies in "
-                             "it: choose another --out.")
+        for place in adapters.foundations(source):
+            place = place.resolve()
+            if Path(cfg.out).resolve() in (place, *place.parents):
+                raise InputError(f"--overwrite would delete {cfg.out}, and {place}, which --{name} "
+                                 f"{source} needs, lies in it: choose another --out.")
     for directory in checkpoint.checkpoints(cfg.out):
         try:
             theirs = checkpoint.read_config(directory).get("stage")

@@ -27,7 +27,7 @@ import torch
 from common.cli import InputError
 from common.files import digest, read_json
 from weights.about import vae_hash
-from weights.checkpoint import checkpoints, newest
+from weights.checkpoint import checkpoints, newest, read_config
 from weights.files import few, file_of_weights, read_tensors, refuse_non_finite
 
 # the tables of a checkpoint of ours from which a model is made, as far as they are there
@@ -106,6 +106,21 @@ def base_of(directory, config):
     path = place_of(entry, directory)
     refuse_other(entry, path, fingerprint(path), directory)
     return path
+
+
+def foundations(path):
+    """A path of weights, and the directories that these rest on: the base of adapters, its base."""
+    places = [Path(path)]
+    while True:
+        directory = places[-1]
+        if checkpoints(directory):
+            directory = newest(directory)
+        if not (directory / "config.json").exists():
+            return places
+        config = read_config(directory)
+        if config.get("format") != "open-unix" or "base" not in config:
+            return places
+        places.append(place_of(config["base"], directory))
 
 
 # ---- adapters and their base -> plain weights ----

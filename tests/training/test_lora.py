@@ -1,4 +1,5 @@
 """training/lora.py: what is trained is small, and the base stays what it is."""
+import copy
 import json
 import shutil
 
@@ -13,8 +14,15 @@ from common.cli import InputError
 from helpers import close, normal, tiny_config
 from model import UniX
 from tiny_runs import MAIN, SCRIPT, column, gen, identical, same_run, tensors, und
-from training import lora
+from training import frozen, lora
 from weights import adapters, checkpoint
+
+
+def fill_b(model):
+    """Random values where adapters start with zeros."""
+    for name, p in lora.trained(model).items():
+        if name.endswith("lora_b"):
+            p.data.copy_(0.1 * normal(*p.shape))
 
 
 # ---- the layer ----
@@ -51,6 +59,29 @@ def test_what_is_trained(branch, vision):
     assert all(f".{branch}." in layer for layer in adapted if layer.startswith("layers"))
     frozen = {name: p.numel() for name, p in model.named_parameters() if not p.requires_grad}
     assert {name.replace("base.", "") for name in frozen} <= before.keys()
+
+
+def test_the_base_lies_in_bf16_and_adapters_in_fp32():
+    """As on CUDA; the same bits as autocast makes, in the loss and in every gradient."""
+    model = UniX(tiny_config())
+    lora.insert(model, "u", 2, 1.0, vision=True)
+    fill_b(model)
+    plain = copy.deepcopy(model)
+    frozen.in_bfloat16(model, torch.device("cuda"), "bfloat16")
+    ids = torch.randint(4, 60, (2, 9), generator=torch.Generator().manual_seed(0))
+    results = []
+    for one in (model, plain):
+        with torch.autocast("cpu", torch.bfloat16):
+            _, cache = one.prefill_image(normal(2, 3, 32, 32))
+            hidden, _ = one.prefill_text(ids, None, cache)
+            loss = one.report_loss(hidden.flatten(0, 1), ids.flatten()).sum()
+        loss.backward()
+        results.append({name: p.grad for name, p in lora.trained(one).items()})
+        results[-1]["loss"] = loss.detach()
+    assert identical(*results)
+    assert all(p.dtype == torch.float32 for p in lora.trained(model).values())
+    layer = model.layers[2].u.mlp.down
+    assert layer.base.weight.dtype == torch.bfloat16 == model.lm_head.weight.dtype
 
 
 # ---- runs: reading on the weights of stage 1, drawing on those of stage 2 ----

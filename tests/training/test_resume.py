@@ -11,12 +11,13 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+import weights
 from common.cli import InputError
 from tiny_runs import MAIN, identical, log, same_run, tensors
 from train_und import TrainConfig
 from training import optim
 from training.resume import checkpoint_to_resume, optimizer_state, restore, tidy
-from weights import checkpoint
+from weights import adapters, checkpoint
 
 
 @pytest.fixture(scope="module", params=[(1, "muon"), (2, "adamw")], ids=["stage 1", "stage 2"])
@@ -168,14 +169,18 @@ def test_what_no_run_has_written_is_never_deleted(tmp_path, name, words):
 
 
 @pytest.mark.parametrize("settings, stage, words", [
-    ({"init": "run"}, 1, "--init .*run lies in it"),
-    ({"init": "run/00000005"}, 1, "--init .*run/00000005 lies in it"),
+    ({"init": "run"}, 1, "run, which --init .*run needs, lies in it"),
+    ({"init": "run/00000005"}, 1, "run/00000005, which --init .* needs, lies in it"),
+    ({"init": "adapted"}, 1, "run/00000005, which --init .*adapted needs, lies in it"),
     ({}, 2, "holds a run of stage 1, and this is stage 2")])
 def test_a_run_never_replaces_one_of_another_stage_or_its_own_beginning(
         tmp_path, settings, stage, words):
     cfg = TrainConfig(out=str(tmp_path / "run"), overwrite=True)
     checkpoint.save(cfg.out, 5, config={"settings": asdict(cfg), "stage": 1},
                     tensors={"model": {"a": torch.zeros(3)}})
+    base = adapters.model_base(cfg.out)
+    checkpoint.save(tmp_path / "adapted", 3, tensors={},
+                    config={**weights.describe(), "base": base, "stage": 1})
     assert checkpoint_to_resume(cfg, stage=1) is None
     settings = {name: str(tmp_path / value) for name, value in settings.items()}
     with pytest.raises(InputError, match=words):

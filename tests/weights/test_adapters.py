@@ -8,9 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import train_gen
+import train_und
 import weights
 from common.cli import InputError
 from helpers import close, normal
+from phantom import prepare
+from tiny_runs import gen, und
 from training import lora
 from weights import adapters, checkpoint
 from weights.export import main as export
@@ -102,6 +106,30 @@ def test_on_the_released_unix(release, tmp_path):
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, merged.state_dict()[name]), name
     assert again.unused.keys() == model.unused.keys()
+
+
+@pytest.mark.slow
+def test_the_released_unix_is_fine_tuned_to_read_and_then_to_draw(release, tmp_path):
+    """Adapters on the release, adapters on these, and all of it again in the release's layout."""
+    data = tmp_path / "data"
+    prepare.main(f"--out {data} --size 32 --train 8 --val 2 --test 0 --workers 1".split())
+    short = ("--batch-size", 2, "--micro-batch", 2, "--steps", 2, "--lora", 4)
+    train_und.main(und(data, tmp_path / "read", "--init", release[2], *short))
+    train_gen.main(gen(data, tmp_path / "draw", tmp_path / "read", "--repa", 0, *short))
+    for run, branch in (("read", "u"), ("draw", "g")):
+        held = load_file(checkpoint.newest(tmp_path / run) / "adapters.safetensors")
+        assert all(f".{branch}." in name for name in held if name.startswith("layers"))
+        assert sum(tensor.nbytes for tensor in held.values()) < 300_000
+
+    export([str(tmp_path / "draw"), str(tmp_path / "UniX"), "--release"])
+    tuned, vae, _ = weights.load(tmp_path / "UniX")
+    assert weights.vae_hash(vae) == weights.vae_hash(release[1])
+    before = weights.load(release[2])[0].state_dict()
+    changed = {name for name, tensor in tuned.state_dict().items()
+               if not torch.equal(tensor, before[name])}
+    assert {LAYER + ".weight", LAYER.replace(".u.", ".g.") + ".weight", "connector.0.weight",
+            "latent_in.weight"} <= changed
+    assert not {"embed.weight", "lm_head.weight", "vision.patch.weight"} & changed
 
 
 # ---- which base ----
