@@ -60,7 +60,7 @@ def grouped(items, key, size):
 # what the commands with such lists leave in their directory, besides images/ and sweep/
 LISTS = ("reports.jsonl", "images.jsonl", "again.jsonl", "drawn.jsonl")
 RESULTS = ("generated.safetensors", "real.safetensors", "result.json", "result.md", "pairs.png",
-           "findings.png", "sweep.png", "manifest.csv")
+           "findings.png", "sweep.png", "manifest.csv", "suspicious.csv", "suspicious.png")
 
 
 def claim(places, overwrite, process):
