@@ -10,15 +10,15 @@ B of C_out x r, which are trained instead:
 
 Their product is as large as W and of rank r at most: what a new hospital, camera or wording changes
 about a layer is supposed to be that simple. B starts at zero, so that the first step is the base
-exactly. A 1,024 x 1,024 matrix of a million weights has 33 thousand trained ones at r = 16: that
-much less memory for gradients, optimizer and average, which are eight ninths of a full run's, and
-checkpoints of some megabytes. Afterwards W + (alpha / r) B A is one matrix again, and nothing is
-slower (`weights/adapters.py`).
+exactly. A 1,024 x 1,024 matrix of a million weights has 33 thousand trained ones at r = 16: so much
+less memory for gradients, optimizer and average, which are 16 of the 22 bytes that a trained weight
+takes, and checkpoints of megabytes. Afterwards W + (alpha / r) B A is one matrix again, and nothing
+is slower (`weights/adapters.py`).
 
-What is adapted: all linear layers of one branch of the decoder, which is more than the query and
-value matrices of the paper and does better for the same number of weights (Dettmers et al. 2023,
-arXiv 2305.14314, section 4). To read also the connector and, if asked for, the vision tower. To
-draw the latent ends are small and trained whole: norm, latents in and out, time.
+What is adapted: all linear layers of one branch of the decoder. The paper adapts queries and values
+alone; Dettmers et al. 2023 (QLoRA, arXiv 2305.14314, section 4) needed all layers to come up to
+full fine-tuning. To read also the connector and, if asked for, the vision tower. To draw the latent
+ends are small and trained whole: norm, latents in and out, time.
 """
 import torch
 import torch.nn as nn

@@ -150,12 +150,15 @@ def apart(tensors):
     return pairs, whole
 
 
-def merged(base, tensors, config, directory, merge=True):
+def merged(base, tensors, config, directory, dtype=None, merge=True):
     """Weights {name: tensor} of the base, with what a LoRA run has trained put in -> the same kind.
 
-    tensors: of the run, see `read`. An adapted matrix becomes W + alpha / r * B A, computed in
-    fp32; with merge=False it stays W. InputError where an adapter does not fit.
+    tensors: of the run, see `read`. An adapted matrix becomes W + alpha / r * B A, computed in fp32
+    and then, one after another, turned to dtype (None: fp32); with merge=False it stays W.
+    InputError where an adapter does not fit.
     """
+    if dtype is None:
+        dtype = torch.float32
     rank, alpha = config["lora"]["rank"], config["lora"]["alpha"]
     pairs, whole = apart(tensors)
     weights = {**base, **whole}
@@ -166,7 +169,7 @@ def merged(base, tensors, config, directory, merge=True):
             misfits.append(layer)
         elif merge:
             difference = pair["lora_b"].float() @ pair["lora_a"].float()
-            weights[name] = base[name].float() + alpha / rank * difference
+            weights[name] = (base[name].float() + alpha / rank * difference).to(dtype)
     if misfits:
         raise InputError(f"{directory}: the adapters of {few(misfits)} are not of rank {rank}, as "
                          "config.json says, or of other sizes than the base.")

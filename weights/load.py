@@ -274,7 +274,7 @@ def load_adapted(directory, config, ema, dtype, int8, merge):
         base.cfg.latent_channels = cfg.latent_channels
         base.copy_u_to_g()
     trained = adapters.read(directory, ema)
-    tensors = adapters.merged(base.state_dict(), trained, config, directory, merge)
+    tensors = adapters.merged(base.state_dict(), trained, config, directory, dtype, merge)
     model = fill(network(cfg, int8), tensors, directory, dtype)
     model.unused = base.unused
     model.about = knowledge.recorded(config)
