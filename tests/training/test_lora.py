@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import train_gen
 import train_und
 import weights
 from bench import table5
@@ -175,6 +176,28 @@ def test_a_run_goes_on_bit_for_bit(tuned, command, tmp_path):
     MAIN[stage](command(stage, run))
     same_run(run, reference)
     assert identical(tensors(run, "adapters"), tensors(reference, "adapters"))
+
+
+def test_a_base_that_cannot_draw_yet(phantom, bases, vae_run, tmp_path):
+    """g is a copy of the base's u: it is made again, not saved. The VAE from elsewhere is named."""
+    words = gen(phantom, tmp_path, bases[1], "--vae", vae_run, "--lora", 4, "--save-every", 1,
+                "--keep", 9, "--steps", 2)
+    train_gen.main(words)
+    reference = shutil.copytree(tmp_path, tmp_path.with_name("reference"))
+    shutil.rmtree(tmp_path / "00000002")
+    train_gen.main(words)
+    same_run(tmp_path, reference)
+    assert not list(tmp_path.glob("*/vae*"))
+
+    model, vae, _ = weights.load(tmp_path, ema=False)
+    assert model.cfg.generation and weights.vae_hash(vae) == weights.vae_hash(
+        weights.find_vae(vae_run))
+    held = tensors(tmp_path, "adapters")
+    name = "layers.1.g.mlp.up"
+    difference = 16 / 4 * held[f"{name}.lora_b"] @ held[f"{name}.lora_a"]
+    u = tensors(bases[1], "ema")["layers.1.u.mlp.up.weight"]
+    close(model.get_parameter(f"{name}.weight"), u + difference, 1e-6)
+    assert torch.equal(model.latent_in.weight, held["latent_in.weight"])
 
 
 @pytest.mark.slow
