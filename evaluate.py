@@ -6,6 +6,7 @@
     python evaluate.py features --images DIR --out a.safetensors    # of any folder of images
     python evaluate.py compare A B                  # two feature files, folders, files of reports
     python evaluate.py match --data datasets/mine   # reports that do not belong to their films
+    python evaluate.py explain                      # does a statement's heat lie on its finding?
     python evaluate.py edit                         # one finding of a phantom changed
     python evaluate.py severity                     # does a finding grow with its word?
     python evaluate.py privacy --generated A --train B --held-out C     # training images too near?
@@ -18,7 +19,7 @@ paper's rows beside ours, and plots. docs/evaluation.md defines every number.
 import difflib
 
 from common.cli import InputError, cli
-from evaluation import compare, edits, gen, match, phantom, privacy, severity, und
+from evaluation import compare, edits, gen, match, phantom, places, privacy, severity, und
 
 # a command is a function from the words behind its name to an exit code; None is 0, too
 COMMANDS = {
@@ -28,6 +29,7 @@ COMMANDS = {
     "features": compare.extract_features,
     "compare": compare.main,
     "match": match.main,
+    "explain": places.main,
     "edit": edits.main,
     "severity": severity.main,
     "privacy": privacy.main,

@@ -109,7 +109,8 @@ PRESETS = {
 
 
 # an option that leads to a room with a command line of its own
-ABILITIES = {"--table": "abilities.table", "--edit": "abilities.edit"}
+ABILITIES = {"--explain": "abilities.explain", "--table": "abilities.table",
+             "--edit": "abilities.edit"}
 
 
 def preset_for(model, cfg, argv, doc):

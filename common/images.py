@@ -221,14 +221,15 @@ def checked(inputs, check, failures):
 # ---- writing ----
 
 def captioned(pictures, captions, columns=0, scale=2):
-    """Grey pictures laid out in a grid, each over its caption -> PIL image.
+    """Pictures laid out in a grid, each over its caption -> PIL image.
 
-    pictures: (N, S, S) uint8, enlarged `scale` times. columns: 0 makes the grid about square.
+    pictures: uint8, all grey (S, S) or all of colours (S, S, 3), enlarged `scale` times. columns: 0
+    makes the grid about square.
     """
     if not columns:
         columns = math.ceil(math.sqrt(len(pictures)))
     rows = math.ceil(len(pictures) / columns)
-    side = pictures[0].shape[-1] * scale
+    side = pictures[0].shape[1] * scale
     font = ImageFont.load_default(11)   # about 6 pixels a letter, 14 a line
 
     # captions are wrapped to the width of a picture, the longest decides the height of all
@@ -238,14 +239,15 @@ def captioned(pictures, captions, columns=0, scale=2):
         texts.append([line for part in parts for line in textwrap.wrap(part, side // 6)])
     width, height = side + 4, side + 14 * max(map(len, texts)) + 6
 
-    sheet = Image.new("L", (columns * width, rows * height), 255)
+    kind, white = ("L", 255) if pictures[0].ndim == 2 else ("RGB", (255, 255, 255))
+    sheet = Image.new(kind, (columns * width, rows * height), white)
     draw = ImageDraw.Draw(sheet)
     for n, (picture, lines) in enumerate(zip(pictures, texts)):
         row, column = divmod(n, columns)
         x, y = column * width, row * height
         enlarged = Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
         sheet.paste(enlarged, (x, y))
-        draw.text((x + 2, y + side + 2), "\n".join(lines), fill=0, font=font, spacing=2)
+        draw.text((x + 2, y + side + 2), "\n".join(lines), fill="black", font=font, spacing=2)
     return sheet
 
 
