@@ -5,6 +5,7 @@
     python evaluate.py gen --checkpoint out/gen512  # Tables 3 and 4: images of the test reports
     python evaluate.py features --images DIR --out a.safetensors    # of any folder of images
     python evaluate.py compare A B                  # two feature files, folders, files of reports
+    python evaluate.py compare REFERENCES A B       # two systems, with a p value for each score
     python evaluate.py match --data datasets/mine   # reports that do not belong to their films
     python evaluate.py explain                      # does a statement's heat lie on its finding?
     python evaluate.py edit                         # one finding of a phantom changed

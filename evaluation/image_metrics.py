@@ -239,7 +239,7 @@ def percentiles(values):
     return [float(value) for value in np.quantile(values, (0.025, 0.975))]
 
 
-def half_samples(metric, real, fake, paired, replicates=100, seed=0):
+def half_samples(metric, real, fake, paired, replicates=100, seed=0, limits=LIMITS):
     """Intervals {name: [low, high]} of metric(real, fake) -> {name: value}, from random half sets.
 
     A bootstrap would draw images twice, and duplicates bias FD and the distances of neighbours. A
@@ -250,6 +250,7 @@ def half_samples(metric, real, fake, paired, replicates=100, seed=0):
     replicates are shifted so that their mean is the metric over all images.
 
     paired: row i of both sets belongs to the same prompt, so both are drawn or neither.
+    limits: {name: (lowest, highest)} of what cannot lie outside.
     """
     real = np.asarray(real)
     fake = np.asarray(fake)
@@ -269,8 +270,8 @@ def half_samples(metric, real, fake, paired, replicates=100, seed=0):
         values = np.array([replica[name] for replica in replicas])
         # the spread of the halves, around the value of the whole
         values = values - values.mean() + value
-        if name in LIMITS:
-            values = np.clip(values, *LIMITS[name])
+        if name in limits:
+            values = np.clip(values, *limits[name])
         intervals[name] = percentiles(values)
     return intervals
 

@@ -82,6 +82,9 @@ class CheXbertLabels:
         return self.model.label(texts, self.cut)
 
     def scores(self, references, predictions):
+        # lists of rows as well: two systems have the same references, one behind the other
+        references, predictions = np.asarray(references), np.asarray(predictions)
+
         def scores_at(rows=slice(None)):
             return text_metrics.chexbert_scores(references, predictions, rows)
         return scores_at
@@ -133,19 +136,28 @@ def reports(predictions, references, labeller, replicates=1000, python=""):
     if labeller is not None:
         scores, details = label_f1(labeller, predictions, references, replicates)
 
-    # scores that every report has for itself, and whose mean is the number
-    columns, left_out = {}, []
-    for more, sentences in (
-            bleu(predictions, references),
-            rouge_l(predictions, references),
-            radgraph_f1(predictions, references, python)):
-        columns |= more
-        left_out += sentences
-    for name, column in columns.items():
+    # the others are means over reports
+    of_reports, left_out = columns(predictions, references, python)
+    for name, column in of_reports.items():
         column = column[np.isfinite(column)]        # BLEU leaves out reports without a token
         if len(column):
             scores |= mean_of(name, column, replicates)
     return scores, details, left_out
+
+
+def columns(predictions, references, python=""):
+    """Scores that each report has for itself, and whose mean is the number.
+
+    -> ({"BLEU1": (N,), "ROUGE_L": (N,), ...}, sentences about what is left out). nan: no score.
+    """
+    scores, left_out = {}, []
+    for more, sentences in (
+            bleu(predictions, references),
+            rouge_l(predictions, references),
+            radgraph_f1(predictions, references, python)):
+        scores |= more
+        left_out += sentences
+    return scores, left_out
 
 
 def mean_of(name, values, replicates):

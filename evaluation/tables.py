@@ -172,6 +172,19 @@ def sweep(scores):
     return [table(list(scores[0]), rows)]
 
 
+def paired(scores):
+    """Two systems beside each other: {name: {"a", "b", "difference"}} of evaluation/paired.py."""
+    rows = []
+    for name, row in scores.items():
+        p = row["difference"]["p"]
+        rows.append([name, *map(shown, row.values()), "–" if p is None else f"{p:.4f}",
+                     row["difference"]["n"]])
+    return [table(["score", "A", "B", "B − A", "p", "n"], rows),
+            "p: in which share of random swaps of the two systems' outputs the difference was as "
+            "large as it is (paired randomisation test, two-sided). Of twenty scores, one has a p "
+            "below 0.05 by chance."]
+
+
 def plain(scores):
     """Any {name: number}."""
     rows = [[name, shown(number), number["n"]] for name, number in scores.items()]
@@ -188,6 +201,8 @@ def section(name, scores, encoder):
         return findings(scores, encoder)
     if name == "sweep":
         return sweep(scores)
+    if name.startswith("paired"):
+        return paired(scores)
     return plain(scores)
 
 

@@ -10,9 +10,9 @@ from evaluation import chexbert, compare, features, image_metrics, text_metrics
 
 @pytest.fixture
 def compared(tmp_path):
-    """compared(a, b, *options) -> (exit code, what the JSON file says)."""
-    def run(a, b, *options):
-        words = [a, b, "--out", tmp_path / "new" / "out", "--bootstrap", 0, *options]
+    """compared(a, b, *more words) -> (exit code, what the JSON file says)."""
+    def run(*words):
+        words = [*words, "--out", tmp_path / "new" / "out", "--bootstrap", 0]
         code = compare.main([str(word) for word in words])
         return code, json.loads((tmp_path / "new" / "out.json").read_text())
     return run
@@ -119,6 +119,37 @@ def test_two_files_of_reports(compared, chexbert_folder, tmp_path):
     assert numbers["ROUGE_L"]["n"] == 3 and numbers["ROUGE_L"]["value"] == pytest.approx(rouge)
 
 
+def test_two_systems_of_reports_have_a_p(compared, tmp_path):
+    """B is the references in another order of lines; what fails in A counts for no side."""
+    pytest.importorskip("rouge_score")
+    references = [{"id": i, "report": f"Nodule {i} in the left lung."} for i in range(8)]
+    a = [{"id": i, "report": "Clear."} for i in range(7)] + [{"id": 7, "error": "torn"}]
+    files = [write(tmp_path / f"{name}.jsonl", rows)
+             for name, rows in (("r", references), ("a", a), ("b", references[::-1]))]
+    code, page = compared(*files, "--python", tmp_path / "no", "--chexbert", tmp_path / "no")
+    assert code == 1 and page["failures"] == {"7": "torn"}
+    row = page["scores"]["paired reports"]["ROUGE_L"]
+    assert (row["a"]["value"], row["b"]["value"], row["b"]["n"]) == (0, 1, 7)
+    assert 1 / 1001 <= row["difference"]["p"] < 0.05, "2 of 2^7 swaps are as far apart"
+
+
+def test_two_systems_of_images_have_a_p(feature_files, train, tmp_path, compared):
+    """By name, in any order of the rows; A is shifted, B is not."""
+    order = np.random.default_rng(0).permutation(len(train.ids))
+    ids = [train.ids[i] for i in order]
+    for name, shift in (("a", 1), ("b", 0.01)):
+        features.save(tmp_path / f"{name}.safetensors",
+                      features.Features(ids, train.x[order] + np.float32(shift), train.encoder))
+    files = [feature_files / "train.safetensors",
+             *(tmp_path / f"{name}.safetensors" for name in "ab")]
+    code, page = compared(*files, "--shards", 1, "--swaps", 30)
+    row = page["scores"]["paired images, blocks: 1"]["fd"]
+    C = train.x.shape[1]
+    assert code == 0 and page["paired"]
+    assert row["a"]["value"] == pytest.approx(C) and row["b"]["value"] == pytest.approx(C / 1e4)
+    assert row["difference"]["p"] == 1 / 31
+
+
 # ---- bad input ----
 
 FILES = {                               # what stands in the files of reports below
@@ -141,6 +172,11 @@ FILES = {                               # what stands in the files of reports be
     ("twice.jsonl short.jsonl", "the id a stands there twice"),
     ("failed.jsonl short.jsonl", "there is no report to score"),
     ("a.jsonl a.jsonl --chexbert chexbert", "chexbert"),
+    ("a.jsonl a.jsonl other.jsonl", "without a report: x; without a reference: y"),
+    ("a.jsonl a.jsonl {made}", "is no .jsonl file"),
+    ("{made}.safetensors {made}.safetensors {held}.safetensors",
+     "share 0 of 14 and 4 names: a paired test needs two images of each prompt"),
+    ("{made}.safetensors {made}.safetensors --swaps -1", "--bootstrap and --swaps must be 0 or"),
     ("{made}.safetensors other.safetensors", "features of two encoders cannot be compared"),
     ("{made}.safetensors {made}.safetensors --shards 4", "4: 14 and 14 images are too few"),
     ("{made}.safetensors {made}.safetensors --k 0", "--shards, --k and --batch must be at least 1"),
