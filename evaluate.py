@@ -7,6 +7,7 @@
     python evaluate.py compare A B                  # two feature files, folders, files of reports
     python evaluate.py compare REFERENCES A B       # two systems, with a p value for each score
     python evaluate.py match --data datasets/mine   # reports that do not belong to their films
+    python evaluate.py utility                      # does it help to train on drawn images?
     python evaluate.py explain                      # does a statement's heat lie on its finding?
     python evaluate.py edit                         # one finding of a phantom changed
     python evaluate.py severity                     # does a finding grow with its word?
@@ -20,7 +21,8 @@ paper's rows beside ours, and plots. docs/evaluation.md defines every number.
 import difflib
 
 from common.cli import InputError, cli
-from evaluation import compare, edits, gen, match, phantom, places, privacy, severity, und
+from evaluation import (
+    compare, edits, gen, match, phantom, places, privacy, severity, und, utility)
 
 # a command is a function from the words behind its name to an exit code; None is 0, too
 COMMANDS = {
@@ -29,6 +31,7 @@ COMMANDS = {
     "gen": gen.main,
     "features": compare.extract_features,
     "compare": compare.main,
+    "utility": utility.main,
     "match": match.main,
     "explain": places.main,
     "edit": edits.main,

@@ -1,6 +1,7 @@
 """The numbers of the paper's tables; evaluate.py says which there are.
 
     und, gen, phantom      Table 2; Tables 3 and 4; the phantom's own scores
+    utility                does it help to train on drawn images?
     places                 does a statement's heat lie on its finding?
     match                  reports that do not belong to their films, and whether that is found out
     compare, privacy       other people's models from their files; is a training image too near?

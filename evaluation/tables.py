@@ -288,6 +288,13 @@ def plots_left_out():
     return ["plots are left out (no matplotlib): pip install -r requirements-eval.txt."]
 
 
+def probe_left_out():
+    """[] or [why there is no linear probe]."""
+    if importlib.util.find_spec("sklearn"):
+        return []
+    return ["the linear probe needs scikit-learn: pip install -r requirements-eval.txt."]
+
+
 def new_figure(size):
     """An empty figure. It needs no display: nothing of pyplot is used."""
     # imported here, since matplotlib is optional and slow to load

@@ -207,6 +207,7 @@ MORE = {
     "evaluation/tables.py": {"matplotlib"},
     "evaluation/text_metrics.py": {"nltk", "rouge_score"},
     "evaluation/scoring.py": {"nltk"},
+    "evaluation/utility.py": {"sklearn"},
     "bench/metrics.py": {"torchmetrics", "prdc"},
     "bench/replication.py": {"matplotlib"},
 }

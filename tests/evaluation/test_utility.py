@@ -1,0 +1,111 @@
+"""evaluate.py utility: the four sets, intervals, and what it says of features that are made up."""
+import json
+
+import numpy as np
+import pytest
+
+import evaluate
+from common.cli import InputError
+from evaluation import utility
+from evaluation.utility import Labelled, UtilityConfig, findings_of
+
+pytest.importorskip("sklearn")
+LINE = "utility --device cpu --dtype float32 --threads 1 --bootstrap 20 --seeds 2".split()
+
+
+def made_up(n, rng, noise, flipped=0.0):
+    """Features of which the first two say whether a finding is there, with some labels flipped."""
+    there = rng.random((n, 2)) < 0.5
+    x = np.concatenate([there + noise * rng.standard_normal((n, 2)),
+                        rng.standard_normal((n, 6))], axis=1)
+    shown = there ^ (rng.random((n, 2)) < flipped)
+    found = [{name for name, is_there in zip("ab", row) if is_there} for row in shown]
+    return Labelled(x.astype(np.float32), found, np.array([f"p{i // 2}" for i in range(n)]))
+
+
+def scores(tmp_path, *sets):
+    cfg = UtilityConfig(out=str(tmp_path / "u"), seeds=4, bootstrap=50)
+    utility.score(cfg, sets, "made up", "not for clinical use")
+    return json.loads((tmp_path / "u.json").read_text())
+
+
+def test_good_synthetic_images_help_and_repeated_ones_do_not(tmp_path):
+    rng = np.random.default_rng(0)
+    result = scores(tmp_path, made_up(24, rng, 0.8), made_up(400, rng, 0.8), made_up(300, rng, 0.8))
+    mean = {kind: row["mean"]["value"] for kind, row in result["scores"].items()}
+    assert mean["real + synthetic"] > mean["real"] + 0.02
+    assert abs(mean["real + repeated real"] - mean["real"]) < 0.02
+    low, high = result["gain"]["interval"]
+    assert 0 < low < result["gain"]["value"] < high
+    assert (tmp_path / "u.md").exists()
+
+
+def test_wrong_synthetic_images_do_harm(tmp_path):
+    rng = np.random.default_rng(1)
+    result = scores(tmp_path, made_up(40, rng, 0.5), made_up(400, rng, 0.5, flipped=0.5),
+                    made_up(200, rng, 0.5))
+    assert result["gain"]["value"] < 0
+    assert result["scores"]["synthetic"]["mean"]["value"] < 0.7
+
+
+def test_the_control_repeats_real_images_alone():
+    rng = np.random.default_rng(2)
+    real, synthetic = made_up(6, rng, 1.0), made_up(16, rng, 1.0)
+    sets = utility.training_sets(real, synthetic)
+    x, found, subjects = sets["real + repeated real"]
+    assert len(x) == 22 and {tuple(row) for row in x} == {tuple(row) for row in real.x}
+    assert set(subjects) == set(real.subjects) and found[6:12] == real.found
+    assert len(sets["real + synthetic"][0]) == 22
+    # drawn images are other patients than those of the same name
+    assert len(set(sets["real + synthetic"][2])) == 3 + 8
+
+
+def test_patients_are_drawn_whole():
+    subjects = np.array(["a", "a", "b", "c", "c", "c"])
+    rows = utility.resampled(subjects, np.random.default_rng(3))
+    drawn = subjects[rows]
+    for name, size in (("a", 2), ("b", 1), ("c", 3)):
+        assert (drawn == name).sum() % size == 0
+
+
+def test_what_is_on_an_image():
+    assert findings_of({"labels": {"Edema": 1.0, "Fracture": 0.0, "Nodule": -1.0}}) == {"Edema"}
+    assert findings_of({"labels": [["effusion", "left", "small"]], "report": "Left pneumothorax."
+                        }) == {"pneumothorax"}
+
+
+def test_a_finding_that_all_have_is_left_out(tmp_path):
+    rng = np.random.default_rng(4)
+    sets = [made_up(30, rng, 1.0) for _ in range(3)]
+    sets[1].found = [each | {"b"} for each in sets[1].found]
+    result = scores(tmp_path, *sets)
+    assert "b" not in result["scores"]["real"] and "b is left out" in result["left_out"][0]
+    for each in sets:
+        each.found = [set() for _ in each.found]
+    with pytest.raises(InputError, match="no finding is there and not there"):
+        scores(tmp_path, *sets)
+
+
+def test_phantoms_from_end_to_end(tmp_path, capsys):
+    out = tmp_path / "utility"
+    assert not evaluate.main([*LINE, "--out", str(out), "--num-real", "24", "--num-synthetic", "24",
+                              "--num-test", "24", "--steps", "1"])
+    assert "real + repeated real" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "utility.json").read_text())["scores"]) == 4
+
+
+def test_packed_data_sets(phantom, tmp_path):
+    """The same data as real and as drawn, of which gen-64 is named: nothing can be gained."""
+    out = tmp_path / "utility"
+    data = str(phantom / "gen-64")
+    assert not evaluate.main([*LINE, "--out", str(out), "--real", data, "--synthetic", data])
+    result = json.loads((tmp_path / "utility.json").read_text())
+    assert result["images"] == "24 real, 24 drawn, 2 to test on" and result["left_out"]
+
+
+def test_bad_input(phantom, tmp_path):
+    with pytest.raises(InputError, match="give both --real and --synthetic"):
+        evaluate.main([*LINE, "--real", str(phantom)])
+    with pytest.raises(InputError, match="no packed data set at"):
+        evaluate.main([*LINE, "--real", str(tmp_path), "--synthetic", str(phantom),
+                       "--out", str(tmp_path / "u")])
