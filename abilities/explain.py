@@ -47,7 +47,7 @@ from weights.knowledge import notice, tell_unknown
 class Explaining:
     """How heat maps are made. The defaults were chosen on validation phantoms (docs/abilities.md).
     """
-    times: tuple[float, float] = (0.5, 0.7)     # times at which the film is noised; 1 is noise
+    times: tuple[float, float] = (0.5, 0.9)     # times at which the film is noised; 1 is noise
     noises: int = 4             # noises at each time
     batch: int = 16             # pictures at once
 

@@ -206,6 +206,7 @@ MORE = {
     "training/curves.py": {"matplotlib"},
     "evaluation/tables.py": {"matplotlib"},
     "evaluation/text_metrics.py": {"nltk", "rouge_score"},
+    "app.py": {"gradio"},
     "evaluation/scoring.py": {"nltk"},
     "evaluation/utility.py": {"sklearn"},
     "bench/metrics.py": {"torchmetrics", "prdc"},
