@@ -132,12 +132,11 @@ def test_two_systems_of_images(rng):
         assert {name: rows[name]["a"]["value"] for name in rows} == pytest.approx(wanted)
         assert rows["fd"]["difference"]["value"] < 0
         assert rows["fd"]["difference"]["p"] == 1 / 61
-    # a share cannot exceed 1, though halves scatter around it
-    nearer = paired.images(real, far, real + 0.5 * noise, (1,), 5, 9, 0, paired=True)["1"]
-    alone = scoring.images(real, real + 0.5 * noise, (1,), 5, 9)["1"]
-    assert {name: row["b"]["interval"] for name, row in nearer.items()} == {
+    # no share is below 0: of so bad images, some halves would have a coverage that is
+    loose = paired.images(real, far, real + 3 * noise, (1,), 5, 9, 0, paired=True)["1"]
+    alone = scoring.images(real, real + 3 * noise, (1,), 5, 9)["1"]
+    assert {name: row["b"]["interval"] for name, row in loose.items()} == {
         name: pytest.approx(number["interval"]) for name, number in alone.items()}
-    assert max(alone[name]["interval"][1] for name in ("precision", "recall", "coverage")) == 1
 
     same = paired.images(real, near_real, near_real, (1,), 5, 0, 20, paired=True)["1"]
     assert all(row["difference"]["p"] == 1 for row in same.values())
