@@ -139,58 +139,97 @@ def of_phantoms(cfg, encoder, model, vae, tokenizer):
 
 
 def of_data(cfg, encoder):
-    """-> (real, synthetic, test) of packed data sets: splits train, train and test."""
-    return tuple(of_packed(cfg, encoder, root, split) for root, split in (
-        (cfg.real, "train"), (cfg.synthetic, "train"), (cfg.real, "test")))
+    """-> (real, synthetic, test) of packed data sets: splits train, train and test.
+
+    All of one size, the largest that both have: a probe could tell sizes apart.
+    """
+    real, synthetic = sizes_of(cfg.real), sizes_of(cfg.synthetic)
+    common = sorted(real.keys() & synthetic.keys())
+    if not common:
+        raise InputError(f"{cfg.real} has images of {', '.join(map(str, sorted(real)))} pixels and "
+                         f"{cfg.synthetic} of {', '.join(map(str, sorted(synthetic)))}; prepare "
+                         "both in one size.")
+    size = common[-1]
+    # the grammar of phantoms reads phantoms' reports, and nobody else's
+    sources = {row.get("source") for row in Packed(*real[size], size, "train").rows}
+    grammar = sources == {"phantom"}
+    return tuple(of_packed(cfg, encoder, places[size], size, split, grammar) for places, split in (
+        (real, "train"), (synthetic, "train"), (real, "test")))
 
 
-def of_packed(cfg, encoder, root, split):
-    """One split of a packed data set, of the largest size that there is."""
+def sizes_of(root):
+    """{pixels a side: (root, task)} of the packed data sets in a folder, or of the one that it is.
+    """
     root = Path(root)
     directories = [root] if (root / "dataset.json").exists() else [
         path.parent for path in root.glob("*-[0-9]*/dataset.json")]
     if not directories:
         raise InputError(f"there is no packed data set at {root}; `python prepare_mimic.py` makes "
                          "one (docs/data.md).")
-    directory = max(directories, key=lambda path: int(path.name.rpartition("-")[2]))
-    task, _, size = directory.name.rpartition("-")
-    data = Packed(directory.parent, task, int(size), split)
+    sizes = {}
+    for directory in sorted(directories):
+        task, _, size = directory.name.rpartition("-")
+        sizes[int(size)] = (directory.parent, task)
+    return sizes
+
+
+def of_packed(cfg, encoder, place, size, split, grammar):
+    """One split of a packed data set."""
+    data = Packed(*place, size, split)
 
     def reader(number):
         return lambda: Image.fromarray(data.image(number).numpy())
-    return labelled(encoder, cfg, [reader(number) for number in range(len(data))], data.rows)
+    if not grammar and not any(has_labels(row) for row in data.rows):
+        raise InputError(f"{data.directory} has no labels, so nobody knows what is on its images: "
+                         "columns of 1 and 0 in the table of prepare_mimic.py become labels.")
+    pictures = [reader(number) for number in range(len(data))]
+    return labelled(encoder, cfg, pictures, data.rows, grammar)
 
 
-def labelled(encoder, cfg, pictures, rows):
+def labelled(encoder, cfg, pictures, rows, grammar=True):
     """Features and labels of images. pictures: functions that give them."""
-    return Labelled(seen(encoder, pictures, cfg.batch), [findings_of(row) for row in rows],
+    return Labelled(seen(encoder, pictures, cfg.batch), [findings_of(row, grammar) for row in rows],
                     np.array([str(row.get("subject", row["id"])) for row in rows]))
 
 
-def findings_of(row):
-    """The findings of a row: its labels that are 1, or a phantom's facts, read off its report."""
-    labels = row.get("labels")
-    if isinstance(labels, dict) and labels:
-        return {name for name, value in labels.items() if value == 1}
-    return {fact.finding for fact in report_to_facts(row["report"])}
+def has_labels(row):
+    return isinstance(row.get("labels"), dict) and len(row["labels"]) > 0
+
+
+def findings_of(row, grammar):
+    """The findings of a row: its labels that are 1. Uncertain (-1) and blank ones count as absent.
+
+    grammar: rows without labels are phantoms, whose facts are read off their reports.
+    """
+    if has_labels(row):
+        return {name for name, value in row["labels"].items() if value == 1}
+    return {fact.finding for fact in report_to_facts(row["report"])} if grammar else set()
 
 
 # ---- the probe ----
 
-def training_sets(real, synthetic):
-    """{name: (features, findings, subjects)} of the four sets."""
-    def joined(*parts):
-        return (np.concatenate([part.x for part in parts]),
-                sum((part.found for part in parts), []),
-                np.concatenate([part.subjects for part in parts]))
-    # a drawn image is of no patient, whatever its table calls it
-    marked = Labelled(synthetic.x, synthetic.found,
-                      np.char.add("synthetic ", synthetic.subjects))
-    again = np.arange(len(synthetic.x)) % len(real.x)
-    repeated = Labelled(real.x[again], [real.found[n] for n in again], real.subjects[again])
-    return {"real": joined(real), "synthetic": joined(marked),
-            "real + synthetic": joined(real, marked),
-            "real + repeated real": joined(real, repeated)}
+# name of a training set -> whether it has the real images, and what stands beside them
+SETS = {
+    "real": (True, ""),
+    "synthetic": (False, "synthetic"),
+    "real + synthetic": (True, "synthetic"),
+    "real + repeated real": (True, "repeated"),
+}
+
+
+def training_rows(kind, real, synthetic, rng):
+    """Row numbers of one draw of a training set -> (of the real images, of the drawn ones).
+
+    Patients are drawn with replacement, with all of their images; the same real ones for every set
+    that begins with this rng, so that sets differ in what stands beside them alone.
+    """
+    has_real, beside = SETS[kind]
+    of_real = resampled(real.subjects, rng)
+    of_synthetic = resampled(synthetic.subjects, rng)
+    if beside == "repeated":
+        again = np.arange(len(of_synthetic)) % len(of_real)
+        return np.concatenate([of_real, of_real[again]]), of_synthetic[:0]
+    return of_real if has_real else of_real[:0], of_synthetic if beside else of_synthetic[:0]
 
 
 def resampled(subjects, rng):
@@ -215,10 +254,9 @@ def score(cfg, sets, encoder, warning):
     names, left_out = usable_findings(real, synthetic, test)
     truth = {name: np.array([name in found for found in test.found]) for name in names}
     guesses = {}                    # of each set: (seeds, findings, n) predictions
-    for kind, (x, found, subjects) in training_sets(real, synthetic).items():
-        guesses[kind] = np.stack([
-            draw_of(cfg, x, found, subjects, names, test.x, seed)
-            for seed in tqdm(range(cfg.seeds), desc=kind, leave=False)])
+    for kind in SETS:
+        guesses[kind] = np.stack([draw_of(cfg, kind, real, synthetic, names, test.x, seed)
+                                  for seed in tqdm(range(cfg.seeds), desc=kind, leave=False)])
     rows = {kind: row_of(cfg, guess, truth, test.subjects) for kind, guess in guesses.items()}
     gain = gain_of(cfg, guesses["real + synthetic"], guesses["real + repeated real"], truth,
                    test.subjects)
@@ -260,17 +298,20 @@ def usable_findings(real, synthetic, test):
     return used, left_out
 
 
-def draw_of(cfg, x, found, subjects, names, test, seed):
-    """Predictions (findings, n) after training on a bootstrap of a set."""
+def draw_of(cfg, kind, real, synthetic, names, test, seed):
+    """Predictions (findings, n) after training on one draw of a set."""
     results = []
     for name in names:
-        y = np.array([name in each for each in found])
-        # a draw without one of the classes says nothing: it is drawn again
-        rng = np.random.default_rng([seed, names.index(name)])
-        rows = resampled(subjects, rng)
-        while y[rows].all() or not y[rows].any():
-            rows = resampled(subjects, rng)
-        results.append(predictions(cfg, x[rows], y[rows], test))
+        labels = [np.array([name in found for found in part.found]) for part in (real, synthetic)]
+        for attempt in range(1000):
+            rng = np.random.default_rng([seed, attempt])
+            rows = training_rows(kind, real, synthetic, rng)
+            y = np.concatenate([part[some] for part, some in zip(labels, rows)])
+            # a draw without one of the classes says nothing: the next one is taken
+            if y.any() and not y.all():
+                break
+        x = np.concatenate([part.x[some] for part, some in zip((real, synthetic), rows)])
+        results.append(predictions(cfg, x, y, test))
     return np.stack(results)
 
 

@@ -1,6 +1,6 @@
 """app.py in a real browser: each tab is used as a person would, and the result checked in the page.
 
-Needs gradio and selenium (requirements-dev.txt), and Debian's packages chromium and
+Needs `pip install -r requirements-app.txt selenium==4.51.0`, and Debian's packages chromium and
 chromium-driver. A screenshot of each tab is left in the test's directory.
 """
 import shutil

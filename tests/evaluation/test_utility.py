@@ -6,6 +6,7 @@ import pytest
 
 import evaluate
 from common.cli import InputError
+from common.packed import Packed, Writer
 from evaluation import utility
 from evaluation.utility import Labelled, UtilityConfig, findings_of
 
@@ -48,16 +49,18 @@ def test_wrong_synthetic_images_do_harm(tmp_path):
     assert result["scores"]["synthetic"]["mean"]["value"] < 0.7
 
 
-def test_the_control_repeats_real_images_alone():
+def test_the_control_repeats_the_real_images_of_the_same_draw():
     rng = np.random.default_rng(2)
     real, synthetic = made_up(6, rng, 1.0), made_up(16, rng, 1.0)
-    sets = utility.training_sets(real, synthetic)
-    x, found, subjects = sets["real + repeated real"]
-    assert len(x) == 22 and {tuple(row) for row in x} == {tuple(row) for row in real.x}
-    assert set(subjects) == set(real.subjects) and found[6:12] == real.found
-    assert len(sets["real + synthetic"][0]) == 22
-    # drawn images are other patients than those of the same name
-    assert len(set(sets["real + synthetic"][2])) == 3 + 8
+    rows = {kind: utility.training_rows(kind, real, synthetic, np.random.default_rng(7))
+            for kind in utility.SETS}
+    of_real, nothing = rows["real"]
+    assert len(nothing) == 0 and len(rows["synthetic"][0]) == 0
+    both, drawn = rows["real + synthetic"]
+    assert (both == of_real).all() and (drawn == rows["synthetic"][1]).all() and len(drawn) == 16
+    repeated, nothing = rows["real + repeated real"]
+    assert len(nothing) == 0 and len(repeated) == len(of_real) + 16
+    assert set(repeated) == set(of_real) and (repeated[:len(of_real)] == of_real).all()
 
 
 def test_patients_are_drawn_whole():
@@ -69,9 +72,11 @@ def test_patients_are_drawn_whole():
 
 
 def test_what_is_on_an_image():
-    assert findings_of({"labels": {"Edema": 1.0, "Fracture": 0.0, "Nodule": -1.0}}) == {"Edema"}
-    assert findings_of({"labels": [["effusion", "left", "small"]], "report": "Left pneumothorax."
-                        }) == {"pneumothorax"}
+    labels = {"Edema": 1.0, "Fracture": 0.0, "Nodule": -1.0}
+    assert findings_of({"labels": labels}, grammar=False) == {"Edema"}
+    row = {"labels": [["effusion", "left", "small"]], "report": "Left pneumothorax."}
+    assert findings_of(row, grammar=True) == {"pneumothorax"}
+    assert findings_of({"labels": {}, "report": "Left pneumothorax."}, grammar=False) == set()
 
 
 def test_a_finding_that_all_have_is_left_out(tmp_path):
@@ -107,5 +112,18 @@ def test_bad_input(phantom, tmp_path):
     with pytest.raises(InputError, match="give both --real and --synthetic"):
         evaluate.main([*LINE, "--real", str(phantom)])
     with pytest.raises(InputError, match="no packed data set at"):
+        evaluate.main([*LINE, "--real", str(tmp_path), "--synthetic", str(phantom),
+                       "--out", str(tmp_path / "u")])
+    with pytest.raises(InputError, match="prepare both in one size"):
+        evaluate.main([*LINE, "--real", str(phantom / "gen-32"), "--synthetic",
+                       str(phantom / "und-64"), "--out", str(tmp_path / "u")])
+
+
+def test_reports_of_others_are_not_read_as_phantoms(phantom, tmp_path):
+    old = Packed(phantom, "gen", 64, "train")
+    with Writer(tmp_path / "gen-64", "gen", 64, {}) as new:
+        for i, row in enumerate(old.rows):
+            new.add(old.encoded(i), {**row, "source": "mimic", "labels": {}})
+    with pytest.raises(InputError, match="has no labels"):
         evaluate.main([*LINE, "--real", str(tmp_path), "--synthetic", str(phantom),
                        "--out", str(tmp_path / "u")])

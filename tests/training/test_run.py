@@ -13,7 +13,7 @@ from weights import checkpoint
 
 
 @pytest.mark.parametrize("name, value", [
-    ("log_every", 0), ("keep", 0), ("steps", 0), ("sample_every", -1), ("eval_every", -1),
+    ("log_every", 0), ("keep", 0), ("steps", -1), ("sample_every", -1), ("eval_every", -1),
     ("lr", -1), ("ema", 2), ("ema", -0.1), ("clip", 0), ("threads", -1), ("optimizer", "adam"),
     ("decay", "linear"), ("dtype", "float16")])
 @pytest.mark.parametrize("script", [train_und, train_gen])
