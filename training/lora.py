@@ -17,8 +17,9 @@ is slower (`weights/adapters.py`).
 
 What is adapted: all linear layers of one branch of the decoder. The paper adapts queries and values
 alone; Dettmers et al. 2023 (QLoRA, arXiv 2305.14314, section 4) needed all layers to come up to
-full fine-tuning. To read also the connector and, if asked for, the vision tower. To draw the latent
-ends are small and trained whole: norm, latents in and out, time.
+full fine-tuning. To read also the connector and the head, whose adapter makes words likely that the
+base has never written, and, if asked for, the vision tower. To draw the latent ends are small and
+trained whole: norm, latents in and out, time.
 """
 import torch
 import torch.nn as nn
@@ -51,28 +52,26 @@ class AdaptedLinear(nn.Module):
         return self.base(x) + self.scale * F.linear(thin, self.lora_b)
 
 
-def adapted_parts(model, branch, vision):
-    """The modules of a UniX whose linear layers get adapters.
+def is_adapted(name, branch, vision):
+    """Whether the linear layer of a UniX with this name gets an adapter.
 
-    branch: "u" or "g"; vision: whether the vision tower is among them.
+    branch: "u" or "g"; vision: whether those of the vision tower do.
     """
-    if branch == "g":
-        return [layer.g for layer in model.layers]
-    parts = [layer.u for layer in model.layers]
-    parts.append(model.connector)
+    beginnings = []
+    if branch == "u":
+        beginnings += ["connector.", "lm_head"]
     if vision:
-        parts.append(model.vision.blocks)
-    return parts
+        beginnings.append("vision.")
+    return f".{branch}." in name or name.startswith(tuple(beginnings))
 
 
 def insert(model, branch, rank, alpha, vision=False):
     """Freeze a UniX, put adapters into a branch of it, and let what is trained whole be trained."""
     model.requires_grad_(False)
-    for part in adapted_parts(model, branch, vision):
-        for module in list(part.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, nn.Linear):
-                    setattr(module, name, AdaptedLinear(child, rank, alpha))
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear) and is_adapted(name, branch, vision):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, AdaptedLinear(layer, rank, alpha))
     if branch == "g":
         for name in LATENT_ENDS:
             model.get_submodule(name).requires_grad_(True)

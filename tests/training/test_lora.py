@@ -14,7 +14,7 @@ from bench import table5
 from common.cli import InputError
 from helpers import close, normal, tiny_config
 from model import UniX
-from tiny_runs import MAIN, SCRIPT, column, gen, identical, same_run, tensors, und
+from tiny_runs import MAIN, SCRIPT, column, gen, identical, same_run, state, tensors, und
 from training import frozen, lora
 from weights import adapters, checkpoint
 
@@ -54,7 +54,7 @@ def test_what_is_trained(branch, vision):
     n_layer, n_tower = model.cfg.n_layer, model.cfg.vision.n_layer
     wanted = 7 * n_layer
     if branch == "u":
-        wanted += 2 + (4 * n_tower if vision else 0)
+        wanted += 3 + (4 * n_tower if vision else 0)         # connector and head, too
     assert len(adapted) == wanted
     assert whole == (set(lora.LATENT_ENDS) if branch == "g" else set())
     assert all(f".{branch}." in layer for layer in adapted if layer.startswith("layers"))
@@ -82,7 +82,7 @@ def test_the_base_lies_in_bf16_and_adapters_in_fp32():
     assert identical(*results)
     assert all(p.dtype == torch.float32 for p in lora.trained(model).values())
     layer = model.layers[2].u.mlp.down
-    assert layer.base.weight.dtype == torch.bfloat16 == model.lm_head.weight.dtype
+    assert layer.base.weight.dtype == torch.bfloat16 == model.lm_head.base.weight.dtype
 
 
 # ---- runs: reading on the weights of stage 1, drawing on those of stage 2 ----
@@ -178,21 +178,35 @@ def test_a_run_goes_on_bit_for_bit(tuned, command, tmp_path):
     assert identical(tensors(run, "adapters"), tensors(reference, "adapters"))
 
 
+def goes_on(run, train):
+    """Train, take the last checkpoint away, train again: the same run."""
+    train(run)
+    reference = shutil.copytree(run, run.with_name("reference"))
+    shutil.rmtree(checkpoint.newest(run))
+    train(run)
+    same_run(run, reference)
+
+
+def test_with_muon(tuned, command, tmp_path):
+    """The adapter of the head stays with AdamW, as the head does; and the run goes on."""
+    stage, _ = tuned
+    run = tmp_path / "run"
+    goes_on(run, lambda run: MAIN[stage](command(stage, run, "--optimizer", "muon")))
+    assert len(state(run)["optimizers"]) == 2
+
+
 def test_a_base_that_cannot_draw_yet(phantom, bases, vae_run, tmp_path):
     """g is a copy of the base's u: it is made again, not saved. The VAE from elsewhere is named."""
-    words = gen(phantom, tmp_path, bases[1], "--vae", vae_run, "--lora", 4, "--save-every", 1,
+    run = tmp_path / "run"
+    words = gen(phantom, run, bases[1], "--vae", vae_run, "--lora", 4, "--save-every", 1,
                 "--keep", 9, "--steps", 2)
-    train_gen.main(words)
-    reference = shutil.copytree(tmp_path, tmp_path.with_name("reference"))
-    shutil.rmtree(tmp_path / "00000002")
-    train_gen.main(words)
-    same_run(tmp_path, reference)
-    assert not list(tmp_path.glob("*/vae*"))
+    goes_on(run, lambda _: train_gen.main(words))
+    assert not list(run.glob("*/vae*"))
 
-    model, vae, _ = weights.load(tmp_path, ema=False)
-    assert model.cfg.generation and weights.vae_hash(vae) == weights.vae_hash(
-        weights.find_vae(vae_run))
-    held = tensors(tmp_path, "adapters")
+    model, vae, _ = weights.load(run, ema=False)
+    assert model.cfg.generation
+    assert weights.vae_hash(vae) == weights.vae_hash(weights.find_vae(vae_run))
+    held = tensors(run, "adapters")
     name = "layers.1.g.mlp.up"
     difference = 16 / 4 * held[f"{name}.lora_b"] @ held[f"{name}.lora_a"]
     u = tensors(bases[1], "ema")["layers.1.u.mlp.up.weight"]

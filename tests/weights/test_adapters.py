@@ -59,7 +59,8 @@ def test_they_are_added_to_their_base(adapted, run):
     base, directory, wanted = adapted
     model, vae, tokenizer = weights.load(directory.parent)          # the newest of the run
     close(model.get_parameter(f"{LAYER}.weight"), wanted, 1e-6)
-    assert torch.equal(model.lm_head.weight, run[1]["lm_head.weight"]), "the base is its average"
+    before, _, _ = weights.load(directory, merge=False)
+    assert torch.equal(before.lm_head.weight, run[1]["lm_head.weight"]), "the base is its average"
     assert weights.vae_hash(vae) == weights.vae_hash(run[2]) and tokenizer.size == 64
     assert weights.vae_hash(weights.find_vae(directory)) == weights.vae_hash(run[2])
     assert matrix(directory, dtype=torch.bfloat16).dtype == torch.bfloat16
@@ -119,7 +120,7 @@ def test_the_released_unix_is_fine_tuned_to_read_and_then_to_draw(release, tmp_p
     for run, branch in (("read", "u"), ("draw", "g")):
         held = load_file(checkpoint.newest(tmp_path / run) / "adapters.safetensors")
         assert all(f".{branch}." in name for name in held if name.startswith("layers"))
-        assert sum(tensor.nbytes for tensor in held.values()) < 300_000
+        assert sum(tensor.nbytes for tensor in held.values()) < 2_000_000
 
     export([str(tmp_path / "draw"), str(tmp_path / "UniX"), "--release"])
     tuned, vae, _ = weights.load(tmp_path / "UniX")
@@ -128,8 +129,8 @@ def test_the_released_unix_is_fine_tuned_to_read_and_then_to_draw(release, tmp_p
     changed = {name for name, tensor in tuned.state_dict().items()
                if not torch.equal(tensor, before[name])}
     assert {LAYER + ".weight", LAYER.replace(".u.", ".g.") + ".weight", "connector.0.weight",
-            "latent_in.weight"} <= changed
-    assert not {"embed.weight", "lm_head.weight", "vision.patch.weight"} & changed
+            "lm_head.weight", "latent_in.weight"} <= changed
+    assert not {"embed.weight", "norm_u.weight", "vision.patch.weight"} & changed
 
 
 # ---- which base ----
