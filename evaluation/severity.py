@@ -20,7 +20,9 @@ side, too. The scores are
     same side       share of the area that lies on the side that was asked for
     zones in order  share of noises whose areas lie in the order upper, mid, lower
 
-The same of phantoms drawn by formula, same body, says what is possible. Writes <out>.json.
+The same of phantoms drawn by formula, same body, says what is possible. The reports have one
+sentence each; --rest gives them others, in which the sentence takes the place of what they say
+about its finding. Writes <out>.json.
 """
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -30,8 +32,9 @@ import torch
 from tqdm import tqdm
 
 import sample
+from abilities.wording import with_statement
 from common import locks, processes
-from common.cli import override
+from common.cli import Text, override
 from common.files import write_json
 from common.worklist import chunks
 from evaluation import phantom, scoring, tables
@@ -52,6 +55,7 @@ SAYS = {"effusion": "{degree} {side} pleural effusion.", "cardiomegaly": "{degre
 class SeverityConfig(sample.Sampling):
     checkpoint: str = phantom.DEMO  # model to score: checkpoint or run
     out: str = "severity_score"     # writes <out>.json
+    rest: Text = ""                 # what every report says besides, as "No edema. No catheter."
     num: int = 50                   # noises, and phantoms drawn by formula
     data_seed: int = 0              # seed of these phantoms, as of phantom.prepare
     least: int = 12                 # grey values by which a pixel of the finding differs, or more
@@ -91,37 +95,44 @@ def series():
     return asked
 
 
-def report_of(fact):
-    """The report that asks for one fact."""
-    text = SAYS[fact.finding].format(side=fact.side, zone=fact.zone, degree=fact.degree)
-    return text[0].upper() + text[1:]
+def reports(rest=""):
+    """What is drawn -> {Fact, or the name of a finding that is denied: report}.
+
+    rest: what every report says besides; the statement takes its place in it.
+    """
+    texts = dict(NONE)
+    for fact in (fact for facts in series().values() for fact in facts):
+        text = SAYS[fact.finding].format(side=fact.side, zone=fact.zone, degree=fact.degree)
+        texts[fact] = text[0].upper() + text[1:]
+    return {asked: with_statement(rest, text) for asked, text in texts.items()}
 
 
 def drawn(cfg, examinee):
-    """{report: uint8 (num, S, S)}: each report drawn from the noises 0 to num - 1."""
-    reports = [*NONE.values(), *(report_of(fact) for facts in series().values() for fact in facts)]
-    cfg = replace(cfg, size=examinee.size)
-    pictures = {report: [] for report in reports}
-    pairs = [(report, k) for report in reports for k in range(cfg.num)]
+    """{Fact or finding: uint8 (num, S, S)}: each report drawn from the noises 0 to num - 1."""
+    texts = reports(cfg.rest)
+    for text in texts.values():
+        sample.check_report(f'"{text}"', text, examinee.model, examinee.tokenizer)
+    sampling = replace(cfg, size=examinee.size)
+    pictures = {asked: [] for asked in texts}
+    pairs = [(asked, k) for asked in texts for k in range(cfg.num)]
     for block in tqdm(chunks(pairs, cfg.batch), desc="drawing", unit="batch"):
         images = sample.generate_images(
-            examinee.model, examinee.vae, examinee.tokenizer, [report for report, _ in block],
-            cfg, numbers=[k for _, k in block], progress=False)[:, 0]
-        for (report, _), image in zip(block, images):
-            pictures[report].append(image)
-    return {report: np.stack(images) for report, images in pictures.items()}
+            examinee.model, examinee.vae, examinee.tokenizer, [texts[asked] for asked, _ in block],
+            sampling, numbers=[k for _, k in block], progress=False)[:, 0]
+        for (asked, _), image in zip(block, images):
+            pictures[asked].append(image)
+    return {asked: np.stack(images) for asked, images in pictures.items()}
 
 
 def by_formula(cfg, size):
-    """The same of phantoms: {report: uint8 (num, S, S)}, bodies 0 to num - 1 of the test split."""
+    """The same of phantoms, bodies 0 to num - 1 of the test split."""
     settings = Settings(seed=cfg.data_seed, size=size)
 
     def bodies(facts):
         return np.stack([with_facts(settings, "test", k, facts) for k in range(cfg.num)])
-    pictures = {report: bodies(frozenset()) for report in NONE.values()}
-    for facts in series().values():
-        pictures |= {report_of(fact): bodies(frozenset({fact})) for fact in facts}
-    return pictures
+    without = bodies(frozenset())
+    return {asked: bodies(frozenset({asked})) if isinstance(asked, Fact) else without
+            for asked in reports()}
 
 
 # ---- what is measured ----
@@ -139,15 +150,15 @@ class Measured:
 
 
 def measure(cfg, examinee, pictures):
-    """{report: pictures} -> {(finding, side): Measured}."""
+    """{Fact or finding: pictures} -> {(finding, side): Measured}."""
     measured, none = {}, {}
-    for finding, denial in NONE.items():
-        texts = examinee.read(pictures[denial], f"no {finding}")
+    for finding in NONE:
+        texts = examinee.read(pictures[finding], f"no {finding}")
         none[finding] = np.array([all(fact.finding != finding for fact in report_to_facts(text))
                                   for text in texts])
     for (finding, side), facts in series().items():
-        without = pictures[NONE[finding]].astype(int)
-        columns = [measure_step(cfg, examinee, facts, fact, pictures[report_of(fact)], without)
+        without = pictures[finding].astype(int)
+        columns = [measure_step(cfg, examinee, facts, fact, pictures[fact], without)
                    for fact in facts]
         read, right, area, height, same_side = (np.stack(rows, axis=1) for rows in zip(*columns))
         measured[finding, side] = Measured(

@@ -6,16 +6,20 @@ import pytest
 
 from common.cli import InputError
 from evaluation import severity
-from evaluation.severity import NONE, Measured, SeverityConfig, report_of, series, spearman
+from evaluation.severity import NONE, Measured, SeverityConfig, series, spearman
 from phantom.facts import Fact, report_to_facts
 
 
-def test_reports_ask_for_one_fact_each():
+@pytest.mark.parametrize("rest, sentences", [("", 1), ("No nodule. No effusion. No edema.", 4)])
+def test_reports_ask_for_one_fact_each(rest, sentences):
+    texts = severity.reports(rest)
     asked = [fact for facts in series().values() for fact in facts]
-    assert len(asked) == len(set(asked)) == 20
-    for fact in asked:
-        assert report_to_facts(report_of(fact)) == {fact}
-    assert all(report_to_facts(text) == frozenset() for text in NONE.values())
+    assert len(asked) == 20 and set(texts) == {*asked, *NONE}
+    for key, text in texts.items():
+        assert report_to_facts(text) == ({key} if key in asked else frozenset())
+        assert text.count(".") <= sentences
+    assert texts[Fact("effusion", "left", "large")].startswith(
+        "Large left pleural effusion." if not rest else "No nodule. Large left pleural effusion.")
 
 
 def test_rank_correlation():
