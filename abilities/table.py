@@ -92,6 +92,8 @@ class Row:
     carried: dict               # {column: value} that goes into the manifest
 
 
+LONGEST_ID = 150            # bytes; a file's name may have 255, endings and numbers among them
+
 # columns of the manifest that are ours; what the table calls so is not carried along
 OURS = ("id", "image", "report", "log_likelihood", "least_word", "made_with")
 
@@ -112,6 +114,9 @@ def read_rows(cfg):
     for number, row in enumerate(rows, 1):
         where = f"{cfg.table}, row {number}"
         id = id_of(row, known, number)
+        if len(file_name(id).encode()) > LONGEST_ID:
+            raise InputError(f"{where}: its id is too long for the name of a file; {LONGEST_ID} "
+                             "bytes at most.")
         # ids that differ in signs or capitals alone would be one file
         if file_name(id).lower() in ids:
             raise InputError(f"{where}: the id {id} is there twice; give every row its own.")

@@ -160,6 +160,7 @@ def test_what_its_reader_does_not_confirm_is_left_out(prompts, tmp_path, capsys)
     ("id,report\na,\n", "row 1 has neither a report nor a label"),
     ("id,Edema\na,2\n", "row 1: Edema is 2; a label is 1"),
     ("id,report\na," + "No edema. " * 200 + "\n", "the report of a has .* tokens"),
+    ("id,report\n" + "x" * 151 + ",No edema.\n", "row 1: its id is too long"),
     ("id,report\na,17\n", "row 1: the report is no text but a number"),
 ])
 def test_bad_tables(text, message, tmp_path):
