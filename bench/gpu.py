@@ -1,10 +1,12 @@
 """What one GPU does: each stage's micro-step, reports read, pictures drawn.
 
-    python -m bench.gpu         # wants a GPU of 80 GB and some minutes
+    python -m bench.gpu                         # wants a GPU of 80 GB and some minutes
+    python -m bench.gpu --only "stage 2, 8"     # the micro-steps whose name has these words
 
-Real sizes, random weights, texts of 256 tokens (stage 1: 32 + 256). The VAE and RAD-DINO at 518
-pixels are within the step; "stored" has the latents on the disk and RAD-DINO at 224 pixels. One
-process, nothing sharded. docs/results.md has what an H100 and an H200 gave.
+Real sizes, random weights, texts of 256 tokens (stage 1: 32 + 256), one of them dropped. The VAE
+and RAD-DINO at 518 pixels are within the step; "stored" has the latents on the disk and RAD-DINO at
+224 pixels; "LoRA" trains adapters, without RAD-DINO. One process, nothing sharded. docs/results.md
+has what an H100 and an H200 gave.
 """
 import time
 from dataclasses import dataclass, replace
@@ -18,7 +20,7 @@ from repa import Projector
 from sample import Sampling, generate_images, generate_reports
 from train_gen import GenStep, TrainConfig
 from train_und import UndStep
-from training import cost, frozen, memory, optim
+from training import cost, frozen, lora, memory, optim
 from training.batches import Batch
 from training.compiled import compile_blocks
 from training.peak import peak_flops
@@ -32,6 +34,7 @@ INNER = 2048                    # of REPA's projector
 @dataclass
 class GPUConfig:
     repeats: int = 8            # micro-steps that are timed together
+    only: str = ""              # words in the names of the micro-steps to time; "": all, and use
 
 
 @dataclass
@@ -43,6 +46,7 @@ class Case:
     recompute: bool = False
     compile: bool = False
     stored: bool = False        # latents come with the batch, and RAD-DINO sees 224 pixels
+    lora: int = 0               # rank of adapters, which are trained instead of weights
 
     def __str__(self):
         words = [f"stage {self.stage}", f"{self.images} images"]
@@ -52,14 +56,18 @@ class Case:
             words.append("compiled")
         if self.stored:
             words.append("stored")
+        if self.lora:
+            words.append(f"LoRA of rank {self.lora}")
         return ", ".join(words)
 
 
 CASES = [
     Case(1, 8, recompute=True), Case(1, 8, compile=True),
-    Case(2, 8, 16), Case(2, 8, 16, compile=True),
+    Case(2, 8, 16), Case(2, 8, 16, compile=True), Case(2, 8, 16, compile=True, stored=True),
     Case(2, 32, 16), Case(2, 32, 16, compile=True), Case(2, 32, 16, compile=True, stored=True),
     Case(3, 4, 32, compile=True),
+    # what the preset one-gpu does, which is meant for 24 GB
+    Case(1, 4, compile=True, lora=16), Case(2, 8, 16, compile=True, lora=16),
 ]
 
 
@@ -67,12 +75,15 @@ def module_of(case, device):
     """The step module of a stage with random weights, its UniX."""
     unix = UniX(UniXConfig(generation=case.stage > 1))
     unix.recompute = case.recompute
+    if case.lora:
+        lora.insert(unix, "u" if case.stage == 1 else "g", case.lora, 16.0)
+        frozen.in_bfloat16(unix, device, "bfloat16")
     if case.stage == 1:
         return UndStep(unix).train(), unix
     unix.freeze("u")
     vae = VAE(VAEConfig()).to(memory_format=torch.channels_last)
     encoder = projector = None
-    if case.stage == 2:
+    if case.stage == 2 and not case.lora:
         encoder = ViT(RAD_DINO)
         projector = Projector(unix.cfg.n_embd, INNER, RAD_DINO.n_embd)
     cfg = TrainConfig(repa_size=224) if case.stored else TrainConfig()
@@ -103,7 +114,7 @@ def batch_of(case, text=REPORT):
     if case.stage > 1:
         batch.normal = torch.randn(B)
         batch.noise, batch.posterior = torch.randn(2, B, 16, case.grid, case.grid)
-        batch.dropped = torch.zeros(B, dtype=torch.bool)
+        batch.dropped = torch.arange(B) == 0
     if case.stored:
         batch.moments = torch.zeros(B, 2, 16, case.grid, case.grid)
     return batch
@@ -111,13 +122,14 @@ def batch_of(case, text=REPORT):
 
 def cost_of(case):
     """What training/cost.py is asked about it."""
+    usual = dict(compiled=case.compile, lora=case.lora, ema=not case.lora)
     if case.stage == 1:
         return cost.Step("u", und=case.images, text=PROMPT + REPORT, answer=REPORT,
-                         recompute=case.recompute, compiled=case.compile)
+                         recompute=case.recompute, **usual)
     step = cost.Step("g", gen=case.images, report=REPORT, size=16 * case.grid,
                      latents=case.grid ** 2, vae=VAEConfig(), recompute=case.recompute,
-                     stored=case.stored, compiled=case.compile)
-    if case.stage == 2:
+                     stored=case.stored, **usual)
+    if case.stage == 2 and not case.lora:
         step.projector = INNER
         step.encoder = replace(RAD_DINO, image_size=224) if case.stored else RAD_DINO
     return step
@@ -134,7 +146,7 @@ def measure(case, repeats):
         batches = [batch_of(case, text) for text in (REPORT - 112, REPORT - 64, REPORT)]
     cfg = TrainConfig(batch_size=case.images, micro_batch=case.images)
     optimizers = optim.optimizers(module, cfg)
-    average = optim.EMA(unix, 0.999)
+    average = None if case.lora else optim.EMA(unix, 0.999)
     compile_blocks(module.blocks, case.compile, device)
 
     def micro_step(batch=batches[-1]):
@@ -148,9 +160,11 @@ def measure(case, repeats):
         loss.backward()
 
     def update():
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        assert norm.isfinite(), f"{case}: a gradient is not finite"
         optim.step_all(optimizers, 1e-5)
-        average.update()
+        if average:
+            average.update()
 
     # warm up; after an update the optimizer's averages are there, too
     began = time.perf_counter()
@@ -244,9 +258,14 @@ def main(argv):
         raise InputError("there is no CUDA device here.")
     print(torch.__version__, torch.cuda.get_device_name())
     torch.set_float32_matmul_precision("high")      # as a run sets it: TF32 where fp32 is left
-    for case in CASES:
+    chosen = [case for case in CASES if cfg.only in str(case)]
+    if not chosen:
+        raise InputError(f"--only {cfg.only!r} is in none of these names: "
+                         f"{'; '.join(map(str, CASES))}.")
+    for case in chosen:
         measure(case, cfg.repeats)
-    measure_use(torch.device("cuda"))
+    if not cfg.only:
+        measure_use(torch.device("cuda"))
 
 
 if __name__ == "__main__":
