@@ -139,7 +139,7 @@ def cost_of(case):
 def measure(case, repeats):
     """Print what a micro-step takes: timed going forward and backward, its memory with updates."""
     device = torch.device("cuda")
-    gc.collect()        # compiled blocks refer to themselves, so that the last case's are still there
+    gc.collect()                # the last case's blocks: compiled ones refer to themselves
     torch.cuda.empty_cache()
     with device:
         module, unix = module_of(case, device)
