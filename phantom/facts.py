@@ -178,14 +178,13 @@ def facts_to_report(facts, rng, wording="plain"):
                  if all(("effusion", side, degree) in facts for side in SIDES)]
     if bilateral and rng.random() < 0.7:
         degree = bilateral[0]
-        text = house.bilateral.format(degree=house.called(degree))
+        text = house.bilateral.format(degree=degree)
         sentences.append(("effusion", text))
         facts = [fact for fact in facts if (fact.finding, fact.degree) != ("effusion", degree)]
     for fact in facts:
         template = rng.choice(house.present.get(fact.finding, TABLE[fact.finding].present))
         text = template.format(
-            side=fact.side, zone=house.called(fact.zone), degree=house.called(fact.degree),
-            adverb=fact.degree + "ly")
+            side=fact.side, zone=fact.zone, degree=fact.degree, adverb=fact.degree + "ly")
         sentences.append((fact.finding, text))
 
     # what is absent: as many sentences as bring the report to four or five, and at least one

@@ -2,7 +2,7 @@
 
     python -m phantom.prepare             # -> datasets/phantom: und-128, gen-64, gen-128, tokenizer
     python -m phantom.prepare --show 12   # -> phantom.png, a contact sheet, and nothing else
-    python -m phantom.prepare --exposure 2 --wording formal --out datasets/shifted
+    python -m phantom.prepare --exposure 2 --wording headings --out datasets/shifted
 
 What can be found stands in phantom/facts.py, how it is drawn in phantom/draw.py. A picture depends
 on the seed, its split and its number alone: more pictures, or more workers, change no other one.

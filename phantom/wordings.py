@@ -1,13 +1,13 @@
 """How reports are worded: by the sentences of `phantom.facts`, or by those of another hospital.
 
-    python -m phantom.prepare --wording formal --exposure 2 --out datasets/shifted
+    python -m phantom.prepare --wording headings --exposure 2 --out datasets/shifted
 
 Both state the same facts, and `phantom.facts.report_to_facts` reads both back exactly. A model that
-has learned one has never met most words of the other: fine-tuning is tried on that.
+has learned one has never written the other: fine-tuning is tried on that.
 
 To add a wording, add an entry to `WORDINGS`. Its sentences hold to what report_to_facts knows: a
-word of the finding's `pattern`; sides; zones and degrees, or words that are the `SAME_AS` these;
-one of `NEGATIONS` where something is absent. tests/phantom/test_facts.py tries all of them.
+word of the finding's `pattern`; sides, zones, degrees, or words that are the `SAME_AS` these; one
+of `NEGATIONS` where something is absent. tests/phantom/test_facts.py tries all of them.
 """
 from dataclasses import dataclass, field
 
@@ -20,43 +20,38 @@ class Wording:
     """
     present: dict = field(default_factory=dict)         # finding -> sentences that state it
     absent: dict = field(default_factory=dict)          # finding -> sentences that deny it
-    words: dict = field(default_factory=dict)           # degree or zone -> what it is called
     bilateral: str = "{degree} bilateral pleural effusions."    # two of the same size
     neither: str = "No pleural effusion or pneumothorax."
     clear: str = "The lungs are clear."                 # nothing is in the lungs
 
-    def called(self, word):
-        """What a degree or zone is called here."""
-        return self.words.get(word, word)
 
-
-FORMAL = Wording(
+# a report under headings
+HEADINGS = Wording(
     present={
-        "cardiomegaly": ("Cardiomegaly of {degree} extent.", "{degree} enlargement of the heart.",
-                         "Heart shadow with {degree} enlargement."),
-        "effusion": ("{degree} effusion in the {side} hemithorax.",
-                     "Effusion of {degree} volume at the {side} base."),
-        "pneumothorax": ("{side} lung collapsed by pneumothorax.",
-                         "Pneumothorax at the {side} apex."),
-        "opacity": ("Infiltrate at the {side} {zone}.", "Pneumonia of the {side} {zone}."),
-        "nodule": ("Nodular shadow at the {side} {zone}.", "{side} {zone} with a nodular shadow."),
-        "edema": ("Interstitial edema.", "Edema of either lung."),
-        "catheter": ("PICC by way of the {side} arm.", "Central line entering on the {side}."),
+        "cardiomegaly": ("Heart: {degree} cardiomegaly.", "Heart: {adverb} enlarged."),
+        "effusion": ("Pleura: {degree} effusion on the {side}.",
+                     "Pleura: {side} effusion of {degree} size."),
+        "pneumothorax": ("Pleura: pneumothorax on the {side}.", "Pleura: {side} pneumothorax."),
+        "opacity": ("Lungs: opacity in the {zone} zone on the {side}.",
+                    "Lungs: {zone} zone consolidation on the {side}."),
+        "nodule": ("Lungs: nodule in the {zone} zone on the {side}.",
+                   "Lungs: {zone} zone nodule on the {side}."),
+        "edema": ("Lungs: edema.", "Lungs: edema on both sides."),
+        "catheter": ("Lines: central venous catheter on the {side}.",
+                     "Lines: {side} central line."),
     },
     absent={
-        "cardiomegaly": ("Heart shadow not enlarged.", "Without cardiomegaly."),
-        "effusion": ("Pleura free of effusion.",),
-        "pneumothorax": ("Without pneumothorax.",),
-        "opacity": ("Without infiltrate.", "Negative for pneumonia."),
-        "nodule": ("Free of nodular shadows.",),
-        "edema": ("Without edema.",),
-        "catheter": ("Without a PICC.",),
+        "cardiomegaly": ("Heart: normal in size.", "Heart: not enlarged."),
+        "effusion": ("Pleura: no effusion.",),
+        "pneumothorax": ("Pleura: no pneumothorax.",),
+        "opacity": ("Lungs: no opacity.", "Lungs: no consolidation."),
+        "nodule": ("Lungs: no nodule.",),
+        "edema": ("Lungs: no edema.",),
+        "catheter": ("Lines: none.",),
     },
-    words={"mild": "slight", "severe": "marked", "small": "trace", "large": "massive",
-           "upper": "apex", "mid": "middle field", "lower": "base"},
-    bilateral="{degree} effusion on both sides.",
-    neither="Negative for effusion or pneumothorax.",
-    clear="Both lungs well aerated.",
+    bilateral="Pleura: {degree} effusions on both sides.",
+    neither="Pleura: no effusion or pneumothorax.",
+    clear="Lungs: clear.",
 )
 
-WORDINGS = {"plain": Wording(), "formal": FORMAL}
+WORDINGS = {"plain": Wording(), "headings": HEADINGS}

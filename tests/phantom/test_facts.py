@@ -84,8 +84,8 @@ def test_every_sentence_of_another_wording_is_read_as_what_it_is(wording):
     assert house.present.keys() == house.absent.keys() == TABLE.keys()
     for fact in FACTS:
         for template in house.present[fact.finding]:
-            text = template.format(side=fact.side, zone=house.called(fact.zone),
-                                   degree=house.called(fact.degree))
+            text = template.format(side=fact.side, zone=fact.zone, degree=fact.degree,
+                                   adverb=fact.degree + "ly")
             assert report_to_facts(text) == {fact}, text
             assert template not in TABLE[fact.finding].present
     for text in [*sum(house.absent.values(), ()), house.neither, house.clear]:

@@ -91,7 +91,7 @@ def test_a_phantom_with_other_facts_is_the_same_phantom():
 
 def test_a_shifted_phantom_shows_the_same_facts_otherwise(root, tmp_path):
     """Another exposure, other sentences, and its settings say so; nothing else differs."""
-    run(tmp_path, "--exposure", "2", "--wording", "formal", "--workers", "1")
+    run(tmp_path, "--exposure", "2", "--wording", "headings", "--workers", "1")
     plain, shifted = Packed(root, "und", 64, "test"), Packed(tmp_path, "und", 64, "test")
     for i, row in enumerate(shifted.rows):
         assert {**row, "report": ""} == {**plain.rows[i], "report": ""}
@@ -100,13 +100,13 @@ def test_a_shifted_phantom_shows_the_same_facts_otherwise(root, tmp_path):
         grey = plain.image(i).numpy() / 255
         assert np.abs(shifted.image(i).numpy() / 255 - grey ** 2).max() <= 0.5001 / 255
     assert shifted.info["settings"] == {
-        **plain.info["settings"], "exposure": 2.0, "wording": "formal"}
+        **plain.info["settings"], "exposure": 2.0, "wording": "headings"}
     for options in ([], ["--exposure", "2"]):
-        with pytest.raises(InputError, match="other settings .*wording=formal.*--overwrite"):
+        with pytest.raises(InputError, match="other settings .*wording=headings.*--overwrite"):
             run(tmp_path, *options)
     copy = shutil.copytree(root, tmp_path / "copy")
     with pytest.raises(InputError, match="other settings .exposure=1.0, wording=plain"):
-        run(copy, "--exposure", "2", "--wording", "formal")
+        run(copy, "--exposure", "2", "--wording", "headings")
 
 
 def test_the_tokenizer_writes_any_text_and_reports_in_few_tokens(root):
