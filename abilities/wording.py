@@ -43,17 +43,18 @@ def with_statement(report, statement):
     kept, place = [], None
     for sentence in sentences(report):
         others = [name for name in named(sentence) if name not in about]
+        clear = all((in_lungs, re.search(CLEAR_LUNGS, sentence.lower())))
+        if clear and "opacity" in others:
+            others.remove("opacity")            # by "clear", which is not true any more
         goes = len(others) < len(named(sentence))
-        if in_lungs and re.search(CLEAR_LUNGS, sentence.lower()):
-            continue
         if not goes:
             kept.append(sentence)
             continue
         if others and report_to_facts(sentence):
             raise InputError(f'"{sentence}" is about {" and ".join(named(sentence))} at once, so '
-                             "one statement cannot replace it; write the whole wanted report, with "
-                             "--report.")
-        if place is None:
+                             "one statement cannot replace it; give each finding its own sentence, "
+                             "or edit with --report, the whole wanted report.")
+        if place is None and not clear:
             place = len(kept)
         kept += [TABLE[name].absent[0] for name in others]
     if place is None:

@@ -34,6 +34,11 @@ from phantom.facts import FACTS, TABLE, conflict, facts_to_report, report_to_fac
      "Mild cardiomegaly. The lungs are clear. No catheter."),
     ("The lungs are clear. No catheter.", "No edema.",
      "The lungs are clear. No edema. No catheter."),
+    # what else such a sentence denies stays
+    ("Heart size is normal and lungs are clear. No catheter.", "Left pneumothorax.",
+     "The heart is normal in size. Left pneumothorax. No catheter."),
+    ("The lungs are clear without effusion or edema.", "Left pneumothorax.",
+     "No pleural effusion. Left pneumothorax. No pulmonary edema."),
     ("", "No edema.", "No edema."),
 ])
 def test_a_statement_takes_its_place(report, statement, changed):
@@ -43,6 +48,8 @@ def test_a_statement_takes_its_place(report, statement, changed):
 def test_a_sentence_that_states_another_finding_is_not_thrown_away():
     with pytest.raises(InputError, match="about effusion and edema at once.*with --report"):
         with_statement("Left pleural effusion with pulmonary edema.", "No effusion.")
+    with pytest.raises(InputError, match="about cardiomegaly and opacity at once"):
+        with_statement("Mild cardiomegaly and the lungs are clear.", "Left pneumothorax.")
 
 
 def test_sentences_end_where_a_blank_follows():
