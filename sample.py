@@ -7,12 +7,12 @@
 
 What only a model of both directions can do is in abilities/, with options of its own:
 
+    python sample.py --image chest.png --explain                 # where each finding is
     python sample.py --table prompts.csv --out synth/            # a data set; more: --table --help
     python sample.py --edit chest.png --change "No effusion."    # one finding changed
     python sample.py --grid --report "{Small,Large} {left,right} effusion."     # the words compared
 
-Without --checkpoint it uses the phantom model in demo/, which knows toy chest X-rays only. The
-same functions from Python:
+Without --checkpoint it uses the phantom model in demo/: toy chest X-rays only. From Python:
 
     model, vae, tokenizer = weights.load("demo")
     pictures = generate_images(model, vae, tokenizer, ["No effusion."], Sampling(seed=3))
@@ -353,7 +353,7 @@ def main(argv):
     for option in (word.split("=")[0] for word in argv):
         if option in ABILITIES:
             return import_module(ABILITIES[option]).main(argv)
-    if "--grid" in argv and "{" in " ".join(argv):
+    if "--grid" in argv and any(brace in " ".join(argv) for brace in "{}"):
         return import_module("abilities.grid").main(argv)
     cfg = override(SampleConfig(), argv, __doc__, PRESETS)
     failures = []                       # sentences about inputs that are left out

@@ -70,25 +70,29 @@ def sheet(pictures, rows, columns, title="", scale=2, letters=18):
     side, font = S * scale, ImageFont.load_default(14)          # about 8 pixels a letter
     rows = [textwrap.wrap(text, letters) for text in rows]
 
-    # room for the headings
+    # room for the headings; a title longer than the sheet is wide is wrapped
     left = max(wide(line, font) for line in [*sum(rows, []), ""])
     left = left + 16 if left else 0
-    top = 52 if title else 28
     cell = max(side, *(wide(text, font) + 8 for text in columns)) + 4
-    width = max(left + C * cell, wide(title, font) + 16)
+    width = left + C * cell
+    lines = textwrap.wrap(title, max(width, 400) // 6)
+    width = max(width, *(wide(line, font) + 16 for line in ["", *lines]))
+    top = 28 + (6 + 18 * len(lines) if lines else 0)
     picture = Image.new("L", (width, top + R * (side + 4)), 255)
 
     draw = ImageDraw.Draw(picture)
-    draw.text((8, 6), title, fill=0, font=font)
+    draw.text((8, 6), "\n".join(lines), fill=0, font=font)
+    margin = (cell - 4 - side) // 2             # of a picture that its heading is wider than
     for c, text in enumerate(columns):
-        draw.text((left + c * cell + side / 2, top - 14), text, fill=0, font=font, anchor="mm")
+        place = (left + c * cell + margin + side / 2, top - 14)
+        draw.text(place, text, fill=0, font=font, anchor="mm")
     for r, lines in enumerate(rows):
         y = top + r * (side + 4)
         place = (left - 8, y + side / 2)
         draw.text(place, "\n".join(lines), fill=0, font=font, anchor="rm", align="right")
         for c in range(C):
             one = Image.fromarray(pictures[r, c]).resize((side, side), Image.Resampling.BICUBIC)
-            picture.paste(one, (left + c * cell, y))
+            picture.paste(one, (left + c * cell + margin, y))
     return picture
 
 

@@ -47,6 +47,15 @@ def test_a_sheet_has_room_for_its_headings():
     assert dark.sum() >= 6 * 32 * 32, "all pictures are there, and nothing lies over them"
 
 
+def test_headings_wider_than_a_picture_are_whole_and_a_long_title_is_wrapped():
+    pictures = np.full((1, 2, 16, 16), 100, np.uint8)
+    columns = ["a heading much wider than its picture", "another heading, as wide as that one"]
+    picture = grid.sheet(pictures, [""], columns, "title\n" + "and words of it " * 20)
+    pixels = np.asarray(picture)
+    assert picture.width < 800 and pixels[:, :2].min() == 255, "nothing is cut off on the left"
+    assert (pixels == 100).sum() >= 2 * 32 * 32, "and nothing lies over the pictures"
+
+
 def test_all_pictures_of_a_noise_share_it():
     demo = weights.load(ROOT / "demo")
     sampling = Sampling(steps=1, seed=3)
@@ -85,6 +94,7 @@ def test_a_grid_without_braces_is_the_plain_one(tmp_path, monkeypatch, capsys):
     (["--report", TEMPLATE, TEMPLATE], "takes one --report"),
     (["--report", TEMPLATE, "--image", "x.png"], "no --reports or --image"),
     (["--report", "{a,b} {c,d} {e,f}"], "one or two pairs"),
+    (["--report", "Small,Large} effusion."], "one or two pairs"),
     (["--report", TEMPLATE, "--out", "x.jpg"], "name a .png file"),
     (["--report", TEMPLATE, "--size", "100"], "--size 100"),
     (["--report", "{a,b} " + "nodule " * 200], "shorten it"),
@@ -92,5 +102,5 @@ def test_a_grid_without_braces_is_the_plain_one(tmp_path, monkeypatch, capsys):
 def test_asked_wrongly(tmp_path, monkeypatch, line, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as error:
-        grid.main(["--grid", "--device", "cpu", *line])
+        sample.main(["--grid", "--device", "cpu", *line])
     assert words in str(error.value) and not list(tmp_path.iterdir())
