@@ -38,7 +38,7 @@ import flow
 import weights
 from abilities.wording import with_statement
 from common.cli import InputError, Text, override
-from common.files import refuse_unwritable
+from common.files import refuse_replacing, refuse_unwritable
 from common.finite import Watch
 from common.images import captioned, read_image, save_png
 from common.processes import DTYPES, generator, number_format, setup, torch_dtype
@@ -208,8 +208,8 @@ def read_mask(cfg, film):
                          f"{sizes[1]}; make both the same.")
     free = np.asarray(mask)[None] >= 128
     if not free.any():
-        raise InputError(f"the mask {cfg.mask} is black, so nothing may change; paint white what "
-                         "may.")
+        raise InputError(f"the mask {cfg.mask} is black or dark, so nothing may change; paint "
+                         "white what may.")
     return free
 
 
@@ -235,6 +235,7 @@ def main(argv):
                          "report) and --change (one statement).")
     if Path(cfg.out).suffix.lower() != ".png":
         raise InputError(f"--out {cfg.out} cannot be written; name a .png file.")
+    refuse_replacing(cfg.out, cfg.edit, cfg.mask)
     film = read_image(cfg.edit)
     mask = read_mask(cfg, film)
     refuse_unwritable(cfg.out)

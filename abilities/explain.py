@@ -33,7 +33,7 @@ import sample
 import weights
 from abilities.wording import sentences
 from common.cli import InputError, Text, override
-from common.files import refuse_unwritable, write_json
+from common.files import refuse_replacing, refuse_unwritable, write_json
 from common.images import captioned, read_image, save_png
 from common.processes import DTYPES, generator, number_format, setup, torch_dtype
 from phantom.facts import NEGATIONS, report_to_facts
@@ -240,6 +240,7 @@ def main(argv):
     out = Path(cfg.out)
     if out.suffix.lower() != ".png":
         raise InputError(f"--out {cfg.out} cannot be written; name a .png file.")
+    refuse_replacing(out, cfg.image)
     refuse_unwritable(out, out.with_suffix(".json"))
     device = setup(cfg.device, cfg.threads).device
     cfg = replace(cfg, dtype=number_format(cfg.dtype, device))

@@ -65,6 +65,13 @@ def refuse_unwritable(*paths):
                              "yours.")
 
 
+def refuse_replacing(out, *inputs):
+    """InputError if a file to write is one of those that are read, which would be lost."""
+    if any(os.path.realpath(out) == os.path.realpath(path) for path in inputs if path):
+        raise InputError(f"--out {out} is a picture that is read, and would be replaced; name "
+                         "another file.")
+
+
 def write_bytes(path, content):
     """Write bytes, whole or not at all."""
     with replacing(path) as temporary:

@@ -192,6 +192,9 @@ def test_a_mask_is_kept_to(main, films):
     ("--edit large.png --change x", "large.png has 256 x 256 pixels"),
     ("--edit film.png --change x --mask odd.png", "has 100 x 100 pixels and film.png has 128 x "),
     ("--edit film.png --change x --mask black.png", "black.png is black"),
+    ("--edit film.png --change x --mask red.png", "red.png is black or dark"),
+    ("--edit film.png --change x --out ./film.png", "--out ./film.png is a picture that is read"),
+    ("--edit film.png --change x --mask odd.png --out odd.png", "and would be replaced"),
     ("--edit film.png --change x --mask missing.png", "missing.png cannot be read"),
     ("--edit film.png --report " + "nodule," * 200, "the wanted report has"),
     ("--edit film.png --change x --source " + "nodule," * 200, "the report of the picture has"),
@@ -206,6 +209,7 @@ def test_asked_wrongly(main, line, words, tmp_path):
     for name, size in (("wide", (160, 128)), ("odd", (100, 100)), ("large", (256, 256)),
                        ("black", (128, 128))):
         Image.new("L", size).save(f"{name}.png")
+    Image.new("RGB", (128, 128), "red").save("red.png")
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(InputError) as error:
         main(*line.split(" "))

@@ -132,6 +132,7 @@ def test_a_report_on_the_command_line(tmp_path):
     (["--report", "No edema. The lungs are clear."], "nothing to look for"),
     (["--report", "Edema.", "--out", "a.jpg"], "name a .png file"),
     (["--image", "nowhere.png"], "nowhere.png"),
+    (["--image", "film.png", "--out", "./film.png"], "is a picture that is read"),
     (["--report", "Edema.", "--times", "0.5", "1.5"], "between 0 and 1"),
 ])
 def test_bad_input(words, message, tmp_path, monkeypatch):
