@@ -204,8 +204,9 @@ def pair_scores(cfg, phantoms, found):
 
             def scores_at(draw=np.arange(cfg.num), true=true, false=false, rows=rows):
                 few = draw[rows[draw]]
-                return {"auroc": auroc(true[draw], false[few]),
-                        "preferred": float((true[few] > false[few]).mean())}
+                # a draw of few phantoms may have no wrong report
+                preferred = float((true[few] > false[few]).mean()) if len(few) else None
+                return {"auroc": auroc(true[draw], false[few]), "preferred": preferred}
             scores[f"{kind}, {words}"] = scoring.with_bootstrap(scores_at, cfg.num, cfg.bootstrap)
     return scores
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import evaluate
+from abilities.match import Match
 from common.cli import InputError
 from common.packed import Packed, Writer
 from evaluation import match
+from evaluation.phantom import Phantoms
 from phantom import prepare
 
 LINE = "match --device cpu --dtype float32 --threads 1".split()
@@ -82,6 +84,15 @@ def test_scores_on_phantoms(tmp_path, capsys):
     assert "not for clinical use" in result["notice"]
     pytest.importorskip("matplotlib")
     assert (tmp_path / "match.png").exists()
+
+
+def test_one_phantom_alone_has_no_wrong_report():
+    phantoms = Phantoms([None], ["No edema."], [frozenset()])
+    pair = Match("", 0.0, -1.0, 0.0, [])
+    found = {name: [pair] for name in ("true", "shuffled", "changed")}
+    scores = match.pair_scores(match.MatchConfig(num=1, bootstrap=5), phantoms, found)
+    assert scores["shuffled, likelihood a token"]["preferred"]["value"] is None
+    assert scores["changed, likelihood a token"]["preferred"]["value"] == 0
 
 
 def test_bad_input(tmp_path):
