@@ -104,8 +104,9 @@ def cases_of(cfg, size, split, num):
             place = np.abs(other.astype(int) - film) > 1
             cases.append(Case(film, row["report"], about[0], fact.finding, place))
     if not cases:
+        option = "--validation" if split == "val" else "--num"
         raise InputError(f"the first {num} phantoms have no finding with a place; take more of "
-                         "them, --num.")
+                         f"them, {option}.")
     return cases
 
 

@@ -40,3 +40,5 @@ def test_times_are_chosen_on_validation_phantoms(tmp_path, capsys):
 def test_phantoms_without_findings(tmp_path):
     with pytest.raises(InputError, match="no finding with a place"):
         cases_of(ExplainScoreConfig(data_seed=0), 64, "test", 1)
+    with pytest.raises(InputError, match="take more of them, --validation"):
+        cases_of(ExplainScoreConfig(data_seed=0), 64, "val", 0)
