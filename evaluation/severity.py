@@ -56,6 +56,7 @@ class SeverityConfig(sample.Sampling):
     checkpoint: str = phantom.DEMO  # model to score: checkpoint or run
     out: str = "severity_score"     # writes <out>.json
     rest: Text = ""                 # what every report says besides, as "No edema. No catheter."
+    size: int = 0                   # pixels of the pictures; 0: as many as the reader takes
     num: int = 50                   # noises, and phantoms drawn by formula
     data_seed: int = 0              # seed of these phantoms, as of phantom.prepare
     least: int = 12                 # grey values by which a pixel of the finding differs, or more
@@ -78,7 +79,9 @@ def main(argv):
     tables.begin(cfg.out, [])
     with locks.take_files(cfg.out):
         examinee = phantom.load(cfg)
-        sample.latent_side(examinee.model, examinee.vae, examinee.size)
+        if cfg.size == 0:
+            cfg = replace(cfg, size=examinee.size)
+        sample.latent_side(examinee.model, examinee.vae, cfg.size)
         return score(cfg, examinee)
 
 
@@ -112,21 +115,20 @@ def drawn(cfg, examinee):
     texts = reports(cfg.rest)
     for text in texts.values():
         sample.check_report(f'"{text}"', text, examinee.model, examinee.tokenizer)
-    sampling = replace(cfg, size=examinee.size)
     pictures = {asked: [] for asked in texts}
     pairs = [(asked, k) for asked in texts for k in range(cfg.num)]
     for block in tqdm(chunks(pairs, cfg.batch), desc="drawing", unit="batch"):
         images = sample.generate_images(
             examinee.model, examinee.vae, examinee.tokenizer, [texts[asked] for asked, _ in block],
-            sampling, numbers=[k for _, k in block], progress=False)[:, 0]
+            cfg, numbers=[k for _, k in block], progress=False)[:, 0]
         for (asked, _), image in zip(block, images):
             pictures[asked].append(image)
     return {asked: np.stack(images) for asked, images in pictures.items()}
 
 
-def by_formula(cfg, size):
+def by_formula(cfg):
     """The same of phantoms, bodies 0 to num - 1 of the test split."""
-    settings = Settings(seed=cfg.data_seed, size=size)
+    settings = Settings(seed=cfg.data_seed, size=cfg.size)
 
     def bodies(facts):
         return np.stack([with_facts(settings, "test", k, facts) for k in range(cfg.num)])
@@ -235,7 +237,7 @@ def score(cfg, examinee):
     """Every score: a table on standard output, and <out>.json."""
     scores = {}
     for name, pictures in (("drawn by the model", drawn(cfg, examinee)),
-                           ("drawn by formula", by_formula(cfg, examinee.size))):
+                           ("drawn by formula", by_formula(cfg))):
         measured = measure(cfg, examinee, pictures)
         for finding in NONE:
             series = [one for (other, _), one in measured.items() if other == finding]
@@ -250,4 +252,4 @@ def score(cfg, examinee):
         cells = [[name, *map(tables.shown, numbers.values(), digits)]
                  for name, numbers in rows.items()]
         print(tables.table(["", *names], cells), end="\n\n")
-    print(f"{cfg.num} noises; areas in pixels of {examinee.size ** 2}; details in {cfg.out}.json")
+    print(f"{cfg.num} noises; areas in pixels of {cfg.size ** 2}; details in {cfg.out}.json")

@@ -40,6 +40,11 @@ class Reader:
         return [self.text] * len(pictures)
 
 
+def test_pictures_are_of_the_size_that_is_asked_for():
+    pictures = severity.by_formula(SeverityConfig(num=1, size=64))
+    assert {images.shape for images in pictures.values()} == {(1, 64, 64)}
+
+
 def test_area_height_and_side_are_those_of_what_differs():
     without = np.full((2, 8, 8), 100)
     images = without.astype(np.uint8)
@@ -88,7 +93,7 @@ def test_the_model_of_the_demo(tmp_path, capsys):
 
 def test_bad_input_is_one_sentence(tmp_path, stage1):
     for line, words in (("--num 0", "--num"), ("--least 0", "--least"), ("--steps 0", "--steps"),
-                        ("--checkpoint nowhere", "nowhere"),
+                        ("--checkpoint nowhere", "nowhere"), ("--size 100", "--size 100"),
                         (f"--checkpoint {stage1}", "cannot draw")):
         with pytest.raises(InputError, match=words):
             severity.main([*line.split(), "--device", "cpu", "--out", str(tmp_path / "score")])
