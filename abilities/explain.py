@@ -265,7 +265,7 @@ def main(argv):
         pictures.append(overlay(film, of_it))
         captions.append(f"{statement}\nat most {of_it.max():.0f} grey values, at {x}, {y}")
         maps.append({"statement": statement, "maximum": [int(x), int(y)],
-                     "heat": np.round(of_it, 1).tolist()})
+                     "heat": of_it.astype(float).round(1).tolist()})
         if cfg.baselines:
             found = attention_maps(model, tokenizer, small, report, statement).mean((0, 1))
             gradient = gradient_map(model, tokenizer, small, report, statement)

@@ -125,6 +125,7 @@ def test_a_report_on_the_command_line(tmp_path):
     [statement] = json.loads(out.with_suffix(".json").read_text())["statements"]
     x, y = statement["maximum"]
     assert statement["statement"] == "Large left pleural effusion." and x > 64
+    assert all(len(str(value)) <= 5 for row in statement["heat"] for value in row), "12.3"
 
 
 @pytest.mark.parametrize("words, message", [
