@@ -18,7 +18,7 @@ from PIL import Image
 import sample
 import weights
 from abilities import edit, explain
-from abilities.wording import with_statement
+from abilities.wording import sentences, with_statement
 from common.cli import InputError, cli, override
 from common.images import read_image
 from common.processes import DTYPES, number_format, setup, torch_dtype
@@ -87,6 +87,10 @@ class Jobs:
         """-> the film with the heat of one sentence over it."""
         if not statement:
             raise InputError("read a film, then choose one of its sentences.")
+        if statement not in sentences(report):          # the report can be typed over
+            raise InputError("the report has been changed and lacks this sentence; read the film "
+                             "again, then choose.")
+        sample.check_report("the report", report, self.model, self.tokenizer)
         film = self.film(path)
         [heat] = explain.heat_maps(*self.parts, [film], [report], [statement])
         return (Image.fromarray(explain.overlay(film, heat)),)
@@ -94,6 +98,8 @@ class Jobs:
     def draw(self, report, steps, guidance, seed):
         """-> the picture, and a word about words that mean nothing to the model."""
         sample.check_report("the report", report, self.model, self.tokenizer)
+        if seed is None:
+            raise InputError("the seed is empty; write a whole number.")
         sampling = sample.Sampling(steps=int(steps), cfg=float(guidance), seed=int(seed))
         picture = sample.generate_images(*self.parts, [report], sampling, progress=False)[0, 0]
         unknown = ", ".join(unknown_words(self.model, self.tokenizer, [report]))

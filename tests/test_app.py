@@ -12,6 +12,7 @@ import time
 import pytest
 from PIL import Image
 
+import weights
 from common.cli import InputError
 from common.images import save_png
 from evaluation.phantom import PhantomConfig, held_out_phantoms
@@ -170,6 +171,16 @@ def test_a_bad_file_ends_in_the_pages_own_error(hands, tmp_path):
     hands.find("#read-go").click()
     hands.wait(lambda: "bad.png" in hands.find("[data-testid=toast-body], .toast-body").text)
     hands.look("error")
+
+
+def test_what_a_person_may_leave_behind_in_a_field_is_one_sentence(film):
+    jobs = app.Jobs(*weights.load(ROOT / "demo"))
+    with pytest.raises(InputError, match="lacks this sentence"):
+        jobs.where(film, "No edema.", "Left pneumothorax.")
+    with pytest.raises(InputError, match="the report has .* tokens"):
+        jobs.where(film, "Edema. " + "nodule " * 200, "Edema.")
+    with pytest.raises(InputError, match="the seed is empty"):
+        jobs.draw("Edema.", 1, 2, None)
 
 
 def test_a_port_in_use_is_one_sentence():
