@@ -206,8 +206,8 @@ def latent_side(model, vae, size):
     if size == 0:
         size = largest
     if size % vae.factor or size > largest:
-        raise InputError(f"--size {size}: this checkpoint draws multiples of {vae.factor} up to "
-                         f"{largest} pixels.")
+        raise InputError(f"size {size}: this checkpoint draws pictures of multiples of "
+                         f"{vae.factor} up to {largest} pixels a side.")
     return size // vae.factor
 
 
@@ -353,9 +353,9 @@ def main(argv):
     for option in (word.split("=")[0] for word in argv):
         if option in ABILITIES:
             return import_module(ABILITIES[option]).main(argv)
-    if "--grid" in argv and any(brace in " ".join(argv) for brace in "{}"):
-        return import_module("abilities.grid").main(argv)
     cfg = override(SampleConfig(), argv, __doc__, PRESETS)
+    if any(brace in " ".join(cfg.report) for brace in "{}"):
+        return import_module("abilities.grid").main(argv)
     failures = []                       # sentences about inputs that are left out
     prompts = [Prompt("", report) for report in cfg.report]
     if cfg.reports:

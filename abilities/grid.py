@@ -113,6 +113,9 @@ def draw_variants(model, vae, tokenizer, reports, sampling, num=1, progress=True
 def main(argv):
     """`sample.py --grid` with braces in its --report: the settings are those of sample.py."""
     cfg = override(SampleConfig(), argv, __doc__, PRESETS)
+    if not cfg.grid:
+        raise InputError("words in braces are for a sheet that compares them: add --grid, or leave "
+                         "the braces out.")
     if len(cfg.report) != 1 or cfg.reports or cfg.image:
         raise InputError("a sheet with braces takes one --report, and no --reports or --image.")
     rows, columns, reports = variants(cfg.report[0])

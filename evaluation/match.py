@@ -77,7 +77,10 @@ def main(argv):
         return judge(cfg)
     tables.begin(cfg.out, [".png"])
     with locks.take_files(cfg.out):
-        return score(cfg, phantom.load(cfg))
+        examinee = phantom.load(cfg)
+        if examinee.vae is not None and cfg.drawer_num:
+            sample.latent_side(examinee.model, examinee.vae, examinee.size)
+        return score(cfg, examinee)
 
 
 # ---- a data set ----

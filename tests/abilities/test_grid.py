@@ -90,13 +90,20 @@ def test_a_grid_without_braces_is_the_plain_one(tmp_path, monkeypatch, capsys):
     assert sample.main(line) == 0 and Image.open("sample.png").width == 2 * 260
 
 
+def test_braces_want_a_sheet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="add --grid, or leave the braces out"):
+        sample.main(["--report", TEMPLATE, "--device", "cpu"])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("line, words", [
     (["--report", TEMPLATE, TEMPLATE], "takes one --report"),
     (["--report", TEMPLATE, "--image", "x.png"], "no --reports or --image"),
     (["--report", "{a,b} {c,d} {e,f}"], "one or two pairs"),
     (["--report", "Small,Large} effusion."], "one or two pairs"),
     (["--report", TEMPLATE, "--out", "x.jpg"], "name a .png file"),
-    (["--report", TEMPLATE, "--size", "100"], "--size 100"),
+    (["--report", TEMPLATE, "--size", "100"], "size 100"),
     (["--report", "{a,b} " + "nodule " * 200], "shorten it"),
 ])
 def test_asked_wrongly(tmp_path, monkeypatch, line, words):

@@ -93,7 +93,7 @@ def test_the_model_of_the_demo(tmp_path, capsys):
 
 def test_bad_input_is_one_sentence(tmp_path, stage1):
     for line, words in (("--num 0", "--num"), ("--least 0", "--least"), ("--steps 0", "--steps"),
-                        ("--checkpoint nowhere", "nowhere"), ("--size 100", "--size 100"),
+                        ("--checkpoint nowhere", "nowhere"), ("--size 100", "size 100"),
                         (f"--checkpoint {stage1}", "cannot draw")):
         with pytest.raises(InputError, match=words):
             severity.main([*line.split(), "--device", "cpu", "--out", str(tmp_path / "score")])
