@@ -5,12 +5,11 @@
 It needs `pip install -r requirements-app.txt`, answers this machine alone and sends nothing
 anywhere. One job runs at a time, others wait. For research, not for clinical use.
 """
-import functools
 import importlib.util
 import socket
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from PIL import Image
@@ -18,7 +17,7 @@ from PIL import Image
 import sample
 import weights
 from abilities import edit, explain
-from abilities.wording import sentences, with_statement
+from abilities.wording import with_statement
 from common.cli import InputError, cli, override
 from common.images import read_image
 from common.processes import DTYPES, number_format, setup, torch_dtype
@@ -44,7 +43,6 @@ def told(job):
     """A job whose bad input ends in the page's own error, and which says how long it took."""
     import gradio as gr
 
-    @functools.wraps(job)
     def run(*inputs):
         began = time.perf_counter()
         try:
@@ -61,8 +59,7 @@ class Jobs:
     """What the page can do. Pictures are PIL images, films are paths of files."""
 
     def __init__(self, model, vae, tokenizer):
-        self.parts = model, vae, tokenizer
-        self.model, _, self.tokenizer = self.parts
+        self.parts = self.model, _, self.tokenizer = model, vae, tokenizer
         self.side = sample.latent_side(model, vae, 0) * vae.factor      # pixels of what is drawn
 
     def film(self, path):
@@ -87,10 +84,6 @@ class Jobs:
         """-> the film with the heat of one sentence over it."""
         if not statement:
             raise InputError("read a film, then choose one of its sentences.")
-        if statement not in sentences(report):          # the report can be typed over
-            raise InputError("the report has been changed and lacks this sentence; read the film "
-                             "again, then choose.")
-        sample.check_report("the report", report, self.model, self.tokenizer)
         film = self.film(path)
         [heat] = explain.heat_maps(*self.parts, [film], [report], [statement])
         return (Image.fromarray(explain.overlay(film, heat)),)
@@ -140,7 +133,8 @@ def page(jobs, warning):
                 with gr.Column():
                     film = film_input("read-film")
                     go = gr.Button("Read", variant="primary", elem_id="read-go")
-                    report = gr.Textbox(label="report", lines=4, elem_id="read-report")
+                    report = gr.Textbox(label="report", lines=4, elem_id="read-report",
+                                        interactive=False)
                     sentence = gr.Radio([], label="where is", elem_id="read-sentence")
                     took = gr.Textbox(label="took", elem_id="read-took")
                 shown = picture("film", "read-picture")
@@ -148,7 +142,9 @@ def page(jobs, warning):
             def read(path):
                 image, text, found, seconds = told(jobs.read)(path)
                 return image, text, gr.Radio(found, value=None), seconds
-            run(go.click, read, [film], [shown, report, sentence, took])
+            of_film = [shown, report, sentence, took]
+            film.change(lambda: (None, "", gr.Radio([], value=None), ""), None, of_film)
+            run(go.click, read, [film], of_film)
             run(sentence.input, told(jobs.where), [film, report, sentence], [shown, took])
         with gr.Tab("Draw"):
             with gr.Row():
@@ -172,10 +168,8 @@ def page(jobs, warning):
                     go = gr.Button("Change", variant="primary", elem_id="change-go")
                     words = gr.Textbox(label="reports", lines=6, elem_id="change-words")
                     took = gr.Textbox(label="took", elem_id="change-took")
-                before = picture("before", "change-before")
-                after = picture("after", "change-after")
-            run(go.click, told(jobs.change), [film, statement, strength],
-                [before, after, words, took])
+                shown = [picture(word, f"change-{word}") for word in ("before", "after")]
+            run(go.click, told(jobs.change), [film, statement, strength], [*shown, words, took])
     return blocks
 
 
@@ -192,9 +186,8 @@ def main(argv):
         if probe.connect_ex(("127.0.0.1", cfg.port)) == 0:
             raise InputError(f"port {cfg.port} is in use; take another, --port {cfg.port + 1}.")
     device = setup(cfg.device, cfg.threads).device
-    cfg = replace(cfg, dtype=number_format(cfg.dtype, device))
-    model, vae, tokenizer = weights.load(
-        cfg.checkpoint, True, torch_dtype(cfg.dtype), device, cfg.weights)
+    dtype = torch_dtype(number_format(cfg.dtype, device))
+    model, vae, tokenizer = weights.load(cfg.checkpoint, True, dtype, device, cfg.weights)
     print(f"{notice(model)}\nThe page: http://127.0.0.1:{cfg.port}", file=sys.stderr)
     import gradio as gr
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])

@@ -219,8 +219,9 @@ def prepare(cfg, model, vae, tokenizer):
     side = sample.latent_side(model, vae, 0) * vae.factor
     if not cfg.image:
         sample.check_report("the report", cfg.report, model, tokenizer)
-        film = sample.generate_images(model, vae, tokenizer, [cfg.report],
-                                      sample.Sampling(seed=cfg.seed))[0, 0]
+        drawing = sample.preset_for(model, sample.SampleConfig(), [], __doc__)
+        drawing = replace(drawing, seed=cfg.seed)
+        film = sample.generate_images(model, vae, tokenizer, [cfg.report], drawing)[0, 0]
         picture = Image.fromarray(film)
     else:
         picture = read_image(cfg.image)

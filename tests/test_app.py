@@ -170,15 +170,12 @@ def test_a_bad_file_ends_in_the_pages_own_error(hands, tmp_path):
     hands.upload("read-film", bad)
     hands.find("#read-go").click()
     hands.wait(lambda: "bad.png" in hands.find("[data-testid=toast-body], .toast-body").text)
+    assert hands.find("#read-report textarea").get_attribute("value") == ""
     hands.look("error")
 
 
-def test_what_a_person_may_leave_behind_in_a_field_is_one_sentence(film):
+def test_what_a_person_may_leave_behind_in_a_field_is_one_sentence():
     jobs = app.Jobs(*weights.load(ROOT / "demo"))
-    with pytest.raises(InputError, match="lacks this sentence"):
-        jobs.where(film, "No edema.", "Left pneumothorax.")
-    with pytest.raises(InputError, match="the report has .* tokens"):
-        jobs.where(film, "Edema. " + "nodule " * 200, "Edema.")
     with pytest.raises(InputError, match="the seed is empty"):
         jobs.draw("Edema.", 1, 2, None)
 
