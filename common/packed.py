@@ -243,6 +243,8 @@ class Packed:
 
     def more_of(self, split):
         """What to do about a split without an image."""
+        if split not in ("train", "val", "test"):
+            return "choose train, val or test."
         if "dataset" not in self.info["settings"]:
             return f"`python -m phantom.prepare --{split} 100 --overwrite` draws some."
         return (f"give the table more patients, or a column split that says {split} of some, and "

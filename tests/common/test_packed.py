@@ -98,6 +98,8 @@ def test_what_is_not_there_is_said_with_the_command_that_makes_it(tmp_path):
     with pytest.raises(InputError, match=r"no image in split 'test' \(13 in train, 3 in val\): "
                                          "`python -m phantom.prepare --test 100 --overwrite`"):
         Packed(tmp_path, "und", NOISE_SIZE, "test")
+    with pytest.raises(InputError, match="no image in split 'tset' .*: choose train, val or test"):
+        Packed(tmp_path, "und", NOISE_SIZE, "tset")
     edit(tmp_path / "und-16" / "dataset.json", settings={"dataset": "table"})
     with pytest.raises(InputError, match="'test' .*a column split .*prepare_mimic.py … --overwr"):
         Packed(tmp_path, "und", NOISE_SIZE, "test")
