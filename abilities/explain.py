@@ -18,6 +18,7 @@ Two baselines that people expect stand beside it: attention of the statement's w
 patches, and the gradient of their likelihood in the pixels. Writes a sheet and a JSON file with the
 maps. For research, not for clinical use.
 """
+import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,17 +75,21 @@ class ExplainConfig(Explaining):
 
 # ---- statements ----
 
+NOTHING_THERE = NEGATIONS | {"unremarkable", "intact"}
+
+
 def statements(report):
     """The sentences of a report that say that something is there.
 
-    One that states a finding of phantom.facts is, and any other without a word of negation.
+    One that states a finding of phantom.facts is, and any other with words, none of which says that
+    nothing is there. What is said twice counts once.
     """
     found = []
     for sentence in sentences(report):
-        words = set(sentence.lower().replace(".", " ").replace(",", " ").split())
-        if report_to_facts(sentence) or not words & NEGATIONS:
+        words = set(re.findall(r"[^\W\d_]+", sentence.lower()))
+        if report_to_facts(sentence) or words and not words & NOTHING_THERE:
             found.append(sentence)
-    return found
+    return list(dict.fromkeys(found))
 
 
 def without(report, statement):

@@ -31,7 +31,8 @@ def test_what_is_a_statement():
     assert explain.statements(report) == ["Small left pleural effusion.",
                                           "There is a rib fracture."]
     assert explain.without(report, "No nodule.") == report.replace("No nodule. ", "")
-    assert explain.statements("No edema. The lungs are clear.") == []
+    assert explain.statements("No edema. The lungs are clear. 1. Bones are unremarkable.") == []
+    assert explain.statements("Edema. Edema.") == ["Edema."]
 
 
 def test_heat_lies_on_the_finding(demo, cases):
