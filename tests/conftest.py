@@ -21,6 +21,12 @@ from tiny_runs import gen, und
 from weights import checkpoint
 
 
+# tests that run two at a time (-n 2) have a core each, and so have the processes that they start
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def golden():
     """Inputs and outputs of the reference network."""
