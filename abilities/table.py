@@ -103,8 +103,12 @@ def read_rows(cfg):
     names, rows = own_table(cfg.table)
     known = columns.understand(cfg.table, names, cfg.columns)
     labels = templates.label_columns(names)
-    if not labels:
-        columns.refuse_missing(cfg.table, names, known, ("report", "findings"))
+    if not labels and known.keys().isdisjoint(("report", "findings")):
+        usual = [", ".join(list(some)[:4]) for some in (columns.NAMES["report"],
+                                                        templates.SENTENCES)]
+        raise InputError(f"{columns.there_are(cfg.table, names)} None is known as the report "
+                         f"({usual[0]}, …) or as a label ({usual[1]}, …): rename it, or say which "
+                         "with --columns report=COLUMN.")
     # what is read here, and texts that `report` takes the place of
     used = {known[what] for what in ("id", "image", "report", "findings", "impression")
             if what in known}

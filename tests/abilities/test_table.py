@@ -155,7 +155,7 @@ def test_what_its_reader_does_not_confirm_is_left_out(prompts, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("text, message", [
-    ("id,words\na,b\n", "None is known as the report"),
+    ("id,words\na,b\n", r"known as the report .* or as a label \(.*--columns report=COLUMN"),
     ("id,report\na,No edema.\nA,Edema.\n", "row 2: the id A is there twice"),
     ("id,report\na,\n", "row 1 has neither a report nor a label"),
     ("id,Edema\na,2\n", "row 1: Edema is 2; a label is 1"),
