@@ -192,7 +192,8 @@ def main(argv):
     import gradio as gr
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     page(Jobs(model, vae, tokenizer), notice(model)).launch(
-        server_name="127.0.0.1", server_port=cfg.port, share=False, quiet=True, theme=theme)
+        server_name="127.0.0.1", server_port=cfg.port, share=False, quiet=True, theme=theme,
+        css=".image-frame img { width: 100%; height: 100%; object-fit: contain }")      # enlarged
 
 
 if __name__ == "__main__":
